@@ -1,0 +1,124 @@
+"""The seam between everything that generates text and everything that computes logits.
+
+An engine owns the weights and the KV caches of its sequences. Generation, chat, server, benchmark and
+evaluation know this module only. Not here: sampling, text, model files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.errors import ContextLengthError
+
+__all__ = ["Chunk", "Engine", "Sequence", "check_room"]
+
+
+class Sequence(ABC):
+    """One conversation's tokens inside an engine; its KV cache lives in the engine."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of tokens whose keys and values are held."""
+
+    @abstractmethod
+    def truncate(self, length: int) -> None:
+        """Forget every token from ``length`` on.
+
+        Raises: RequestError when ``length`` is negative or more than is held.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the KV cache back; closing twice is allowed, any other use afterwards is not."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one sequence, and how many of its last rows want logits.
+
+    ``logit_rows`` is 0 for a piece of a prompt, 1 to go on from here, ``len(tokens)`` to check or score
+    every token.
+    """
+
+    sequence: Sequence
+    tokens: Items[int]
+    logit_rows: int = 1
+
+
+class Engine(ABC):
+    """Computes logits for ragged batches of tokens.
+
+    A sequence's logits do not depend on what else is in the batch, nor on how its tokens are cut into
+    chunks: engines that cannot promise this say so in their own documentation.
+    """
+
+    name: str
+    """Where it runs: "cpu", "bmrt", "bmrt-simulator", "sail"."""
+
+    config: ModelConfig
+    max_context: int
+    """Tokens a sequence can hold."""
+
+    max_sequences: int
+    """Sequences that can be open at once."""
+
+    gives_logits: bool = True
+    """False where the compiled head returns a token: then sampling other than greedy is refused."""
+
+    @abstractmethod
+    def open_sequence(self) -> Sequence:
+        """Return a new, empty sequence.
+
+        Raises: BackendError when ``max_sequences`` are open already.
+        """
+
+    @abstractmethod
+    def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
+        """Append every chunk's tokens to its sequence and return the logits that were asked for.
+
+        Shapes: one array a chunk, (logit_rows, vocabulary), the last row for the chunk's last token.
+        Side effect: every sequence has grown by its chunk; on an error none has.
+        Raises: ContextLengthError when a chunk does not fit; RequestError for an empty chunk, an unknown
+        token id, or a sequence that appears twice.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the weights and every sequence; closing twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_room(length: int, new_tokens: int, max_context: int) -> None:
+    """Check that ``new_tokens`` more tokens fit behind ``length``.
+
+    Raises: ContextLengthError naming both numbers.
+    """
+    if length + new_tokens > max_context:
+        raise ContextLengthError(
+            f"{length + new_tokens} tokens do not fit: the context holds {max_context}; "
+            "shorten the input or open the model with a larger --context"
+        )

@@ -1,0 +1,52 @@
+"""The exceptions of this package, and nothing else.
+
+Every message says what failed, the value seen, the value allowed and the next step.
+
+::
+
+    Baichuan2Error
+    ├── CheckpointError        a model directory or one of its files is wrong
+    ├── FetchError             a download failed, or what arrived is not what was asked for
+    ├── BackendError           an engine failed
+    │   └── BackendUnavailable the engine cannot run on this machine
+    ├── ContextLengthError     a sequence does not fit the context
+    └── RequestError           a setting or an input of the user is not allowed
+"""
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "Baichuan2Error",
+    "CheckpointError",
+    "ContextLengthError",
+    "FetchError",
+    "RequestError",
+]
+
+
+class Baichuan2Error(Exception):
+    """Base class: anything a user can meet and act on."""
+
+
+class CheckpointError(Baichuan2Error):
+    """A model directory or one of its files is wrong; the message names the file and the tensor."""
+
+
+class FetchError(Baichuan2Error):
+    """A download failed, or what arrived is not what was asked for."""
+
+
+class BackendError(Baichuan2Error):
+    """An engine failed while it ran."""
+
+
+class BackendUnavailable(BackendError):  # noqa: N818 - the name says the state, like the vendor's own
+    """The engine cannot run on this machine; the message says what is missing."""
+
+
+class ContextLengthError(Baichuan2Error):
+    """A sequence does not fit the context; the message names both numbers."""
+
+
+class RequestError(Baichuan2Error):
+    """A setting or an input of the user is not allowed."""

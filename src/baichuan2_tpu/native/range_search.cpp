@@ -1,0 +1,7 @@
+#include "range_search.h"
+
+namespace baichuan2 {
+
+void bind_range_search(nanobind::module_&) {}
+
+}  // namespace baichuan2
