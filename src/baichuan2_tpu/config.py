@@ -1,14 +1,18 @@
 """Dimensions of a model and how its weights are quantised, read from and written to ``config.json``.
 
 Not here: file access (``checkpoint``), generation settings (``generate``).
-Source: the official ``config.json`` of Baichuan-7B, Baichuan2-7B and Baichuan2-13B; Hugging Face's ``LlamaConfig``.
+Source: the official ``config.json`` of Baichuan-7B, Baichuan2-7B and Baichuan2-13B; Hugging Face's
+``LlamaConfig``; GPTQModel's ``QuantizeConfig`` for ``quantization_config``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
+
+from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
 
@@ -19,9 +23,14 @@ Position = Literal["rope", "alibi"]
 HEAD_BITS = 8
 """The head loses too much below 8 bits (shared facts: accuracy to hold)."""
 
-_BAICHUAN_7B_HIDDEN = 4096
-_BAICHUAN2_VOCABULARY = 125_696
-_DEFAULT_CONTEXT = 4096
+_GROUP_MULTIPLE = 64
+"""Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""
+
+_BAICHUAN1_VOCABULARY = 64_000
+_BAICHUAN1_ARCHITECTURES = ["BaiChuanForCausalLM"]  # version 2 spells it BaichuanForCausalLM
+_DEFAULT_ROPE_THETA = 10_000.0
+_FOLDED_KEY = "norm_head_folded"
+"""Our own key: true when the rows of the head are divided by their norm already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,39 @@ class QuantizationConfig:
     bits: Literal[4, 8]
     group_size: int = 64
     head_bits: Literal[4, 8] = HEAD_BITS
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
+        """Read the ``quantization_config`` of a checkpoint in GPTQ form.
+
+        Raises: CheckpointError naming the key, the value and what is allowed.
+        """
+        keys = _Keys(values, f"{file}: quantization_config")
+        keys.require("quant_method", "gptq", ("gptq",))
+        keys.require("checkpoint_format", "gptq", ("gptq",))
+        keys.require("desc_act", False, (False,))
+        keys.require("lm_head", False, (True,))
+        group_size = keys.positive_int("group_size")
+        if group_size % _GROUP_MULTIPLE:
+            raise keys.error("group_size", group_size, f"a multiple of {_GROUP_MULTIPLE}")
+        head = _head_overrides(keys).get("lm_head", {})
+        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.lm_head")
+        head_keys.require("group_size", group_size, (group_size,))
+        bits = keys.bits("bits")
+        return cls(bits=bits, group_size=group_size, head_bits=head_keys.bits("bits", default=bits))
+
+    def to_json(self) -> dict[str, object]:
+        """Return the ``quantization_config`` that GPTQ readers expect."""
+        return {
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq",
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "sym": False,
+            "desc_act": False,
+            "lm_head": True,
+            "dynamic": {"lm_head": {"bits": self.head_bits, "group_size": self.group_size}},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +98,197 @@ class ModelConfig:
     max_context: int
     is_head_tied: bool
     is_head_normalized: bool
+    """True when the rows of the stored head are still to be divided by their norm."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
+        """Read the dimensions from the values of a ``config.json``.
+
+        Raises: CheckpointError naming ``file``, the key, the value and what is allowed.
+        """
+        keys = _Keys(values, file)
+        keys.require("model_type", None, ("llama", "baichuan"))
+        keys.require("hidden_act", "silu", ("silu",))
+        keys.require("rope_scaling", None, (None,))
+        heads, kv_heads, head_size = _attention_shape(keys)
+        position = _position(keys)
+        vocabulary_size = keys.positive_int("vocab_size")
+        quantization = keys.mapping("quantization_config")
+        return cls(
+            hidden_size=keys.positive_int("hidden_size"),
+            intermediate_size=keys.positive_int("intermediate_size"),
+            layers=keys.positive_int("num_hidden_layers"),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=head_size,
+            vocabulary_size=vocabulary_size,
+            norm_eps=keys.positive_float("rms_norm_eps"),
+            position=position,
+            rope_theta=_rope_theta(keys),
+            max_context=keys.positive_int(_CONTEXT_KEY[position]),
+            is_head_tied=keys.boolean("tie_word_embeddings", default=False),
+            is_head_normalized=_is_head_normalized(keys),
+            bos_id=next(iter(keys.ids("bos_token_id", vocabulary_size)), None),
+            eos_ids=keys.ids("eos_token_id", vocabulary_size),
+            quantization=None
+            if quantization is None
+            else QuantizationConfig.from_json(quantization, file=file),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the values of a ``config.json`` that ``from_json`` reads back to an equal config."""
+        is_llama = self.position == "rope" and not self.is_head_normalized
+        values: dict[str, object] = {
+            "architectures": ["LlamaForCausalLM" if is_llama else "BaichuanForCausalLM"],
+            "model_type": "llama" if is_llama else "baichuan",
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "vocab_size": self.vocabulary_size,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            _CONTEXT_KEY[self.position]: self.max_context,
+            "tie_word_embeddings": self.is_head_tied,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids),
+            "torch_dtype": "float16",
+        }
+        if not is_llama:
+            values |= {
+                "position_embedding_type": self.position,
+                _FOLDED_KEY: not self.is_head_normalized,
+            }
+        if self.quantization is not None:
+            values["quantization_config"] = self.quantization.to_json()
+        return values
+
+
+_CONTEXT_KEY: dict[Position, str] = {"rope": "max_position_embeddings", "alibi": "model_max_length"}
+
+
+class _Keys:
+    """Typed look-ups in one JSON object; every complaint names the file, the key and what is allowed."""
+
+    def __init__(self, values: Mapping[str, object], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def error(self, key: str, value: object, allowed: str) -> CheckpointError:
+        """Make the exception for a value that is not allowed."""
+        seen = repr(value) if key in self.values else "missing"
+        return CheckpointError(f"{self.where}: {key!r} is {seen}, allowed is {allowed}; correct the file")
+
+    def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
+        """Check that ``key`` has one of the values that this package can run."""
+        value = self.values.get(key, default)
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise self.error(key, value, " or ".join(repr(one) for one in allowed))
+
+    def positive_int(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise self.error(key, value, "an integer above 0")
+        return value
+
+    def positive_float(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.error(key, value, "a number above 0")
+        return float(value)
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value
+
+    def bits(self, key: str, default: Literal[4, 8] | None = None) -> Literal[4, 8]:
+        value = self.values.get(key, default)
+        if value == 4:
+            return 4
+        if value == 8:
+            return 8
+        raise self.error(key, value, "4 or 8")
+
+    def mapping(self, key: str) -> Mapping[str, object] | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(key, value, "an object")
+        return cast("Mapping[str, object] | None", value)
+
+    def ids(self, key: str, vocabulary_size: int) -> tuple[int, ...]:
+        """Read a token id, a list of them, or null for none."""
+        value: object = self.values.get(key)
+        if value is None:
+            return ()
+        found: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+        ids = tuple(one for one in found if isinstance(one, int) and not isinstance(one, bool))
+        if len(ids) < len(found) or not all(0 <= one < vocabulary_size for one in ids):
+            raise self.error(key, found, f"null, or token ids from 0 to {vocabulary_size - 1}")
+        return ids
+
+
+def _attention_shape(keys: _Keys) -> tuple[int, int, int]:
+    """Return the heads, the key and value heads, and the head size."""
+    heads, hidden_size = keys.positive_int("num_attention_heads"), keys.positive_int("hidden_size")
+    kv_heads = keys.positive_int("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise keys.error("num_key_value_heads", kv_heads, f"a divisor of the {heads} attention heads")
+    if keys.values.get("head_dim") is None and hidden_size % heads:
+        raise keys.error("num_attention_heads", heads, f"a divisor of the hidden size {hidden_size}")
+    head_size = keys.positive_int("head_dim", hidden_size // heads)
+    if head_size % 2:
+        raise keys.error("head_dim", head_size, "an even number")
+    return heads, kv_heads, head_size
+
+
+def _position(keys: _Keys) -> Position:
+    """Tell RoPE from ALiBi; only the 13B models have no max_position_embeddings."""
+    if keys.values.get("model_type") == "llama":
+        return "rope"
+    has_positions = keys.values.get("max_position_embeddings") is not None
+    value = keys.values.get("position_embedding_type", "rope" if has_positions else "alibi")
+    keys.require("position_embedding_type", value, ("rope", "alibi"))
+    return "rope" if value == "rope" else "alibi"
+
+
+def _rope_theta(keys: _Keys) -> float:
+    """Read the base of RoPE; transformers 5 keeps it one level down, in rope_parameters."""
+    nested = keys.mapping("rope_parameters")
+    if nested is not None:
+        keys = _Keys(nested, f"{keys.where}: rope_parameters")
+        keys.require("rope_type", "default", ("default",))
+    return keys.positive_float("rope_theta", _DEFAULT_ROPE_THETA)
+
+
+def _is_head_normalized(keys: _Keys) -> bool:
+    """Tell whether the head's rows are still to be divided by their norm (version 2 only)."""
+    if keys.values.get("model_type") == "llama":
+        return False
+    is_version_1 = (
+        keys.values.get("vocab_size") == _BAICHUAN1_VOCABULARY
+        or keys.values.get("architectures") == _BAICHUAN1_ARCHITECTURES
+    )
+    return not keys.boolean(_FOLDED_KEY, default=is_version_1)
+
+
+def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:
+    """Return the settings that ``dynamic`` gives to the head, the only layer that may differ.
+
+    Source: GPTQModel's ``dynamic``: names are patterns, "+:" in front means the same as nothing.
+    """
+    overrides: dict[str, Mapping[str, object]] = {}
+    for pattern, settings in (keys.mapping("dynamic") or {}).items():
+        name = pattern.removeprefix("+:").strip("^$").replace("\\.", ".")
+        if name != "lm_head" or not isinstance(settings, dict):
+            raise keys.error("dynamic", {pattern: settings}, "an object for lm_head alone")
+        overrides[name] = cast("Mapping[str, object]", settings)
+    return overrides

@@ -1,0 +1,79 @@
+"""Packing of integers in GPTQ form, and the float weights that a packed linear layer stands for.
+
+Not here: choosing the integers (``quantize``), files.
+Source: AutoGPTQ's ``QuantLinear.pack`` (format "gptq"): low bits first, zeros stored minus one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+
+__all__ = ["dequantize", "pack_linear", "unpack_linear"]
+
+_WORD_BITS = 32
+
+
+def pack_linear(
+    integers: NDArray[np.uint8],
+    scales: NDArray[np.float16],
+    zeros: NDArray[np.uint8],
+    *,
+    bits: int,
+    group_size: int,
+) -> PackedLinear:
+    """Pack one linear layer; N and K must be multiples of ``32 / bits``, zeros lie in 1 to 2^bits - 1.
+
+    Shapes: integers (N, K); scales and zeros (N, G) with G = ceil(K / group_size).
+    """
+    # A zero of 0 would be stored as -1, which readers that do not wrap around take for 2^bits.
+    assert zeros.min(initial=1) > 0, "zeros are stored minus one"  # noqa: S101 - our own invariant
+    return PackedLinear(
+        qweight=np.ascontiguousarray(_pack_rows(integers, bits).T),
+        qzeros=_pack_rows(np.ascontiguousarray(zeros.T) - np.uint8(1), bits),
+        scales=np.ascontiguousarray(scales.T),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def unpack_linear(linear: PackedLinear) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the integers and zeros of a packed layer.
+
+    Shapes: (N, K) and (N, G).
+    """
+    mask = np.uint8((1 << linear.bits) - 1)
+    integers = _unpack_rows(np.ascontiguousarray(linear.qweight.T), linear.bits)
+    zeros = (_unpack_rows(linear.qzeros, linear.bits) + np.uint8(1)) & mask
+    return integers, np.ascontiguousarray(zeros.T)
+
+
+def dequantize(linear: PackedLinear) -> NDArray[np.float32]:
+    """Return the float weights that a packed layer stands for.
+
+    Shapes: (N, K).
+    """
+    integers, zeros = unpack_linear(linear)
+    inputs, size = integers.shape[1], linear.group_size
+    steps = integers.astype(np.float32) - np.repeat(zeros.astype(np.float32), size, axis=1)[:, :inputs]
+    return steps * np.repeat(linear.scales.T.astype(np.float32), size, axis=1)[:, :inputs]
+
+
+def _pack_rows(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Pack along the last axis, which little-endian bytes do for free at 8 bits."""
+    if bits == 4:
+        values = values[:, 0::2] | (values[:, 1::2] << np.uint8(4))
+    return np.ascontiguousarray(values).view("<i4")
+
+
+def _unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """Undo ``_pack_rows``: (R, W) words to (R, W * 32 / bits) values."""
+    packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
+    if bits == 8:
+        return packed
+    values = np.empty((words.shape[0], words.shape[1] * _WORD_BITS // bits), np.uint8)
+    values[:, 0::2] = packed & np.uint8(15)
+    values[:, 1::2] = packed >> np.uint8(4)
+    return values
