@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
     {"config", "artifact"},
     {"checkpoint", "text"},
-    {"quantize", "engine", "fetch", "compile"},
+    {"quantize", "engine", "memory", "fetch", "compile"},
     {"resolve", "generate"},
     {"chat"},
     {"bench", "server", "evaluate"},
