@@ -1,0 +1,183 @@
+"""Random quantised weights of a named shape, made in memory a tensor at a time.
+
+They let anyone measure speed without a checkpoint. Not here: measuring (``bench``), files.
+Source of the shapes: the official ``config.json`` of Baichuan2-7B and Baichuan2-13B.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.checkpoint.layout import linear_bits, quantized_shapes
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.errors import RequestError
+
+__all__ = ["SHAPES", "RandomWeights", "shape_config"]
+
+_EMBEDDING = "model.embed_tokens"
+
+# A real matrix of these models has about this deviation; with it activations keep their size.
+_WEIGHT_DEVIATION = 0.02
+
+# At most 64 MiB of random words: every matrix of a 7B block is a view of a part of it, so that the load
+# time measured is the engine's own.
+_MOST_POOL_WORDS = 1 << 24
+_ALIGNMENT_WORDS = 16
+_EMBEDDING_BLOCK_ROWS = 4096
+
+_BAICHUAN2_7B = ModelConfig(
+    hidden_size=4096,
+    intermediate_size=11008,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    head_size=128,
+    vocabulary_size=125_696,
+    norm_eps=1e-6,
+    position="rope",
+    rope_theta=10_000.0,
+    max_context=4096,
+    is_head_tied=False,
+    is_head_normalized=False,  # folded into the head when it was quantised
+    bos_id=1,
+    eos_ids=(2,),
+)
+
+SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "baichuan2-7b": _BAICHUAN2_7B,
+        "baichuan2-13b": replace(
+            _BAICHUAN2_7B,
+            hidden_size=5120,
+            intermediate_size=13_696,
+            layers=40,
+            heads=40,
+            kv_heads=40,
+            position="alibi",
+        ),
+        "tiny": replace(
+            _BAICHUAN2_7B,
+            hidden_size=128,
+            intermediate_size=320,
+            layers=2,
+            heads=4,
+            kv_heads=4,
+            head_size=32,
+            vocabulary_size=512,
+            max_context=1024,
+        ),
+    }
+)
+"""Unquantised dimensions by name; ``tiny`` is for tests and for trying a command."""
+
+
+def shape_config(name: str, bits: Literal[4, 8]) -> ModelConfig:
+    """Return the dimensions of a named shape, quantised to ``bits`` bits in groups of 64.
+
+    Raises: RequestError for a name that is not in ``SHAPES``.
+    """
+    if name not in SHAPES:
+        raise RequestError(f"there is no shape {name!r}; choose one of {', '.join(SHAPES)}")
+    return replace(SHAPES[name], quantization=QuantizationConfig(bits))
+
+
+class RandomWeights:
+    """Weights of ``config`` filled with random integers: ``checkpoint.weights.Weights`` without a file.
+
+    Weights are uniform around zero with the deviation of a real checkpoint; norms are ones. The same
+    seed gives the same tensors, in whatever order they are asked for. Only the embedding is kept; it is
+    made at once, as a file's would lie ready, so that it does not count as time to load.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        if config.quantization is None:
+            raise RequestError(
+                "random weights need a quantisation; make the shape with shape_config(name, bits)"
+            )
+        self._config = config
+        self._shapes = quantized_shapes(config)
+        self._group_size = config.quantization.group_size
+        generator = np.random.default_rng(seed)
+        words = np.iinfo(np.int32)
+        pool = min(2 * max(math.prod(shape) for shape in self._shapes.values()), _MOST_POOL_WORDS)
+        self._words = generator.integers(words.min, words.max, pool, np.int32, endpoint=True)
+        self._words.flags.writeable = False
+        self._seed = seed
+        self._embedding: NDArray[np.float16] | None = self._make_embedding()
+
+    @property
+    def config(self) -> ModelConfig:
+        """Dimensions, with the quantisation they were asked for."""
+        return self._config
+
+    def linear(self, name: str) -> PackedLinear:
+        """Make one linear layer.
+
+        Raises: KeyError for a name that no layer of this shape has.
+        """
+        bits = linear_bits(self._config, name)
+        return PackedLinear(
+            qweight=self._draw(f"{name}.qweight"),
+            qzeros=_central_zeros(self._draw(f"{name}.qzeros"), bits),
+            scales=_scales(self._draw(f"{name}.scales"), bits),
+            bits=bits,
+            group_size=self._group_size,
+        )
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Make the embedding, or a norm of ones.
+
+        Raises: KeyError for a name that this shape does not have.
+        """
+        if name != _EMBEDDING:
+            return np.ones(self._shapes[f"{name}.weight"], np.float32)
+        if self._embedding is None:
+            self._embedding = self._make_embedding()
+        return self._embedding
+
+    def release(self, name: str) -> None:
+        """Forget the embedding; nothing else is kept."""
+        if name == _EMBEDDING:
+            self._embedding = None
+
+    def _draw(self, name: str) -> NDArray[np.int32]:
+        """Return random words in the shape of a tensor: a view of the pool, or its repetition."""
+        shape = self._shapes[name]
+        count, pool = math.prod(shape), self._words.size
+        if count > pool:
+            return np.resize(self._words, shape)
+        start = zlib.crc32(name.encode()) % (pool - count + 1)
+        start -= start % _ALIGNMENT_WORDS
+        return self._words[start : start + count].reshape(shape)
+
+    def _make_embedding(self) -> NDArray[np.float16]:
+        """Make normal values, of which one block of rows is repeated down the vocabulary."""
+        rows, columns = self._shapes[f"{_EMBEDDING}.weight"]
+        generator = np.random.default_rng(self._seed + 1)
+        block = generator.standard_normal((min(rows, _EMBEDDING_BLOCK_ROWS), columns), np.float32)
+        return np.resize((block * _WEIGHT_DEVIATION).astype(np.float16), (rows, columns))
+
+
+def _central_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
+    """Turn random words into packed zeros that are one of the two middle values, stored minus one."""
+    middle = (1 << (bits - 1)) - 2
+    lowest_bits = sum(1 << shift for shift in range(0, 32, bits))
+    zeros = (words.view(np.uint32) & np.uint32(lowest_bits)) + np.uint32(middle * lowest_bits)
+    return zeros.view(np.int32)
+
+
+def _scales(words: NDArray[np.int32], bits: int) -> NDArray[np.float16]:
+    """Turn random words into scales within a quarter of what gives the wanted deviation."""
+    levels = 1 << bits
+    deviation_of_integers = float(np.sqrt((levels**2 - 1) / 12))
+    typical = _WEIGHT_DEVIATION / deviation_of_integers
+    return (typical * (1 + words.astype(np.float32) / 2**33)).astype(np.float16)
