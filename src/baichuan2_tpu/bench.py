@@ -1,0 +1,357 @@
+"""Measure an engine's speed and memory, beside the limits of the machine.
+
+Not here: printing (``cli``), comparing with other programs (``benchmarks/`` beside the package).
+Source of the prompt: the vendor's demonstration asks "请使用C++写一段冒泡排序算法。".
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from typing_extensions import Self
+
+from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.base import Chunk, Engine, check_room
+from baichuan2_tpu.errors import RequestError
+
+__all__ = [
+    "SHAPES",
+    "VENDOR_PROMPT",
+    "VENDOR_PROMPT_IDS",
+    "BenchReport",
+    "BenchSettings",
+    "Ceilings",
+    "Measurement",
+    "RandomWeights",
+    "Run",
+    "Traffic",
+    "available_threads",
+    "measure_ceilings",
+    "peak_rss_bytes",
+    "prefill_macs",
+    "run_bench",
+    "shape_config",
+    "vendor_prompt_ids",
+]
+
+VENDOR_PROMPT = "请使用C++写一段冒泡排序算法。"
+VENDOR_PROMPT_IDS = (195, 92676, 1964, 92344, 62, 62, 93041, 5662, 93898, 93661, 22533, 18176, 66, 196)
+"""``VENDOR_PROMPT`` as one user turn of Baichuan2, in the ids of the official tokenizer."""
+
+
+def available_threads() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """What to measure.
+
+    Units: lengths count tokens. ``prompt`` is what the first token is waited for and the answer follows.
+    ``threads`` is for the machine's ceilings and should be the engine's.
+    """
+
+    prompt: tuple[int, ...] = VENDOR_PROMPT_IDS
+    prefill_tokens: int = 512
+    decode_tokens: int = 32
+    warmups: int = 1
+    repetitions: int = 3
+    threads: int = field(default_factory=available_threads)
+
+    def __post_init__(self) -> None:
+        counts = {
+            "prompt tokens": len(self.prompt),
+            "prefill tokens": self.prefill_tokens,
+            "decode tokens": self.decode_tokens,
+            "repetitions": self.repetitions,
+            "threads": self.threads,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise RequestError(f"the benchmark needs at least 1 of its {name}, not {count}")
+        if self.warmups < 0:
+            raise RequestError(f"the benchmark cannot warm up {self.warmups} times; 0 is the least")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Median, least and greatest of a value measured several times."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Summarise at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def scaled(self, factor: float) -> Measurement:
+        """Return the same in another unit."""
+        return Measurement(self.median * factor, self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The best this machine does with the same number of threads; None where it is not known."""
+
+    read_bytes_per_s: float | None = None
+    multiply_mac_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Times of one repetition: the prompt with the choice of a first token, its answer, a long prompt."""
+
+    first_token_s: float
+    decode_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one decode step reads: every weight once, and the keys and values of each token held."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+@runtime_checkable
+class _KnowsTraffic(Protocol):
+    """An engine that can say what a decode step reads."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """What was measured, with the settings that produced it.
+
+    Units: as the names end; a MAC is one multiplication and addition.
+    ``traffic`` is None for an engine that does not tell.
+    """
+
+    model: str
+    engine: str
+    config: ModelConfig
+    settings: BenchSettings
+    load_s: float
+    peak_rss_bytes: int
+    runs: tuple[Run, ...]
+    traffic: Traffic | None
+    ceilings: Ceilings
+
+    @property
+    def first_token_s(self) -> Measurement:
+        """Time from the prompt to its first token."""
+        return Measurement.of([run.first_token_s for run in self.runs])
+
+    @property
+    def prefill_tok_per_s(self) -> Measurement:
+        """Tokens of the long prompt over the time until its logits."""
+        return Measurement.of([self.settings.prefill_tokens / run.prefill_s for run in self.runs])
+
+    @property
+    def decode_tok_per_s(self) -> Measurement:
+        """Tokens of the answer over its time, the first token left out."""
+        return Measurement.of([self.settings.decode_tokens / run.decode_s for run in self.runs])
+
+    @property
+    def decode_bytes_per_s(self) -> Measurement | None:
+        """Bytes of weights, keys and values read while decoding; None where the engine does not tell."""
+        if self.traffic is None:
+            return None
+        mean_length = len(self.settings.prompt) + (self.settings.decode_tokens + 1) / 2
+        step_bytes = self.traffic.weight_bytes + self.traffic.kv_bytes_per_token * mean_length
+        return self.decode_tok_per_s.scaled(step_bytes)
+
+    @property
+    def prefill_mac_per_s(self) -> Measurement:
+        """Multiplications of the linear layers for each second of the long prompt."""
+        macs = prefill_macs(self.config, self.settings.prefill_tokens)
+        return self.prefill_tok_per_s.scaled(macs / self.settings.prefill_tokens)
+
+    def to_json(self) -> dict[str, object]:
+        """Return one flat object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
+        quantization, traffic, settings = self.config.quantization, self.traffic, self.settings
+        result: dict[str, object] = {
+            "model": self.model,
+            "engine": self.engine,
+            "bits": quantization.bits if quantization else None,
+            "threads": settings.threads,
+            "prompt_tokens": len(settings.prompt),
+            "prefill_tokens": settings.prefill_tokens,
+            "decode_tokens": settings.decode_tokens,
+            "warmups": settings.warmups,
+            "repetitions": settings.repetitions,
+            "load_s": self.load_s,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "weight_bytes": traffic.weight_bytes if traffic else None,
+            "kv_bytes_per_token": traffic.kv_bytes_per_token if traffic else None,
+        }
+        for name in ("first_token_s", "prefill_tok_per_s", "decode_tok_per_s"):
+            result |= _flat(name, getattr(self, name))
+        result |= _flat("decode_bytes_per_s", self.decode_bytes_per_s)
+        result |= _flat("prefill_mac_per_s", self.prefill_mac_per_s)
+        result["read_bytes_per_s_ceiling"] = self.ceilings.read_bytes_per_s
+        result["multiply_mac_per_s_ceiling"] = self.ceilings.multiply_mac_per_s
+        return result
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return the figures for a reader: what, median with spread, and the machine's ceiling or a blank."""
+        settings, ceilings = self.settings, self.ceilings
+        reads, macs = self.decode_bytes_per_s, self.prefill_mac_per_s
+        return [
+            ("load", f"{self.load_s:.2f} s", ""),
+            ("peak memory", f"{self.peak_rss_bytes / 1e9:.2f} GB", ""),
+            (f"first token after {len(settings.prompt)}", _spread(self.first_token_s, "ms", 1e3), ""),
+            (f"prefill of {settings.prefill_tokens}", _spread(self.prefill_tok_per_s, "tok/s"), ""),
+            (
+                "  multiplications",
+                _spread(macs, "GMAC/s", 1e-9),
+                _share(macs, ceilings.multiply_mac_per_s, "GMAC/s"),
+            ),
+            (f"decode of {settings.decode_tokens}", _spread(self.decode_tok_per_s, "tok/s"), ""),
+            (
+                "  memory reads",
+                _spread(reads, "GB/s", 1e-9),
+                _share(reads, ceilings.read_bytes_per_s, "GB/s"),
+            ),
+        ]
+
+
+def _flat(name: str, measured: Measurement | None) -> dict[str, float | None]:
+    return {
+        name: measured.median if measured else None,
+        f"{name}_low": measured.low if measured else None,
+        f"{name}_high": measured.high if measured else None,
+    }
+
+
+def _spread(measured: Measurement | None, unit: str, factor: float = 1.0) -> str:
+    if measured is None:
+        return ""
+    shown = measured.scaled(factor)
+    return f"{shown.median:.2f} {unit} ({shown.low:.2f} to {shown.high:.2f})"
+
+
+def _share(measured: Measurement | None, ceiling: float | None, unit: str) -> str:
+    if measured is None or ceiling is None:
+        return ""
+    return f"{measured.median / ceiling:.0%} of {ceiling / 1e9:.1f} {unit}"
+
+
+def vendor_prompt_ids(config: ModelConfig) -> tuple[int, ...]:
+    """Return the vendor's prompt in official ids, folded into the vocabulary where that is smaller."""
+    return tuple(token % config.vocabulary_size for token in VENDOR_PROMPT_IDS)
+
+
+def prefill_macs(config: ModelConfig, tokens: int) -> int:
+    """Count the multiplications of the linear layers for a prompt whose last token gets logits."""
+    queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    attention = config.hidden_size * (2 * queries + 2 * keys)
+    feed_forward = 3 * config.hidden_size * config.intermediate_size
+    head = config.hidden_size * config.vocabulary_size
+    return tokens * config.layers * (attention + feed_forward) + head
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Unlike ru_maxrss, this one starts anew in a process that a large one has started.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure_ceilings(threads: int) -> Ceilings:
+    """Measure how fast ``threads`` threads read memory and multiply 8-bit integers, in about a second."""
+    from baichuan2_tpu import _native  # noqa: PLC0415 - only a benchmark needs it
+
+    return Ceilings(_native.measure_read_bandwidth(threads), _native.measure_multiply_peak(threads))
+
+
+def run_bench(
+    open_engine: Callable[[], Engine],
+    settings: BenchSettings,
+    *,
+    model: str,
+    ceilings: Callable[[int], Ceilings] = measure_ceilings,
+    on_step: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Open an engine, measure it, close it, then measure the machine.
+
+    ``on_step`` is told what begins. Stop ids do not end the answer: every run has the same length.
+    Raises: ContextLengthError when the lengths do not fit the engine's context.
+    """
+    tell = on_step or _ignore
+    tell("loading")
+    started = time.perf_counter()
+    with open_engine() as engine:
+        load_s = time.perf_counter() - started
+        runs = _measure(engine, settings, tell)
+        name, config, traffic = engine.name, engine.config, _traffic(engine)
+    peak = peak_rss_bytes()
+    tell("measuring the machine")
+    limits = ceilings(settings.threads)
+    return BenchReport(model, name, config, settings, load_s, peak, runs, traffic, limits)
+
+
+def _ignore(step: str) -> None:
+    del step
+
+
+def _measure(engine: Engine, settings: BenchSettings, tell: Callable[[str], None]) -> tuple[Run, ...]:
+    needed = max(len(settings.prompt) + settings.decode_tokens, settings.prefill_tokens)
+    check_room(0, needed, engine.max_context)
+    runs: list[Run] = []
+    for number in range(1 - settings.warmups, settings.repetitions + 1):
+        tell("warming up" if number < 1 else f"run {number} of {settings.repetitions}")
+        first_token_s, decode_s = _time_answer(engine, settings)
+        runs.append(Run(first_token_s, decode_s, _time_prefill(engine, settings.prefill_tokens)))
+    return tuple(runs[settings.warmups :])
+
+
+def _time_answer(engine: Engine, settings: BenchSettings) -> tuple[float, float]:
+    """Answer the prompt greedily; return the time to the first token and the time of the others."""
+    with engine.open_sequence() as sequence:
+        started = time.perf_counter()
+        token = _greedy(engine, Chunk(sequence, settings.prompt))
+        first = time.perf_counter()
+        for _ in range(settings.decode_tokens):
+            token = _greedy(engine, Chunk(sequence, (token,)))
+        return first - started, time.perf_counter() - first
+
+
+def _time_prefill(engine: Engine, tokens: int) -> float:
+    """Read a long prompt of made-up tokens; return the time until its last logits."""
+    prompt = [token % engine.config.vocabulary_size for token in range(1000, 1000 + tokens)]
+    with engine.open_sequence() as sequence:
+        started = time.perf_counter()
+        engine.forward([Chunk(sequence, prompt)])
+        return time.perf_counter() - started
+
+
+def _greedy(engine: Engine, chunk: Chunk) -> int:
+    return int(np.argmax(engine.forward([chunk])[0][-1]))
+
+
+def _traffic(engine: Engine) -> Traffic | None:
+    if not isinstance(engine, _KnowsTraffic):
+        return None
+    return Traffic(engine.weight_bytes, engine.kv_bytes_per_token)
