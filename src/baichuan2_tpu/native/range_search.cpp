@@ -1,7 +1,249 @@
 #include "range_search.h"
 
-namespace baichuan2 {
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
 
-void bind_range_search(nanobind::module_&) {}
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+// The AVX2 clone only widens the same lanes; AVX2 alone has no FMA, so results are equal bit for bit.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#define BAICHUAN2_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define BAICHUAN2_CLONES
+#endif
+#define BAICHUAN2_INLINE inline __attribute__((always_inline))
+
+namespace nb = nanobind;
+
+namespace baichuan2 {
+namespace {
+
+constexpr int kLanes = 8;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+
+// Either end of the range is tried at 1, 1 - step, ... of its size. Measured on normal and Student-t groups of 64:
+// 9 % less squared error than the plain range at 4 bits; 8 or 16 ends gain 0.02 % more.
+constexpr int kEnds = 6;
+constexpr float kStep4 = 0.05f;
+constexpr float kStep8 = 0.003f;
+// Least-squares fits of the scale to the integers found, each followed by rounding again.
+constexpr int kFits = 2;
+
+constexpr float kSmallestScale = 5.9604644775390625e-08f;  // 2^-24, the smallest float16 above 0
+constexpr float kRounder = 12582912.0f;                    // 1.5 * 2^23: adding it rounds to even
+
+// float -> float16 bits, to nearest even; for 0 <= value <= 65504.
+BAICHUAN2_INLINE uint16_t to_half(float value) {
+    uint32_t bits;
+    if (value < 6.103515625e-05f) {  // below 2^-14 the last place is 2^-24: let a float addition round there
+        value += 0.5f;
+        std::memcpy(&bits, &value, sizeof bits);
+        return static_cast<uint16_t>(bits - 0x3f000000u);
+    }
+    std::memcpy(&bits, &value, sizeof bits);
+    bits += 0xc8000fffu + ((bits >> 13) & 1u);
+    return static_cast<uint16_t>(bits >> 13);
+}
+
+// float16 bits -> float; for finite values >= 0.
+BAICHUAN2_INLINE float from_half(uint16_t half) {
+    if (half < 0x0400u) return static_cast<float>(half) * kSmallestScale;
+    const uint32_t bits = (static_cast<uint32_t>(half) << 13) + 0x38000000u;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+BAICHUAN2_INLINE float sum(const Lanes& lanes) {
+    return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+BAICHUAN2_INLINE float round_even(float value) { return (value + kRounder) - kRounder; }
+
+// One way to quantise a group.
+struct Candidate {
+    uint16_t half;
+    float scale;
+    float zero;
+    float error;
+};
+
+// Sums over the group under one candidate: squared error, and what a least-squares fit of the scale needs.
+struct Sums {
+    float error;
+    float weight_step;
+    float step_step;
+};
+
+template <bool kForFit>
+BAICHUAN2_INLINE Sums evaluate(const float* weights, size_t padded, float scale, float zero, float levels) {
+    const Lanes inverse = Lanes{} + 1.0f / scale, scales = Lanes{} + scale;
+    const Lanes low = Lanes{} - zero, high = Lanes{} + (levels - zero);
+    Lanes error{}, weight_step{}, step_step{};
+    for (size_t i = 0; i < padded; i += kLanes) {
+        Lanes weight;
+        std::memcpy(&weight, weights + i, sizeof weight);
+        Lanes step = (weight * inverse + kRounder) - kRounder;
+        step = step < low ? low : step;
+        step = step > high ? high : step;
+        const Lanes difference = weight - scales * step;
+        error += difference * difference;
+        if (kForFit) {
+            weight_step += weight * step;
+            step_step += step * step;
+        }
+    }
+    return {sum(error), kForFit ? sum(weight_step) : 0.0f, kForFit ? sum(step_step) : 0.0f};
+}
+
+BAICHUAN2_INLINE Candidate with_scale(float scale, float zero) {
+    const uint16_t half = to_half(scale < kSmallestScale ? kSmallestScale : scale);
+    return {half, from_half(half), zero, 0.0f};
+}
+
+// The range [low, high], widened so that zero is an integer from 1 to `levels`.
+BAICHUAN2_INLINE Candidate with_range(float low, float high, float levels) {
+    const float reach = -high / (levels - 1.0f);
+    if (reach < low) low = reach;
+    Candidate candidate = with_scale((high - low) / levels, 0.0f);
+    float zero = round_even(-low / candidate.scale);
+    if (zero < 1.0f) zero = 1.0f;
+    if (zero > levels) zero = levels;
+    candidate.zero = zero;
+    return candidate;
+}
+
+BAICHUAN2_INLINE Candidate search(const float* weights, size_t padded, float levels, float step) {
+    float low = 0.0f, high = 0.0f;
+    for (size_t i = 0; i < padded; ++i) {
+        low = weights[i] < low ? weights[i] : low;
+        high = weights[i] > high ? weights[i] : high;
+    }
+    Candidate best{};
+    for (int i = 0; i < kEnds; ++i) {
+        for (int j = 0; j < kEnds; ++j) {
+            Candidate candidate = with_range(low * (1.0f - step * static_cast<float>(i)),
+                                             high * (1.0f - step * static_cast<float>(j)), levels);
+            candidate.error = evaluate<false>(weights, padded, candidate.scale, candidate.zero, levels).error;
+            if ((i == 0 && j == 0) || candidate.error < best.error) best = candidate;
+        }
+    }
+    for (int fit = 0; fit < kFits; ++fit) {
+        const Sums sums = evaluate<true>(weights, padded, best.scale, best.zero, levels);
+        if (!(sums.step_step > 0.0f) || !(sums.weight_step > 0.0f)) break;
+        Candidate candidate = with_scale(sums.weight_step / sums.step_step, best.zero);
+        candidate.error = evaluate<false>(weights, padded, candidate.scale, candidate.zero, levels).error;
+        if (!(candidate.error < best.error)) break;
+        best = candidate;
+    }
+    return best;
+}
+
+BAICHUAN2_INLINE void write_integers(const float* weights, size_t count, const Candidate& best, float levels,
+                                     uint8_t* quantized) {
+    const float inverse = 1.0f / best.scale, low = -best.zero, high = levels - best.zero;
+    for (size_t i = 0; i < count; ++i) {
+        float step = round_even(weights[i] * inverse);
+        step = step < low ? low : step;
+        step = step > high ? high : step;
+        quantized[i] = static_cast<uint8_t>(static_cast<int>(step + best.zero));
+    }
+}
+
+BAICHUAN2_INLINE bool are_allowed(const float* weights, size_t count) {
+    int bad = 0;
+    for (size_t i = 0; i < count; ++i) bad |= !(std::fabs(weights[i]) <= kWeightLimit);
+    return bad == 0;
+}
+
+// Quantises one row of groups through `buffer`, which holds a group padded with zeros to whole lanes.
+BAICHUAN2_CLONES bool quantize_row(const float* weights, size_t columns, size_t group_size, int bits,
+                                   float* buffer, uint8_t* quantized, GroupRange* ranges) {
+    const float levels = static_cast<float>((1 << bits) - 1), step = bits == 4 ? kStep4 : kStep8;
+    for (size_t start = 0; start < columns; start += group_size, ++ranges) {
+        const size_t count = columns - start < group_size ? columns - start : group_size;
+        const size_t padded = (count + kLanes - 1) / kLanes * kLanes;
+        if (!are_allowed(weights + start, count)) return false;
+        std::memcpy(buffer, weights + start, count * sizeof(float));
+        std::memset(buffer + count, 0, (padded - count) * sizeof(float));
+        const Candidate best = search(buffer, padded, levels, step);
+        write_integers(buffer, count, best, levels, quantized + start);
+        *ranges = {best.half, static_cast<uint8_t>(best.zero)};
+    }
+    return true;
+}
+
+}  // namespace
+
+ptrdiff_t quantize_rows(const float* weights, size_t rows, size_t columns, size_t group_size, int bits,
+                        uint8_t* quantized, GroupRange* ranges) {
+    const size_t groups = (columns + group_size - 1) / group_size;
+    std::vector<float> buffer(group_size + kLanes);
+    for (size_t row = 0; row < rows; ++row) {
+        const float* values = weights + row * columns;
+        if (quantize_row(values, columns, group_size, bits, buffer.data(), quantized + row * columns,
+                         ranges + row * groups)) {
+            continue;
+        }
+        for (size_t column = 0; column < columns; ++column) {
+            if (!are_allowed(values + column, 1)) return static_cast<ptrdiff_t>(row * columns + column);
+        }
+    }
+    return -1;
+}
+
+namespace {
+
+using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::ndim<2>> give(std::unique_ptr<T[]> data, size_t rows, size_t columns) {
+    T* raw = data.get();
+    nb::capsule owner(raw, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+    data.release();
+    return {raw, {rows, columns}, owner};
+}
+
+nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
+    if (bits != 4 && bits != 8) throw nb::value_error("bits must be 4 or 8");
+    if (group_size == 0) throw nb::value_error("group_size must be above 0");
+    const size_t rows = weights.shape(0), columns = weights.shape(1);
+    const size_t groups = (columns + group_size - 1) / group_size;
+    std::unique_ptr<uint8_t[]> quantized(new uint8_t[rows * columns]), zeros(new uint8_t[rows * groups]);
+    std::unique_ptr<uint16_t[]> scales(new uint16_t[rows * groups]);
+    ptrdiff_t bad = -1;
+    {
+        nb::gil_scoped_release unlocked;
+        std::vector<GroupRange> ranges(rows * groups);
+        bad = quantize_rows(weights.data(), rows, columns, group_size, bits, quantized.get(), ranges.data());
+        for (size_t i = 0; i < ranges.size(); ++i) {
+            scales[i] = ranges[i].scale;
+            zeros[i] = ranges[i].zero;
+        }
+    }
+    if (bad >= 0) {
+        const size_t index = static_cast<size_t>(bad);
+        const std::string place =
+            "row " + std::to_string(index / columns) + ", column " + std::to_string(index % columns);
+        throw nb::value_error(
+            (place + " is " + std::to_string(weights.data()[index]) + ", allowed is -65504 to 65504").c_str());
+    }
+    return nb::make_tuple(give(std::move(quantized), rows, columns), give(std::move(scales), rows, groups),
+                          give(std::move(zeros), rows, groups));
+}
+
+}  // namespace
+
+void bind_range_search(nb::module_& module) {
+    module.def("quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
+               nb::arg("group_size"),
+               "Quantise every group of every row.\n\n"
+               "Shapes: weights (N, K) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
+               "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
+}
 
 }  // namespace baichuan2

@@ -1,9 +1,31 @@
 // Asymmetric group quantisation with a search for the range of least squared error.
+//
+// A group is `group_size` consecutive weights of a row (the last one of a row may be shorter). It gets a float16
+// scale, an integer zero and one integer a weight: weight ~ scale * (q - zero), 0 <= q < 2^bits,
+// 1 <= zero < 2^bits (GPTQ stores zero - 1, and readers differ on what -1 means, so 0 is never used).
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
 
 #include <nanobind/nanobind.h>
 
 namespace baichuan2 {
+
+// Weights beyond this are refused: no sound checkpoint has them, and float16 activations could not follow.
+constexpr float kWeightLimit = 65504.0f;
+
+// The group's best scale (float16 bits) and zero; `quantized` gets the integers.
+struct GroupRange {
+    uint16_t scale;
+    uint8_t zero;
+};
+
+// Quantises rows of `columns` weights, row-major. `quantized` has the shape of the weights, `ranges` one entry a
+// group. Returns the index of the first weight that is not a number within the limit, or -1.
+// The result is the same bits on every machine: sums run in 8 fixed lanes and nothing is contracted to FMA.
+ptrdiff_t quantize_rows(const float* weights, size_t rows, size_t columns, size_t group_size, int bits,
+                        uint8_t* quantized, GroupRange* ranges);
 
 void bind_range_search(nanobind::module_& module);
 

@@ -24,7 +24,7 @@ def test_packing_loses_nothing(bits: int, rows: int, columns: int, seed: int) ->
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bits_lie_where_other_readers_look_for_them(bits: int) -> None:
     per_word = 32 // bits
-    integers = np.arange(8 * 64, dtype=np.uint8).reshape(8, 64) % np.uint8(1 << bits)
+    integers = (np.arange(8 * 64) % (1 << bits)).astype(np.uint8).reshape(8, 64)
     zeros = np.arange(1, 9, dtype=np.uint8).reshape(8, 1)
     linear = pack_linear(integers, np.ones((8, 1), np.float16), zeros, bits=bits, group_size=64)
     mask = (1 << bits) - 1
