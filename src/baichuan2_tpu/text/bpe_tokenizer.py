@@ -1,0 +1,133 @@
+"""Byte-level BPE from a ``tokenizer.json``: the tokenizer of the demo model and of most Llama-layout models.
+
+The ``tokenizers`` library cuts the text; the bytes of a token are looked up here, so that a stream can be
+decoded a token at a time. Not here: role markers and their order (``template``).
+Source: GPT-2's ``bytes_to_unicode``; the ``encode_special_tokens`` attribute of ``tokenizers``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from tokenizers import Tokenizer as LibraryTokenizer
+from typing_extensions import Self
+
+from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.text.files import read_bytes, read_json_object
+from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
+
+__all__ = ["BpeTokenizer"]
+
+_PROBE = " a  b\n\u00e9\u4f60 "
+_REPLACEMENT = "\ufffd"
+
+
+def _character_of_byte() -> dict[int, str]:
+    """Return how GPT-2 writes each byte: printable ones as themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + index) for index, byte in enumerate(others)
+    }
+
+
+_CHARACTER_OF_BYTE = _character_of_byte()
+_BYTE_OF_CHARACTER = {character: byte for byte, character in _CHARACTER_OF_BYTE.items()}
+
+
+class BpeTokenizer(Tokenizer):
+    """A byte-level BPE; its special tokens are control ids.
+
+    A vocabulary can lack single bytes (SmolLM2's lacks 0x04 and the first byte of planes 4 to 11, among
+    others): a character that needs one is encoded as U+FFFD, where the library would drop it silently.
+    """
+
+    def __init__(self, library: LibraryTokenizer, stop_names: frozenset[str] = frozenset()) -> None:
+        self._library = library
+        # Special tokens that a user types are then cut into ordinary ones.
+        library.encode_special_tokens = True
+        added = library.get_added_tokens_decoder()
+        self._control_of_name = {token.content: i for i, token in added.items() if token.special}
+        self._bytes_of_added = {
+            i: b"" if token.special else token.content.encode("utf-8") for i, token in added.items()
+        }
+        self._stop_ids = frozenset(i for name, i in self._control_of_name.items() if name in stop_names)
+        self._missing_bytes = bytes(
+            byte for byte, name in _CHARACTER_OF_BYTE.items() if library.token_to_id(name) is None
+        )
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read a ``tokenizer.json``, and the name of its end token from ``tokenizer_config.json`` beside it.
+
+        Raises: CheckpointError when it cannot be read, is damaged, or is not byte-level.
+        """
+        content = read_bytes(path)
+        try:
+            library = LibraryTokenizer.from_str(content.decode("utf-8"))
+        except Exception as exc:  # the library raises bare Exception for every fault
+            raise CheckpointError(
+                f"{path} is not a tokenizer: {exc}; copy it again from the original model"
+            ) from exc
+        tokenizer = cls(library, _stop_names(path.with_name("tokenizer_config.json")))
+        seen = tokenizer.decode(tokenizer.encode(_PROBE))
+        if seen != _PROBE:
+            raise CheckpointError(
+                f"{path} is not a byte-level BPE without prefix space: {_PROBE!r} comes back as {seen!r}; "
+                "other kinds are not supported"
+            )
+        return tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, control ids included."""
+        return self._library.get_vocab_size()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The end token of ``tokenizer_config.json``."""
+        return self._stop_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids whose decoding is ``text``; special tokens are spelled out as ordinary text.
+
+        Raises: RequestError when the text is not Unicode (a lone surrogate).
+        """
+        check_text(text)
+        return self._library.encode(self._expressible(text), add_special_tokens=False).ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes of one token, possibly a part of a character; none for a control id.
+
+        Raises: RequestError for an id outside the vocabulary.
+        """
+        if token_id in self._bytes_of_added:
+            return self._bytes_of_added[token_id]
+        piece = self._library.id_to_token(token_id) if token_id >= 0 else None
+        if piece is None:
+            raise RequestError(
+                f"token id {token_id} is not in the vocabulary; 0 to {self.vocabulary_size - 1} are"
+            )
+        return b"".join(
+            bytes([_BYTE_OF_CHARACTER[c]]) if c in _BYTE_OF_CHARACTER else c.encode("utf-8") for c in piece
+        )
+
+    def control_id(self, name: str) -> int | None:
+        """Return the control id written ``name`` in the vocabulary, or None when there is none."""
+        return self._control_of_name.get(name)
+
+    def _expressible(self, text: str) -> str:
+        data = text.encode("utf-8")
+        if len(data.translate(None, self._missing_bytes)) == len(data):
+            return text
+        missing = frozenset(self._missing_bytes)
+        return "".join(_REPLACEMENT if missing.intersection(c.encode("utf-8")) else c for c in text)
+
+
+def _stop_names(path: Path) -> frozenset[str]:
+    """Return the end token's name: a string, or an object with its content."""
+    name = read_json_object(path).get("eos_token")
+    if isinstance(name, dict):
+        name = cast("dict[str, object]", name).get("content")
+    return frozenset({name}) if isinstance(name, str) else frozenset()

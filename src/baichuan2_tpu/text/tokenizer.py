@@ -1,0 +1,91 @@
+"""What the package asks of a tokenizer, and which one a checkpoint directory holds.
+
+A tokenizer is a table of byte strings with a rule for cutting text into them. Ids that mean something to the
+program (end of an answer, role of a speaker, reserved places) are control ids: no text encodes to one, and
+they decode to nothing, so what a user types can never act as a command.
+Not here: the order of messages in a prompt (``template``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from baichuan2_tpu.errors import CheckpointError, RequestError
+
+__all__ = ["Tokenizer", "check_text", "open_tokenizer"]
+
+
+class Tokenizer(Protocol):
+    """Turns text into ids and back."""
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """Number of ids, control ids included."""
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> frozenset[int]:
+        """Ids with which the model ends a text."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return ids whose decoding is ``text``; none of them is a control id.
+
+        Raises: RequestError when the text is not Unicode (a lone surrogate).
+        """
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes of one token, possibly a part of a character; none for a control id.
+
+        Raises: RequestError for an id outside the vocabulary.
+        """
+
+    @abstractmethod
+    def control_id(self, name: str) -> int | None:
+        """Return the control id written ``name`` in the vocabulary, or None when there is none."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+
+        Raises: RequestError for an id outside the vocabulary.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+
+def check_text(text: str) -> None:
+    """Check that ``text`` can be written as UTF-8.
+
+    Raises: RequestError naming the place of a lone surrogate.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise RequestError(
+            f"text holds a lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}; "
+            "only Unicode text is allowed: decode the input as UTF-8"
+        ) from exc
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """Open the tokenizer of a checkpoint: ``tokenizer.model`` or else ``tokenizer.json``.
+
+    Raises: CheckpointError when neither is there, or the one that is cannot be used.
+    """
+    # Imported here: each kind knows this module, and a checkpoint needs one of the two libraries.
+    if (directory / "tokenizer.model").exists():
+        from baichuan2_tpu.text.sentencepiece_tokenizer import SentencePieceTokenizer  # noqa: PLC0415
+
+        return SentencePieceTokenizer.open(directory / "tokenizer.model")
+    if (directory / "tokenizer.json").exists():
+        from baichuan2_tpu.text.bpe_tokenizer import BpeTokenizer  # noqa: PLC0415
+
+        return BpeTokenizer.open(directory / "tokenizer.json")
+    raise CheckpointError(
+        f"{directory} has no tokenizer: neither tokenizer.model nor tokenizer.json is there; "
+        "copy it from the original model"
+    )
