@@ -1,0 +1,282 @@
+"""The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
+
+Fast mode quantises activations to 8 bits a group of 64; exact mode keeps them in float32. Both hold keys and
+values in float16, and both are batch-invariant: a sequence's logits are the same bits whatever else is in the
+batch, however its tokens are cut into chunks, and for any number of threads.
+Not here: the arithmetic (``native``), reading files (``checkpoint``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu import _native
+from baichuan2_tpu.checkpoint.weights import Weights
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.engine.base import Chunk, Engine, Sequence, check_room
+from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
+
+__all__ = ["CpuEngine", "alibi_slopes", "available_threads"]
+
+_EMBEDDING = "model.embed_tokens"
+_HEAD = "lm_head"
+_FINAL_NORM = "model.norm"
+_LAYER_LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+_MAX_SEQUENCES = 256
+_MAX_HEAD_SIZE = 256  # KvCache::kMaxHeadSize
+_MAX_HEADS_A_KEY = 48  # kMaxQueries: the queries of one token must fit a tile
+
+
+class CpuSequence(Sequence):
+    """One sequence of a ``CpuEngine``; its cache reserves the whole context and touches what it uses."""
+
+    def __init__(self, engine: CpuEngine, native: _native.Sequence) -> None:
+        self._engine = engine
+        self._native: _native.Sequence | None = native
+
+    @property
+    def length(self) -> int:
+        """Number of tokens whose keys and values are held."""
+        return self.native.length
+
+    @property
+    def native(self) -> _native.Sequence:
+        """The native sequence.
+
+        Raises: BackendError after ``close()``.
+        """
+        if self._native is None:
+            raise BackendError("this sequence is closed; open a new one")
+        return self._native
+
+    def belongs_to(self, engine: CpuEngine) -> bool:
+        """Tell whether this sequence was opened by ``engine``."""
+        return self._engine is engine
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from ``length`` on."""
+        if not 0 <= length <= self.length:
+            raise RequestError(f"cannot truncate to {length} tokens: the sequence holds {self.length}")
+        self.native.truncate(length)
+
+    def close(self) -> None:
+        """Give the cache back."""
+        if self._native is not None:
+            self._native = None
+            self._engine.forget(self)
+
+
+class CpuEngine(Engine):
+    """Runs quantised weights on this machine's processor.
+
+    ``context`` defaults to the model's own; ``threads`` to the processors this process may use; ``kernels``
+    ("avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those open.
+    Side effect: all weights are packed, one tensor at a time, and each is released behind.
+    Raises: BackendUnavailable for kernels this processor lacks, or a shape the kernels cannot run.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        is_exact: bool = False,
+        kernels: str | None = None,
+    ) -> None:
+        self.config = weights.config
+        self.max_context = _checked_context(self.config, context)
+        self.max_sequences = _MAX_SEQUENCES
+        self.threads = _checked_threads(threads)
+        self.is_exact = is_exact
+        self._sequences: set[CpuSequence] = set()
+        self._shape = _native_shape(self.config, self.max_context)
+        if kernels is not None and kernels not in _native.kernel_names():
+            raise BackendUnavailable(
+                f"no kernels named {kernels!r} here; this processor runs {', '.join(_native.kernel_names())}"
+            )
+        self._model: _native.Model | None = _native.Model(self._shape, self.threads, kernels or "", is_exact)
+        _load(self._model, weights)
+        self.kernels = self._model.kernels
+        self.weight_bytes = self._model.weight_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes."""
+        return 2 * self.config.layers * self.config.kv_heads * self.config.head_size * 2
+
+    def open_sequence(self) -> CpuSequence:
+        """Return a new, empty sequence."""
+        self._open_model()
+        if len(self._sequences) >= self.max_sequences:
+            raise BackendError(f"{self.max_sequences} sequences are open already; close one first")
+        sequence = CpuSequence(self, _native.Sequence(self._shape))
+        self._sequences.add(sequence)
+        return sequence
+
+    def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
+        """Append every chunk's tokens to its sequence and return the logits that were asked for."""
+        model = self._open_model()
+        sequences = [self._checked_sequence(chunk) for chunk in chunks]
+        if len({id(sequence) for sequence in sequences}) < len(sequences):
+            raise RequestError("a sequence appears twice in one batch; give it one chunk")
+        tokens = [self._checked_tokens(chunk) for chunk in chunks]
+        rows = [chunk.logit_rows for chunk in chunks]
+        logits = model.forward([sequence.native for sequence in sequences], tokens, rows)
+        return np.split(logits, np.cumsum(rows)[:-1])
+
+    def forget(self, sequence: CpuSequence) -> None:
+        """Drop a closed sequence from the ones that count as open."""
+        self._sequences.discard(sequence)
+
+    def close(self) -> None:
+        """Free the weights and every sequence."""
+        for sequence in list(self._sequences):
+            sequence.close()
+        self._model = None
+
+    def _open_model(self) -> _native.Model:
+        if self._model is None:
+            raise BackendError("this engine is closed; open the model again")
+        return self._model
+
+    def _checked_sequence(self, chunk: Chunk) -> CpuSequence:
+        if not isinstance(chunk.sequence, CpuSequence) or not chunk.sequence.belongs_to(self):
+            raise RequestError("a chunk's sequence belongs to another engine; open it with this one")
+        return chunk.sequence
+
+    def _checked_tokens(self, chunk: Chunk) -> NDArray[np.int32]:
+        count = len(chunk.tokens)
+        if count == 0:
+            raise RequestError("a chunk has no tokens; give at least one")
+        if not 0 <= chunk.logit_rows <= count:
+            raise RequestError(
+                f"{chunk.logit_rows} rows of logits asked for, a chunk of {count} has 0 to {count}"
+            )
+        check_room(chunk.sequence.length, count, self.max_context)
+        tokens = np.asarray(chunk.tokens, np.int64)
+        wrong = tokens[(tokens < 0) | (tokens >= self.config.vocabulary_size)]
+        if wrong.size:
+            raise RequestError(f"token {wrong[0]} is outside the vocabulary of {self.config.vocabulary_size}")
+        return tokens.astype(np.int32)
+
+
+def available_threads() -> int:
+    """Return the number of processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return the score's slope of every head.
+
+    Source: Baichuan2-13B ``_get_interleave``; above a power of two every other slope of twice that power.
+    """
+    power = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * power, 2)]
+    return slopes + between[: heads - power]
+
+
+def _checked_context(config: ModelConfig, context: int | None) -> int:
+    if context is None:
+        return config.max_context
+    if not 1 <= context <= config.max_context:
+        raise RequestError(
+            f"a context of {context} tokens is not possible: this model allows 1 to {config.max_context}"
+        )
+    return context
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        return available_threads()
+    most = 1024
+    if not 1 <= threads <= most:
+        raise RequestError(f"{threads} threads are not possible; choose 1 to {most}")
+    return threads
+
+
+def _quantization(config: ModelConfig) -> QuantizationConfig:
+    if config.quantization is None:
+        raise BackendUnavailable("the cpu engine runs quantised weights only; run baichuan2 quantize first")
+    return config.quantization
+
+
+def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
+    quantization = _quantization(config)
+    if config.head_size % 8 or config.head_size > _MAX_HEAD_SIZE:
+        raise BackendUnavailable(
+            f"a head size of {config.head_size} is not supported: multiples of 8 up to {_MAX_HEAD_SIZE} are"
+        )
+    if config.heads // config.kv_heads > _MAX_HEADS_A_KEY:
+        raise BackendUnavailable(
+            f"{config.heads} heads over {config.kv_heads} key-value heads are not supported: "
+            f"at most {_MAX_HEADS_A_KEY} may share one"
+        )
+    return _native.ModelShape(
+        layers=config.layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        vocabulary=config.vocabulary_size,
+        context=context,
+        norm_eps=config.norm_eps,
+        rope_theta=config.rope_theta if config.position == "rope" else 0.0,
+        alibi_slopes=alibi_slopes(config.heads) if config.position == "alibi" else [],
+        bits=quantization.bits,
+        head_bits=quantization.head_bits,
+    )
+
+
+def _load(model: _native.Model, weights: Weights) -> None:
+    """Pack every tensor of ``weights`` and release it behind, but for the embedding, which is read in place."""
+    for layer, name in _linear_names(weights.config):
+        linear = weights.linear(name)
+        model.pack(
+            layer,
+            name.rpartition(".")[2],
+            linear.qweight,
+            linear.qzeros,
+            linear.scales.view(np.uint16),
+            linear.group_size,
+        )
+        del linear
+        weights.release(name)
+    for layer, name in _norm_names(weights.config):
+        model.set_norm(layer, name.rpartition(".")[2], weights.array(name))
+        weights.release(name)
+    model.set_embedding(weights.array(_EMBEDDING).view(np.uint16))
+
+
+def _linear_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
+    for layer in range(config.layers):
+        for part in _LAYER_LINEARS:
+            yield layer, f"model.layers.{layer}.{part}"
+    yield 0, _HEAD
+
+
+def _norm_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
+    for layer in range(config.layers):
+        for part in _LAYER_NORMS:
+            yield layer, f"model.layers.{layer}.{part}"
+    yield 0, _FINAL_NORM

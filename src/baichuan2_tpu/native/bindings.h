@@ -1,0 +1,11 @@
+// One function a file of bindings; module.cpp calls them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace baichuan2 {
+
+void bind_model(nanobind::module_& module);
+void bind_kernels(nanobind::module_& module);
+
+}  // namespace baichuan2

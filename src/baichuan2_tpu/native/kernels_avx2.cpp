@@ -1,0 +1,102 @@
+// The kernels for AVX2 with FMA and F16C. Compiled with those options: nothing here may run before they are found.
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "kernels.h"
+#include "matmul_avx2.h"
+#include "matmul_exact.h"
+#include "simd_avx2.h"
+
+namespace baichuan2 {
+namespace {
+
+void quantize_group(const float* x, const ActivationSlot& slot, std::int64_t group) {
+    __m256 values[kGroup / 8];
+    __m256 most = _mm256_setzero_ps();
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    for (int i = 0; i < kGroup / 8; ++i) {
+        values[i] = _mm256_loadu_ps(x + i * 8);
+        most = _mm256_max_ps(_mm256_and_ps(magnitude, values[i]), most);
+    }
+    const float largest = Avx2Simd::largest(most);
+    const bool is_zero = largest < kSmallestGroup;
+    const __m256 inverse = _mm256_set1_ps(is_zero ? 0.0f : 127.0f / largest);
+    const float scale = is_zero ? 0.0f : largest / 127.0f;
+    __m256i pairs = _mm256_setzero_si256();
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work within 128-bit halves
+    for (int i = 0; i < kGroup / 32; ++i) {
+        __m256i codes[4];
+        for (int j = 0; j < 4; ++j) codes[j] = _mm256_cvtps_epi32(_mm256_mul_ps(values[i * 4 + j], inverse));
+        const __m256i packed = _mm256_permutevar8x32_epi32(
+            _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3])), order);
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed));
+        alignas(32) std::int32_t steps[8];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(steps), packed);
+        for (int j = 0; j < 8; ++j) slot.steps[(group * 16 + i * 8 + j) * slot.stride] = steps[j];
+    }
+    // Even 16-bit lanes hold columns 0, 1 of each step, odd lanes columns 2, 3.
+    __m128i sum = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sum = _mm_add_epi16(sum, _mm_srli_si128(sum, 8));
+    sum = _mm_add_epi16(sum, _mm_srli_si128(sum, 4));
+    const int low = static_cast<std::int16_t>(_mm_extract_epi16(sum, 0));
+    const int high = static_cast<std::int16_t>(_mm_extract_epi16(sum, 1));
+    slot.scales[group * slot.stride] = scale;
+    slot.offsets[group * slot.stride] = -scale * static_cast<float>(low + high);
+    slot.starts[group * slot.stride] = static_cast<std::int32_t>((static_cast<std::uint32_t>(-8 * low) & 0xffff) |
+                                                                 (static_cast<std::uint32_t>(-8 * high) << 16));
+}
+
+void quantize(const float* x, std::int64_t columns, const ActivationSlot& slot) {
+    std::int64_t column = 0;
+    for (; column + kGroup <= columns; column += kGroup) quantize_group(x + column, slot, column / kGroup);
+    if (column < columns) {
+        float rest[kGroup] = {};
+        for (std::int64_t i = 0; column + i < columns; ++i) rest[i] = x[column + i];
+        quantize_group(rest, slot, column / kGroup);
+    }
+}
+
+void matmul(const MatmulTask& task, const Activations& x) {
+    if (task.matrix->bits() == 4) {
+        avx2::matmul_bits<4>(task, x);
+    } else {
+        avx2::matmul_bits<8>(task, x);
+    }
+}
+
+std::int64_t multiply_rounds(std::int64_t rounds) {
+    constexpr int kSums = 6;
+    const __m256i weights = _mm256_set1_epi8(7);
+    const std::int32_t x = 0x01020304;
+    __m256i sums[kSums][2] = {};
+    for (std::int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 6
+        for (int i = 0; i < kSums; ++i) {
+            avx2::add_products(weights, weights, reinterpret_cast<const std::int8_t*>(&x), sums[i][0], sums[i][1]);
+        }
+    }
+    return rounds * kSums * 2 * 32;
+}
+
+}  // namespace
+
+const Kernels kAvx2Kernels = {
+    "avx2",
+    avx2::scratch_bytes,
+    quantize,
+    matmul,
+    matmul_exact<Avx2Simd>,
+    Attention<Avx2Simd>::attend,
+    rms_norm<Avx2Simd>,
+    swiglu<Avx2Simd>,
+    add<Avx2Simd>,
+    rotate<Avx2Simd>,
+    to_half<Avx2Simd>,
+    from_half<Avx2Simd>,
+    multiply_rounds,
+};
+
+}  // namespace baichuan2

@@ -1,0 +1,134 @@
+// The kernels in plain C++: the definition of the others, and the way to run anywhere.
+#include "attention.h"
+#include "elementwise.h"
+#include "kernels.h"
+#include "matmul_exact.h"
+
+namespace baichuan2 {
+namespace {
+
+std::int32_t pack_pair(int low, int high) {
+    return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xffff) | (static_cast<std::uint32_t>(high) << 16));
+}
+
+void quantize_group(const float* x, std::int64_t count, const ActivationSlot& slot, std::int64_t group) {
+    float largest = 0.0f;
+    for (std::int64_t i = 0; i < count; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+    const bool is_zero = largest < kSmallestGroup;
+    const float inverse = is_zero ? 0.0f : 127.0f / largest;
+    const float scale = is_zero ? 0.0f : largest / 127.0f;
+    int sums[2] = {0, 0};
+    for (std::int64_t step = 0; step < kGroup / kStepColumns; ++step) {
+        std::uint32_t word = 0;
+        for (std::int64_t i = 0; i < kStepColumns; ++i) {
+            const std::int64_t column = step * kStepColumns + i;
+            const int code = column < count ? static_cast<int>(std::nearbyintf(x[column] * inverse)) : 0;
+            sums[i / 2] += code;
+            word |= static_cast<std::uint32_t>(code & 0xff) << (8 * i);
+        }
+        slot.steps[(group * kGroup / kStepColumns + step) * slot.stride] = static_cast<std::int32_t>(word);
+    }
+    slot.scales[group * slot.stride] = scale;
+    slot.offsets[group * slot.stride] = -scale * static_cast<float>(sums[0] + sums[1]);
+    slot.starts[group * slot.stride] = pack_pair(-8 * sums[0], -8 * sums[1]);
+}
+
+void quantize(const float* x, std::int64_t columns, const ActivationSlot& slot) {
+    for (std::int64_t column = 0; column < columns; column += kGroup) {
+        const std::int64_t count = columns - column < kGroup ? columns - column : kGroup;
+        quantize_group(x + column, count, slot, column / kGroup);
+    }
+}
+
+// The sums over one group of (code - bias) * x, for every row of the block; bias is 8 or 136, as in AVX2.
+template <int Bits>
+void dot_group(const std::uint8_t* codes, const std::int8_t* x, std::int64_t stride, std::int32_t* sums) {
+    constexpr int kRows = Bits == 4 ? 16 : 8;
+    constexpr int kBias = Bits == 4 ? 8 : 136;
+    for (int row = 0; row < kRows; ++row) sums[row] = 0;
+    for (std::int64_t step = 0; step < kGroup / kStepColumns; ++step) {
+        for (std::int64_t byte = 0; byte < kStepBytes; ++byte) {
+            const int code = codes[step * kStepBytes + byte];
+            const int value = x[step * stride * kStepColumns + byte % kStepColumns];
+            const std::int64_t row = byte / kStepColumns;
+            if (Bits == 4) {
+                sums[row] += ((code & 15) - kBias) * value;
+                sums[8 + row] += ((code >> 4) - kBias) * value;
+            } else {
+                sums[row] += (code - kBias) * value;
+            }
+        }
+    }
+}
+
+template <int Bits>
+void matmul_token(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, std::int64_t lane, float* y) {
+    constexpr int kRows = Bits == 4 ? 16 : 8;
+    constexpr float kBias = Bits == 4 ? 8 : 136;
+    const std::int64_t stride = tile.tokens;
+    float totals[kRows] = {};
+    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+        std::int32_t sums[kRows];
+        float zeros[16];
+        dot_group<Bits>(matrix.codes(block) + group * kGroupBytes,
+                        tile.codes + (group * kGroup / kStepColumns * stride + lane) * kStepColumns, stride, sums);
+        load_zeros(Bits, matrix.zeros(block) + group * 8, zeros);
+        const float x_scale = tile.scales[group * stride + lane];
+        const float x_offset = tile.offsets[group * stride + lane];
+        for (int row = 0; row < kRows; ++row) {
+            const float scale = half_to_float(matrix.scales(block)[group * kRows + row]);
+            totals[row] = static_cast<float>(sums[row]) * (scale * x_scale) +
+                          (scale * (zeros[row] - kBias) * x_offset + totals[row]);
+        }
+    }
+    std::memcpy(y + block * kRows, totals, sizeof totals);
+}
+
+void matmul(const MatmulTask& task, const Activations& x) {
+    for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
+        for (std::int64_t index = 0; index < x.tiles(); ++index) {
+            const Tile tile = x.tile(index);
+            for (std::int64_t lane = 0; lane < tile.tokens; ++lane) {
+                float* y = task.y + (x.tile_start(index) + lane) * task.stride;
+                if (task.matrix->bits() == 4) {
+                    matmul_token<4>(*task.matrix, block, tile, lane, y);
+                } else {
+                    matmul_token<8>(*task.matrix, block, tile, lane, y);
+                }
+            }
+        }
+    }
+}
+
+std::int64_t multiply_rounds(std::int64_t rounds) {
+    std::uint8_t codes[kGroupBytes];
+    std::int8_t x[kGroup];
+    for (std::int64_t i = 0; i < kGroupBytes; ++i) codes[i] = static_cast<std::uint8_t>(i);
+    for (std::int64_t i = 0; i < kGroup; ++i) x[i] = static_cast<std::int8_t>(i);
+    for (std::int64_t round = 0; round < rounds; ++round) {
+        std::int32_t sums[16];
+        dot_group<4>(codes, x, 1, sums);
+        x[round % kGroup] = static_cast<std::int8_t>(sums[round % 16]);  // the next round needs this one
+    }
+    return rounds * kGroup * 16;
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",
+    [](std::int64_t) -> std::int64_t { return 0; },
+    quantize,
+    matmul,
+    matmul_exact<ScalarSimd>,
+    Attention<ScalarSimd>::attend,
+    rms_norm<ScalarSimd>,
+    swiglu<ScalarSimd>,
+    add<ScalarSimd>,
+    rotate<ScalarSimd>,
+    to_half<ScalarSimd>,
+    from_half<ScalarSimd>,
+    multiply_rounds,
+};
+
+}  // namespace baichuan2

@@ -1,0 +1,50 @@
+// Keys and values of one sequence in float16: reserved address space, of which only what is used is touched.
+//
+//   [layer][keys, values][key-value head][capacity * head size]      one head: see AttentionTask in kernels.h
+//
+// Truncating is only forgetting a length: what lies behind it is finite, never read unmasked, and overwritten.
+#pragma once
+
+#include <cstdint>
+
+#include "buffer.h"
+#include "kernels.h"
+
+namespace baichuan2 {
+
+class KvCache {
+public:
+    KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size, std::int64_t context)
+        : heads_(heads),
+          head_size_(head_size),
+          capacity_((context + kKeyBlock - 1) / kKeyBlock * kKeyBlock),
+          buffer_(static_cast<std::size_t>(layers * 2 * heads * capacity_ * head_size) * sizeof(std::uint16_t),
+                  Buffer::Pages::kOnTouch) {}
+
+    std::uint16_t* keys(std::int64_t layer, std::int64_t head) const { return at(2 * layer, head); }
+    std::uint16_t* values(std::int64_t layer, std::int64_t head) const { return at(2 * layer + 1, head); }
+
+    // Store one token's rows; keys of eight positions interleave.
+    void store(const Kernels& kernels, std::int64_t layer, std::int64_t head, std::int64_t position, const float* key,
+               const float* value) const {
+        kernels.to_half(value, head_size_, values(layer, head) + position * head_size_);
+        std::uint16_t halves[kMaxHeadSize];
+        kernels.to_half(key, head_size_, halves);
+        std::uint16_t* out = keys(layer, head) + position / 8 * 8 * head_size_ + position % 8;
+        for (std::int64_t d = 0; d < head_size_; ++d) out[d * 8] = halves[d];
+    }
+
+    static constexpr std::int64_t kMaxHeadSize = 256;
+
+private:
+    std::uint16_t* at(std::int64_t part, std::int64_t head) const {
+        return reinterpret_cast<std::uint16_t*>(buffer_.data()) + (part * heads_ + head) * capacity_ * head_size_;
+    }
+
+    std::int64_t heads_;
+    std::int64_t head_size_;
+    std::int64_t capacity_;
+    Buffer buffer_;
+};
+
+}  // namespace baichuan2

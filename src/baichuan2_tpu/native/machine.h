@@ -1,0 +1,14 @@
+// What this machine can do at most: the ceilings that a benchmark is compared with.
+#pragma once
+
+#include <string>
+
+namespace baichuan2 {
+
+// Bytes a second that `threads` threads together read from memory; the best of several passes over 1 GiB.
+double measure_read_bandwidth(int threads);
+
+// Multiplications a second of the kernels' inner step on registers, all threads together; the best of several.
+double measure_multiply_peak(int threads, const std::string& kernels);
+
+}  // namespace baichuan2

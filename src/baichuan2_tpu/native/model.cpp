@@ -1,0 +1,344 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace baichuan2 {
+namespace {
+
+// Prompts run in batches of this many tokens: enough to compute rather than read, small enough for the caches.
+constexpr std::int64_t kBatchTokens = 256;
+
+std::int64_t round_up(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
+
+// A matrix begins each of its parts at a whole block of 16 rows.
+std::int64_t part_rows(std::int64_t rows) { return round_up(rows, 16); }
+
+}  // namespace
+
+struct Model::Layer {
+    PackedMatrix qkv;
+    PackedMatrix output;
+    PackedMatrix gate_up;
+    PackedMatrix down;
+    std::vector<float> attention_norm;
+    std::vector<float> mlp_norm;
+};
+
+// One linear layer of the checkpoint: rows of a matrix that may hold several.
+struct Model::Part {
+    PackedMatrix* matrix;
+    std::int64_t first_row;
+};
+
+struct Model::Row {
+    Sequence* sequence;
+    std::int64_t position;
+    std::int32_t token;
+    bool wants_logits;
+};
+
+// Activations of one batch. Inputs of a matmul lie in rows of whole groups whose padding stays zero.
+struct Model::Workspace {
+    Workspace(const ModelShape& shape, const Kernels& kernels, int threads)
+        : hidden_stride(round_up(shape.hidden, kGroup)),
+          heads_stride(round_up(shape.heads * shape.head_size, kGroup)),
+          inner_stride(round_up(shape.intermediate, kGroup)),
+          x(floats(hidden_stride)),
+          normed(floats(hidden_stride)),
+          attended(floats(heads_stride)),
+          inner(floats(inner_stride)),
+          added(floats(round_up(shape.hidden, 16))),
+          qkv(floats(part_rows(shape.heads * shape.head_size) + 2 * part_rows(shape.kv_heads * shape.head_size))),
+          gate_up(floats(2 * part_rows(shape.intermediate))),
+          activations(kBatchTokens, std::max({shape.hidden, shape.heads * shape.head_size, shape.intermediate})) {
+        for (int i = 0; i < threads; ++i) {
+            matmul_scratch.emplace_back(static_cast<std::size_t>(kernels.matmul_scratch_bytes(kBatchTokens)));
+            attention_scratch.emplace_back(static_cast<std::size_t>(attention_scratch_floats(shape.head_size)) * 4);
+        }
+    }
+
+    static Buffer floats(std::int64_t stride) { return Buffer(static_cast<std::size_t>(kBatchTokens * stride) * 4); }
+    static float* at(const Buffer& buffer, std::int64_t stride, std::int64_t row) {
+        return reinterpret_cast<float*>(buffer.data()) + row * stride;
+    }
+
+    const std::int64_t hidden_stride;
+    const std::int64_t heads_stride;
+    const std::int64_t inner_stride;
+    Buffer x, normed, attended, inner, added, qkv, gate_up;
+    Activations activations;
+    std::vector<Buffer> matmul_scratch;
+    std::vector<Buffer> attention_scratch;
+};
+
+Model::Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact)
+    : shape_(shape),
+      kernels_(find_kernels(kernels)),
+      is_exact_(is_exact),
+      pool_(threads),
+      final_norm_(static_cast<std::size_t>(shape.hidden)),
+      head_(shape.vocabulary, shape.hidden, shape.head_bits),
+      work_(std::make_unique<Workspace>(shape, kernels_, threads)) {
+    const std::int64_t query_rows = shape.heads * shape.head_size;
+    const std::int64_t kv_rows = shape.kv_heads * shape.head_size;
+    for (std::int64_t i = 0; i < shape.layers; ++i) {
+        Layer layer;
+        layer.qkv = PackedMatrix(part_rows(query_rows) + 2 * part_rows(kv_rows), shape.hidden, shape.bits);
+        layer.output = PackedMatrix(shape.hidden, query_rows, shape.bits);
+        layer.gate_up = PackedMatrix(2 * part_rows(shape.intermediate), shape.hidden, shape.bits);
+        layer.down = PackedMatrix(shape.hidden, shape.intermediate, shape.bits);
+        layer.attention_norm.resize(static_cast<std::size_t>(shape.hidden));
+        layer.mlp_norm.resize(static_cast<std::size_t>(shape.hidden));
+        layers_.push_back(std::move(layer));
+    }
+    if (shape.rope_theta <= 0) return;
+    const std::int64_t half = shape.head_size / 2;
+    for (std::int64_t position = 0; position < shape.context; ++position) {
+        for (std::int64_t i = 0; i < half; ++i) {
+            // The angle in float32, as the official code computes it.
+            const float frequency = static_cast<float>(std::pow(shape.rope_theta, -static_cast<double>(i) / static_cast<double>(half)));
+            const double angle = static_cast<float>(position) * frequency;
+            cosines_.push_back(static_cast<float>(std::cos(angle)));
+            sines_.push_back(static_cast<float>(std::sin(angle)));
+        }
+    }
+}
+
+Model::~Model() = default;
+
+std::int64_t Model::weight_bytes() const {
+    std::int64_t bytes = head_.bytes();
+    for (const Layer& layer : layers_) {
+        bytes += layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+    }
+    return bytes;
+}
+
+Model::Part Model::find(Linear which, std::int64_t index) {
+    if (which == Linear::kHead) return {&head_, 0};
+    Layer& layer = layers_[static_cast<std::size_t>(index)];
+    const std::int64_t query_rows = part_rows(shape_.heads * shape_.head_size);
+    const std::int64_t kv_rows = part_rows(shape_.kv_heads * shape_.head_size);
+    switch (which) {
+        case Linear::kQuery: return {&layer.qkv, 0};
+        case Linear::kKey: return {&layer.qkv, query_rows};
+        case Linear::kValue: return {&layer.qkv, query_rows + kv_rows};
+        case Linear::kOutput: return {&layer.output, 0};
+        case Linear::kGate: return {&layer.gate_up, 0};
+        case Linear::kUp: return {&layer.gate_up, part_rows(shape_.intermediate)};
+        default: return {&layer.down, 0};
+    }
+}
+
+void Model::pack(Linear which, std::int64_t layer, const GptqView& source) {
+    const Part part = find(which, layer);
+    part.matrix->pack(part.first_row, source, pool_);
+}
+
+void Model::set_norm(Norm which, std::int64_t layer, const float* weight) {
+    std::vector<float>& target = which == Norm::kFinal ? final_norm_
+                                 : which == Norm::kAttention
+                                     ? layers_[static_cast<std::size_t>(layer)].attention_norm
+                                     : layers_[static_cast<std::size_t>(layer)].mlp_norm;
+    target.assign(weight, weight + shape_.hidden);
+}
+
+void Model::forward(const std::vector<Request>& requests, float* logits) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<Row> rows;
+    for (const Request& request : requests) {
+        for (std::int64_t i = 0; i < request.count; ++i) {
+            rows.push_back({request.sequence, request.sequence->length + i, request.tokens[i],
+                            i >= request.count - request.logit_rows});
+            if (static_cast<std::int64_t>(rows.size()) == kBatchTokens) {
+                run_batch(rows, logits);
+                rows.clear();
+            }
+        }
+    }
+    if (!rows.empty()) run_batch(rows, logits);
+    for (const Request& request : requests) request.sequence->length += request.count;
+}
+
+// Run one batch through all layers; `logits` moves on behind the rows that were written.
+void Model::run_batch(const std::vector<Row>& rows, float*& logits) {
+    Workspace& work = *work_;
+    const auto tokens = static_cast<std::int64_t>(rows.size());
+    pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::uint16_t* from = embedding_ + rows[static_cast<std::size_t>(i)].token * shape_.hidden;
+            kernels_.from_half(from, shape_.hidden, work.at(work.x, work.hidden_stride, i));
+        }
+    });
+    for (std::int64_t i = 0; i < shape_.layers; ++i) {
+        const Layer& layer = layers_[static_cast<std::size_t>(i)];
+        run_attention(layer, i, rows);
+        run_mlp(layer, tokens);
+    }
+    std::int64_t wanted = 0;
+    for (std::int64_t i = 0; i < tokens; ++i) {
+        if (!rows[static_cast<std::size_t>(i)].wants_logits) continue;
+        kernels_.rms_norm(work.at(work.x, work.hidden_stride, i), final_norm_.data(), shape_.norm_eps, shape_.hidden,
+                          work.at(work.normed, work.hidden_stride, wanted++));
+    }
+    if (wanted == 0) return;
+    multiply(head_, work.at(work.normed, work.hidden_stride, 0), wanted, logits);
+    logits += wanted * logits_stride();
+}
+
+void Model::run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows) {
+    Workspace& work = *work_;
+    const auto tokens = static_cast<std::int64_t>(rows.size());
+    norm(work.at(work.x, work.hidden_stride, 0), layer.attention_norm.data(), tokens);
+    multiply(layer.qkv, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.qkv, 0, 0));
+    store_keys_values(index, rows);
+    attend(index, rows);
+    multiply(layer.output, work.at(work.attended, work.heads_stride, 0), tokens, work.at(work.added, 0, 0));
+    add_residual(tokens, layer.output.padded_rows());
+}
+
+void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
+    Workspace& work = *work_;
+    norm(work.at(work.x, work.hidden_stride, 0), layer.mlp_norm.data(), tokens);
+    multiply(layer.gate_up, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.gate_up, 0, 0));
+    const std::int64_t stride = layer.gate_up.padded_rows();
+    // Pieces of a token too: at one token the whole pool shares it.
+    constexpr std::int64_t kPieces = 4;
+    const std::int64_t piece = round_up((shape_.intermediate + kPieces - 1) / kPieces, 8);
+    pool_.parallel_for(tokens * kPieces, 1, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t first = i % kPieces * piece;
+            const std::int64_t count = std::min(piece, shape_.intermediate - first);
+            if (count <= 0) continue;
+            const float* gate = work.at(work.gate_up, stride, i / kPieces) + first;
+            kernels_.swiglu(gate, gate + part_rows(shape_.intermediate), count,
+                            work.at(work.inner, work.inner_stride, i / kPieces) + first);
+        }
+    });
+    multiply(layer.down, work.at(work.inner, work.inner_stride, 0), tokens, work.at(work.added, 0, 0));
+    add_residual(tokens, layer.down.padded_rows());
+}
+
+// Rotate queries and keys where the model has RoPE, and put keys and values into the caches.
+void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) {
+    Workspace& work = *work_;
+    const std::int64_t size = shape_.head_size, half = size / 2;
+    const std::int64_t key_start = part_rows(shape_.heads * size);
+    const std::int64_t value_start = key_start + part_rows(shape_.kv_heads * size);
+    const std::int64_t stride = value_start + part_rows(shape_.kv_heads * size);
+    pool_.parallel_for(static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Row& row = rows[static_cast<std::size_t>(i)];
+            float* qkv = work.at(work.qkv, stride, i);
+            if (!cosines_.empty()) {
+                const float* cosine = cosines_.data() + row.position * half;
+                const float* sine = sines_.data() + row.position * half;
+                for (std::int64_t h = 0; h < shape_.heads; ++h) kernels_.rotate(qkv + h * size, cosine, sine, half);
+                for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
+                    kernels_.rotate(qkv + key_start + h * size, cosine, sine, half);
+                }
+            }
+            for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
+                row.sequence->cache.store(kernels_, layer, h, row.position, qkv + key_start + h * size,
+                                          qkv + value_start + h * size);
+            }
+        }
+    });
+}
+
+void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
+    // Tiles of neighbouring tokens of one sequence: all their queries of one key-value head make one task.
+    struct Tile {
+        std::int64_t first;
+        std::int64_t count;
+    };
+    Workspace& work = *work_;
+    const std::int64_t size = shape_.head_size;
+    const std::int64_t heads_a_key = shape_.heads / shape_.kv_heads;
+    const std::int64_t tile_tokens = std::max<std::int64_t>(1, kMaxQueries / heads_a_key);
+    const std::int64_t stride = part_rows(shape_.heads * size) + 2 * part_rows(shape_.kv_heads * size);
+    std::vector<Tile> tiles;
+    const auto tokens = static_cast<std::int64_t>(rows.size());
+    for (std::int64_t i = 0; i < tokens; ++i) {
+        const bool goes_on = !tiles.empty() && tiles.back().count < tile_tokens &&
+                             rows[static_cast<std::size_t>(i)].sequence == rows[static_cast<std::size_t>(i - 1)].sequence;
+        if (goes_on) {
+            ++tiles.back().count;
+        } else {
+            tiles.push_back({i, 1});
+        }
+    }
+    std::reverse(tiles.begin(), tiles.end());  // late tokens see more keys: the longest tasks go first
+    const auto tasks = static_cast<std::int64_t>(tiles.size()) * shape_.kv_heads;
+    pool_.parallel_for(tasks, 1, [&](int thread, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Tile& tile = tiles[static_cast<std::size_t>(i / shape_.kv_heads)];
+            const std::int64_t kv_head = i % shape_.kv_heads;
+            const KvCache& cache = rows[static_cast<std::size_t>(tile.first)].sequence->cache;
+            const float* query[kMaxQueries];
+            float* out[kMaxQueries];
+            std::int64_t position[kMaxQueries];
+            float slope[kMaxQueries];
+            std::int64_t queries = 0;
+            for (std::int64_t token = tile.first; token < tile.first + tile.count; ++token) {
+                for (std::int64_t h = kv_head * heads_a_key; h < (kv_head + 1) * heads_a_key; ++h, ++queries) {
+                    query[queries] = work.at(work.qkv, stride, token) + h * size;
+                    out[queries] = work.at(work.attended, work.heads_stride, token) + h * size;
+                    position[queries] = rows[static_cast<std::size_t>(token)].position;
+                    slope[queries] = shape_.alibi_slopes.empty() ? 0.0f : shape_.alibi_slopes[static_cast<std::size_t>(h)];
+                }
+            }
+            kernels_.attend({cache.keys(layer, kv_head), cache.values(layer, kv_head), size, queries, query, out, position,
+                             slope, 1.0f / std::sqrt(static_cast<float>(size)),
+                             reinterpret_cast<float*>(work.attention_scratch[static_cast<std::size_t>(thread)].data())});
+        }
+    });
+}
+
+void Model::norm(const float* x, const float* weight, std::int64_t tokens) {
+    Workspace& work = *work_;
+    pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            kernels_.rms_norm(x + i * work.hidden_stride, weight, shape_.norm_eps, shape_.hidden,
+                              work.at(work.normed, work.hidden_stride, i));
+        }
+    });
+}
+
+// y[token * padded rows + row] = matrix times x, whose rows are whole groups apart.
+void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y) {
+    Workspace& work = *work_;
+    const std::int64_t x_stride = matrix.groups() * kGroup;
+    if (!is_exact_) {
+        work.activations.reshape(tokens, matrix.columns());
+        pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                kernels_.quantize(x + i * x_stride, matrix.columns(), work.activations.slot(i));
+            }
+        });
+    }
+    // Even pieces: the kernels take two blocks at a time.
+    const std::int64_t grain = std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / 2 * 2, 2, 16);
+    pool_.parallel_for(matrix.blocks(), grain, [&](int thread, std::int64_t begin, std::int64_t end) {
+        const MatmulTask task = {&matrix, begin, end, y, matrix.padded_rows(),
+                                 work.matmul_scratch[static_cast<std::size_t>(thread)].data()};
+        if (is_exact_) {
+            kernels_.matmul_exact(task, x, x_stride, tokens);
+        } else {
+            kernels_.matmul(task, work.activations);
+        }
+    });
+}
+
+void Model::add_residual(std::int64_t tokens, std::int64_t stride) {
+    Workspace& work = *work_;
+    pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            kernels_.add(work.at(work.x, work.hidden_stride, i), work.at(work.added, stride, i), shape_.hidden);
+        }
+    });
+}
+
+}  // namespace baichuan2

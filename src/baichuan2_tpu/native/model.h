@@ -1,0 +1,97 @@
+// The forward pass of a Baichuan or Llama decoder over a ragged batch of tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kv_cache.h"
+#include "packed_matrix.h"
+#include "thread_pool.h"
+
+namespace baichuan2 {
+
+struct ModelShape {
+    std::int64_t layers;
+    std::int64_t hidden;
+    std::int64_t intermediate;
+    std::int64_t heads;
+    std::int64_t kv_heads;
+    std::int64_t head_size;
+    std::int64_t vocabulary;
+    std::int64_t context;
+    float norm_eps;
+    double rope_theta;  // 0 with ALiBi
+    std::vector<float> alibi_slopes;  // one a head; empty with RoPE
+    int bits;
+    int head_bits;
+};
+
+struct Sequence {
+    Sequence(const ModelShape& shape) : cache(shape.layers, shape.kv_heads, shape.head_size, shape.context) {}
+    KvCache cache;
+    std::int64_t length = 0;
+};
+
+struct Request {
+    Sequence* sequence;
+    const std::int32_t* tokens;
+    std::int64_t count;
+    std::int64_t logit_rows;  // of the last tokens
+};
+
+enum class Linear { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kHead };
+enum class Norm { kAttention, kMlp, kFinal };
+
+class Model {
+public:
+    Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact);
+    ~Model();
+
+    const ModelShape& shape() const { return shape_; }
+    const char* kernels_name() const { return kernels_.name; }
+    std::int64_t weight_bytes() const;  // that one token reads
+
+    void pack(Linear which, std::int64_t layer, const GptqView& source);
+    void set_norm(Norm which, std::int64_t layer, const float* weight);
+    // float16 (vocabulary, hidden); must outlive the model
+    void set_embedding(const std::uint16_t* embedding) { embedding_ = embedding; }
+
+    // Append the tokens of every request and write the wanted rows of logits, request after request. Rows of
+    // `logits` are logits_stride() apart. Nothing is checked here.
+    void forward(const std::vector<Request>& requests, float* logits);
+    std::int64_t logits_stride() const { return head_.padded_rows(); }
+
+private:
+    struct Layer;
+    struct Workspace;
+    struct Row;
+    struct Part;
+
+    Part find(Linear which, std::int64_t layer);
+    void run_batch(const std::vector<Row>& rows, float*& logits);
+    void run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows);
+    void run_mlp(const Layer& layer, std::int64_t tokens);
+    void store_keys_values(std::int64_t layer, const std::vector<Row>& rows);
+    void attend(std::int64_t layer, const std::vector<Row>& rows);
+    void norm(const float* x, const float* weight, std::int64_t tokens);
+    void multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
+    void add_residual(std::int64_t tokens, std::int64_t stride);
+
+    ModelShape shape_;
+    const Kernels& kernels_;
+    const bool is_exact_;
+    ThreadPool pool_;
+    std::mutex mutex_;
+    std::vector<Layer> layers_;
+    std::vector<float> final_norm_;
+    PackedMatrix head_;
+    const std::uint16_t* embedding_ = nullptr;
+    std::vector<float> cosines_;  // [position][half head]
+    std::vector<float> sines_;
+    std::unique_ptr<Workspace> work_;
+};
+
+}  // namespace baichuan2

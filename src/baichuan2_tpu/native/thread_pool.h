@@ -1,0 +1,63 @@
+// A persistent pool that runs one loop at a time over all its threads.
+//
+// The caller is thread 0. Workers spin for a moment after each loop, as a forward pass issues hundreds of
+// short ones, then sleep. Loops must not throw.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace baichuan2 {
+
+class ThreadPool {
+public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Call body(thread, begin, end) for pieces of `grain` items that cover [0, count). Pieces go to whoever is
+    // free: a thread that the system holds back must not hold back the others.
+    template <class Body>
+    void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) {
+        if (count <= grain || workers_.empty()) {
+            if (count > 0) body(0, std::int64_t{0}, count);
+            return;
+        }
+        using Plain = std::remove_reference_t<Body>;
+        call_ = [](void* context, int thread, std::int64_t begin, std::int64_t end) {
+            (*static_cast<Plain*>(context))(thread, begin, end);
+        };
+        context_ = const_cast<void*>(static_cast<const void*>(&body));
+        count_ = count;
+        grain_ = grain;
+        run();
+    }
+
+private:
+    void run();
+    void work(int thread);
+    void take_pieces(int thread);
+
+    void (*call_)(void*, int, std::int64_t, std::int64_t) = nullptr;
+    void* context_ = nullptr;
+    std::int64_t count_ = 0;
+    std::int64_t grain_ = 1;
+    alignas(64) std::atomic<std::int64_t> next_{0};
+    alignas(64) std::atomic<std::uint64_t> epoch_{0};
+    alignas(64) std::atomic<int> running_{0};
+    std::atomic<int> sleepers_{0};
+    std::atomic<bool> is_stopping_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace baichuan2
