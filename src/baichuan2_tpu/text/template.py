@@ -1,0 +1,174 @@
+"""How each family of models wants a conversation written as token ids.
+
+Roles are control ids, put here by id; what people wrote goes through ``Tokenizer.encode``, which yields none.
+Not here: keeping a conversation (``chat``). The templates are code, not Jinja out of the checkpoint: a
+template from a download could not be trusted, nor could it keep control ids and text apart.
+Source: ``build_chat_input`` in Baichuan2's ``generation_utils.py``; ``chat_template`` in the
+``tokenizer_config.json`` of SmolLM2-135M-Instruct.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from baichuan2_tpu.errors import CheckpointError, ContextLengthError
+from baichuan2_tpu.text.files import read_json_object
+from baichuan2_tpu.text.messages import Message, split_rounds
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+__all__ = ["BaichuanTemplate", "ChatMLTemplate", "ChatTemplate", "RenderedPrompt", "open_template"]
+
+# Ids 195 and 196; ``user_token_id`` and ``assistant_token_id`` in Baichuan2's generation_config.json.
+_BAICHUAN_USER = "<reserved_106>"
+_BAICHUAN_ASSISTANT = "<reserved_107>"
+
+_CHATML_START = "<|im_start|>"
+_CHATML_END = "<|im_end|>"
+_CHATML_END_OF_TEXT = "<|endoftext|>"
+
+# The default of SmolLM2's chat_template, for a checkpoint that came without one (a GGUF's tokenizer).
+_SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+# A default system message written out in a Jinja template: no quote or brace, so no code.
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>\\]+)<\|im_end\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """Token ids that ask for an answer, and how many of the oldest rounds are not in them."""
+
+    ids: tuple[int, ...]
+    dropped_rounds: int
+
+
+class ChatTemplate(Protocol):
+    """Writes messages as token ids."""
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that only the program may write: in the model's output each ends the answer."""
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
+        """Write the system message and the newest rounds that fit in ``budget`` ids.
+
+        Whole rounds are dropped, the oldest first; the system message and the newest round always stay.
+
+        Raises: RequestError when the messages make no conversation; ContextLengthError when the system
+        message and the newest round do not fit.
+        """
+
+
+class BaichuanTemplate:
+    """Baichuan2-Chat: a role id before each message, the system message bare in front, no other marks."""
+
+    def __init__(self, tokenizer: Tokenizer, user_id: int, assistant_id: int) -> None:
+        self._tokenizer = tokenizer
+        self._id_of_role = {"user": user_id, "assistant": assistant_id}
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Both role ids."""
+        return frozenset(self._id_of_role.values())
+
+    def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
+        """Write the newest rounds that fit; a last message of the assistant is left open, to be continued."""
+        system, rounds = split_rounds(messages)
+        head = self._tokenizer.encode(system)
+        is_open = messages[-1].role == "assistant"
+        tail = [] if is_open else [self._id_of_role["assistant"]]
+        return _fit(head, rounds, tail, budget, self._encode_message)
+
+    def _encode_message(self, message: Message) -> list[int]:
+        return [self._id_of_role[message.role], *self._tokenizer.encode(message.content)]
+
+
+class ChatMLTemplate:
+    """SmolLM2-Instruct: each message between marks with its role's name, and a default system message."""
+
+    def __init__(self, tokenizer: Tokenizer, start_id: int, end_id: int, default_system: str) -> None:
+        self._tokenizer = tokenizer
+        self._start_id = start_id
+        self._end_id = end_id
+        self._default_system = default_system
+        self._newline = tokenizer.encode("\n")
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Both marks, and the end of the text where the vocabulary has one."""
+        end_of_text = self._tokenizer.control_id(_CHATML_END_OF_TEXT)
+        ends = frozenset() if end_of_text is None else frozenset({end_of_text})
+        return ends | {self._start_id, self._end_id}
+
+    def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
+        """Write the newest rounds that fit, and open the assistant's next message."""
+        system, rounds = split_rounds(messages)
+        system = system or self._default_system
+        head = self._encode_message(Message("system", system)) if system else []
+        tail = [self._start_id, *self._tokenizer.encode("assistant\n")]
+        return _fit(head, rounds, tail, budget, self._encode_message)
+
+    def _encode_message(self, message: Message) -> list[int]:
+        text = self._tokenizer.encode(f"{message.role}\n{message.content}")
+        return [self._start_id, *text, self._end_id, *self._newline]
+
+
+def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the template that the tokenizer's control ids are made for.
+
+    Raises: CheckpointError when it is neither Baichuan's nor ChatML.
+    """
+    user, assistant = tokenizer.control_id(_BAICHUAN_USER), tokenizer.control_id(_BAICHUAN_ASSISTANT)
+    if user is not None and assistant is not None:
+        return BaichuanTemplate(tokenizer, user, assistant)
+    start, end = tokenizer.control_id(_CHATML_START), tokenizer.control_id(_CHATML_END)
+    if start is not None and end is not None:
+        return ChatMLTemplate(tokenizer, start, end, _default_system(directory / "tokenizer_config.json"))
+    raise CheckpointError(
+        f"the tokenizer of {directory} knows no chat marks: neither {_BAICHUAN_USER} and "
+        f"{_BAICHUAN_ASSISTANT} nor {_CHATML_START} and {_CHATML_END}; use a chat model"
+    )
+
+
+def _default_system(path: Path) -> str:
+    """Return the system message that a checkpoint's template writes when the user gave none."""
+    template = read_json_object(path).get("chat_template")
+    if not isinstance(template, str):
+        return _SMOLLM2_SYSTEM
+    found = _DEFAULT_SYSTEM.search(template)
+    return found.group(1) if found else ""
+
+
+def _fit(
+    head: list[int],
+    rounds: Sequence[Sequence[Message]],
+    tail: list[int],
+    budget: int,
+    encode_message: Callable[[Message], list[int]],
+) -> RenderedPrompt:
+    """Put the newest rounds that fit between ``head`` and ``tail``.
+
+    The official code leaves ``tail`` out of the count, always keeps the newest round and then cuts ids off
+    the front: the system message, then the user's. Here everything counts and nothing is cut silently.
+    """
+    ids = list(tail)
+    dropped = len(rounds)
+    for messages in reversed(rounds):
+        encoded = [token_id for message in messages for token_id in encode_message(message)]
+        length = len(head) + len(encoded) + len(ids)
+        if length > budget and dropped == len(rounds):
+            raise ContextLengthError(
+                f"the prompt is {length} tokens with its system message, {budget} are allowed; shorten it, "
+                "leave less room for the answer (--max-tokens) or open the model with a larger --context"
+            )
+        if length > budget:
+            break
+        ids[:0] = encoded
+        dropped -= 1
+    return RenderedPrompt((*head, *ids), dropped)
