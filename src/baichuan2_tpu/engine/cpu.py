@@ -249,7 +249,7 @@ def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
 
 
 def _load(model: _native.Model, weights: Weights) -> None:
-    """Pack every tensor of ``weights`` and release it behind, but for the embedding, which is read in place."""
+    """Pack and release every tensor of ``weights``, but for the embedding, which is read in place."""
     for layer, name in _linear_names(weights.config):
         linear = weights.linear(name)
         model.pack(

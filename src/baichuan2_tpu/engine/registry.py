@@ -26,7 +26,7 @@ def open_engine(
 ) -> Engine:
     """Open the model in ``path``.
 
-    Raises: CheckpointError for a directory that is no quantised checkpoint, RequestError for an unknown engine.
+    Raises: CheckpointError where ``path`` is no quantised checkpoint; RequestError for an unknown engine.
     """
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")

@@ -5,7 +5,7 @@
 //
 //   codes    int8  [step][T][4]      a step is 4 columns: one 32-bit word a token
 //   scales   float [group][T]
-//   offsets  float [group][T]        -scale * sum(codes): what the zero points multiply
+//   offsets  float [group][T]        -sum(codes): what the zero points multiply
 //   starts   int16 pair [group][T]   -8 * sum of the codes that reach each 16-bit accumulator lane: columns 0, 1
 //                                    and 2, 3 of each step
 //

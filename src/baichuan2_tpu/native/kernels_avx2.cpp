@@ -44,7 +44,7 @@ void quantize_group(const float* x, const ActivationSlot& slot, std::int64_t gro
     const int low = static_cast<std::int16_t>(_mm_extract_epi16(sum, 0));
     const int high = static_cast<std::int16_t>(_mm_extract_epi16(sum, 1));
     slot.scales[group * slot.stride] = scale;
-    slot.offsets[group * slot.stride] = -scale * static_cast<float>(low + high);
+    slot.offsets[group * slot.stride] = static_cast<float>(-(low + high));
     slot.starts[group * slot.stride] = static_cast<std::int32_t>((static_cast<std::uint32_t>(-8 * low) & 0xffff) |
                                                                  (static_cast<std::uint32_t>(-8 * high) << 16));
 }

@@ -29,7 +29,7 @@ void quantize_group(const float* x, std::int64_t count, const ActivationSlot& sl
         slot.steps[(group * kGroup / kStepColumns + step) * slot.stride] = static_cast<std::int32_t>(word);
     }
     slot.scales[group * slot.stride] = scale;
-    slot.offsets[group * slot.stride] = -scale * static_cast<float>(sums[0] + sums[1]);
+    slot.offsets[group * slot.stride] = static_cast<float>(-(sums[0] + sums[1]));
     slot.starts[group * slot.stride] = pack_pair(-8 * sums[0], -8 * sums[1]);
 }
 
@@ -77,8 +77,8 @@ void matmul_token(const PackedMatrix& matrix, std::int64_t block, const Tile& ti
         const float x_offset = tile.offsets[group * stride + lane];
         for (int row = 0; row < kRows; ++row) {
             const float scale = half_to_float(matrix.scales(block)[group * kRows + row]);
-            totals[row] = static_cast<float>(sums[row]) * (scale * x_scale) +
-                          (scale * (zeros[row] - kBias) * x_offset + totals[row]);
+            const float sum = scale * (zeros[row] - kBias) * x_offset + static_cast<float>(sums[row]) * scale;
+            totals[row] += sum * x_scale;
         }
     }
     std::memcpy(y + block * kRows, totals, sizeof totals);

@@ -89,9 +89,10 @@ BAICHUAN2_INLINE void add_group(const __m256i (&sums)[2], const GroupScales<Bits
         whole[0] = _mm256_add_epi32(whole[0], _mm256_madd_epi16(sums[1], _mm256_set1_epi16(16)));
     }
     for (int v = 0; v < kRowVectors<Bits>; ++v) {
-        const __m256 sum = _mm256_fmadd_ps(scales.zero[v], _mm256_set1_ps(x_offset), totals[v]);
-        const __m256 scale = _mm256_mul_ps(scales.scale[v], _mm256_set1_ps(x_scale));
-        totals[v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[v]), scale, sum);
+        // The activations' scale comes last: no part overflows where the whole does not.
+        const __m256 codes = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[v]), scales.scale[v]);
+        const __m256 sum = _mm256_fmadd_ps(scales.zero[v], _mm256_set1_ps(x_offset), codes);
+        totals[v] = _mm256_fmadd_ps(sum, _mm256_set1_ps(x_scale), totals[v]);
     }
 }
 

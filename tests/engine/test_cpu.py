@@ -1,0 +1,81 @@
+"""The CPU engine against the definition of the model, and against itself on other threads and kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from baichuan2_tpu import _native
+from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.engine.cpu import CpuEngine, alibi_slopes
+from baichuan2_tpu.errors import BackendUnavailable, RequestError
+from random_model import SHAPES, float_weights, random_weights
+from reference import alibi_slopes as reference_slopes
+from reference import reference_logits
+
+BITS: tuple[Literal[4, 8], ...] = (4, 8)
+
+
+def run(engine: CpuEngine, tokens: list[int]) -> np.ndarray:
+    with engine.open_sequence() as sequence:
+        return engine.forward([Chunk(sequence, tokens, len(tokens))])[0]
+
+
+@pytest.mark.parametrize("kernels", _native.kernel_names())
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_the_references(shape: str, bits: Literal[4, 8], kernels: str) -> None:
+    weights = random_weights(shape, bits)
+    tokens = np.random.default_rng(1).integers(0, weights.config.vocabulary_size, 150).tolist()
+    expected = reference_logits(weights.config, float_weights(weights), tokens, kv_dtype=np.float16)
+    spread = expected.std()
+    for is_exact, allowed in [(True, 3e-4), (False, 0.06)]:
+        with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=kernels) as engine:
+            error = np.abs(run(engine, tokens) - expected).max() / spread
+        assert error < allowed
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_logits_do_not_depend_on_the_number_of_threads(bits: Literal[4, 8]) -> None:
+    weights = random_weights("grouped", bits)
+    tokens = list(range(130))
+    results = []
+    for threads in (1, 2, 3, 5):
+        with CpuEngine(weights, threads=threads) as engine:
+            results.append(run(engine, tokens))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 32, 40])
+def test_slopes_are_the_references(heads: int) -> None:
+    np.testing.assert_allclose(alibi_slopes(heads), reference_slopes(heads), rtol=1e-12)
+
+
+def test_a_context_beyond_the_models_is_refused() -> None:
+    with pytest.raises(
+        RequestError, match="a context of 257 tokens is not possible: this model allows 1 to 256"
+    ):
+        CpuEngine(random_weights("rope", 4), context=257)
+
+
+def test_impossible_settings_are_refused() -> None:
+    weights = random_weights("rope", 4)
+    with pytest.raises(RequestError, match="0 threads are not possible"):
+        CpuEngine(weights, threads=0)
+    with pytest.raises(
+        BackendUnavailable, match=r"no kernels named 'avx1024' here; this processor runs .*scalar"
+    ):
+        CpuEngine(weights, kernels="avx1024")
+
+
+def test_the_packed_size_is_counted() -> None:
+    """Every 64 weights take a float16 scale and, at 4 bits, half a byte of zero."""
+    weights = random_weights("rope", 4)
+    with CpuEngine(weights, threads=1) as engine:
+        block = 4 * 128 * 128 + 3 * 128 * 192
+        head = 320 * 128
+        assert engine.weight_bytes == 2 * block // 64 * (32 + 2) + 2 * block // 128 + head // 64 * (64 + 3)
+        assert engine.kv_bytes_per_token == 2 * 2 * 128 * 2

@@ -1,0 +1,205 @@
+"""Every kernel of every instruction set against float64 numpy, on shapes that fill no tile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from baichuan2_tpu import _native
+from baichuan2_tpu.checkpoint.gptq import dequantize, pack_linear
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+
+GROUP = 64
+KERNELS = _native.kernel_names()
+each_kernel = pytest.mark.parametrize("kernels", KERNELS)
+
+
+def random_linear(random: np.random.Generator, rows: int, columns: int, bits: int) -> PackedLinear:
+    levels, groups = 1 << bits, -(-columns // GROUP)
+    return pack_linear(
+        random.integers(0, levels, (rows, columns)).astype(np.uint8),
+        random.uniform(0.001, 0.02, (rows, groups)).astype(np.float16),
+        random.integers(1, levels, (rows, groups)).astype(np.uint8),
+        bits=bits,
+        group_size=GROUP,
+    )
+
+
+def multiply(
+    kernels: str, linear: PackedLinear, x: NDArray[np.float32], *, is_exact: bool
+) -> NDArray[np.float32]:
+    scales = linear.scales.view(np.uint16)
+    arrays = (linear.qweight, linear.qzeros, scales)
+    return _native.matmul(kernels, *arrays, linear.bits, linear.group_size, x, is_exact)
+
+
+def rounded(kernels: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what the quantised activations stand for."""
+    codes, scales, _ = _native.quantize_activations(kernels, x)
+    values = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), GROUP, axis=1)
+    return values[:, : x.shape[1]]
+
+
+@each_kernel
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 9).map(lambda n: 8 * n),
+    columns=st.integers(1, 80).map(lambda n: 8 * n),
+    tokens=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 13, 18, 19, 25, 40]),
+    bits=st.sampled_from([4, 8]),
+    seed=st.integers(0, 1000),
+)
+def test_matmul_is_the_float64_product(
+    kernels: str, *, rows: int, columns: int, tokens: int, bits: int, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    linear = random_linear(random, rows, columns, bits)
+    x = random.normal(0, 1, (tokens, columns)).astype(np.float32)
+    weights = dequantize(linear).astype(np.float64)
+    # The error of a float32 sum grows with the size of its terms, not with their sum.
+    for is_exact, inputs in [(True, x.astype(np.float64)), (False, rounded(kernels, x))]:
+        size = np.abs(inputs) @ np.abs(weights).T + 1e-30
+        error = (np.abs(multiply(kernels, linear, x, is_exact=is_exact) - inputs @ weights.T) / size).max()
+        assert error < 3e-6, f"exact={is_exact}: {error:.1e}"
+
+
+@each_kernel
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 6, 19])
+def test_no_sum_overflows_at_the_ends_of_the_range(kernels: str, bits: int, tokens: int) -> None:
+    """u8 x s8 pairs saturate in other engines; here the worst case of every operand must stay exact."""
+    top = (1 << bits) - 1
+    for code in (0, top):
+        for zero in (1, top):
+            for sign in (1.0, -1.0):
+                rows, columns = 16, 4 * GROUP
+                linear = pack_linear(
+                    np.full((rows, columns), code, np.uint8),
+                    np.full((rows, 4), 65504, np.float16),
+                    np.full((rows, 4), zero, np.uint8),
+                    bits=bits,
+                    group_size=GROUP,
+                )
+                x = np.full((tokens, columns), sign, np.float32)
+                expected = sign * 65504.0 * (code - zero) * columns
+                result = multiply(kernels, linear, x, is_exact=False)
+                np.testing.assert_allclose(result, expected, rtol=1e-5, atol=65504.0 * columns * top * 1e-6)
+
+
+@each_kernel
+@settings(max_examples=60, deadline=None)
+@given(
+    magnitude=st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1.0, 1e20, 1e30, 3e38]),
+    seed=st.integers(0, 100),
+)
+def test_activation_codes_stay_in_range_at_any_magnitude(kernels: str, magnitude: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.uniform(-1, 1, (7, 150)) * magnitude).astype(np.float32)
+    codes, scales, offsets = _native.quantize_activations(kernels, x)
+    assert codes.min() >= -127
+    assert codes.max() <= 127
+    assert np.isfinite(scales).all()
+    sums = codes.reshape(7, -1, GROUP).sum(axis=2, dtype=np.int64)
+    np.testing.assert_array_equal(offsets, -sums)
+    if magnitude > 1e-29:
+        step = np.repeat(scales.astype(np.float64), GROUP, axis=1)[:, :150]
+        assert (np.abs(codes[:, :150] * step - x) <= step * 0.501).all()
+
+
+def test_activations_are_the_same_integers_on_every_instruction_set() -> None:
+    x = np.random.default_rng(0).normal(0, 3, (23, 200)).astype(np.float32)
+    first, *others = [_native.quantize_activations(kernels, x) for kernels in KERNELS]
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def plain_attention(
+    queries: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    slopes: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    keys, values = (one.astype(np.float16).astype(np.float64) for one in (keys, values))
+    tokens, heads, size = queries.shape
+    context, kv_heads, _ = keys.shape
+    out = np.empty(queries.shape, np.float64)
+    for token in range(tokens):
+        seen = context - tokens + token + 1
+        for head in range(heads):
+            shared = head * kv_heads // heads
+            scores = keys[:seen, shared] @ queries[token, head] / np.sqrt(size)
+            if slopes.size:
+                scores += slopes[head] * (np.arange(seen) - (seen - 1))
+            weights = np.exp(scores - scores.max())
+            out[token, head] = weights @ values[:seen, shared] / weights.sum()
+    return out
+
+
+@each_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 30),
+    history=st.sampled_from([0, 1, 7, 63, 64, 65, 190]),
+    heads=st.sampled_from([(1, 1), (4, 4), (6, 2)]),
+    size=st.sampled_from([8, 24, 64, 72, 128]),
+    is_alibi=st.booleans(),
+    tile_tokens=st.integers(1, 16),
+    seed=st.integers(0, 100),
+)
+def test_attention_is_the_float64_softmax_whatever_the_tiles(
+    kernels: str,
+    *,
+    tokens: int,
+    history: int,
+    heads: tuple[int, int],
+    size: int,
+    is_alibi: bool,
+    tile_tokens: int,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    queries = random.normal(0, 2, (tokens, heads[0], size)).astype(np.float32)
+    keys, values = (
+        random.normal(0, 1, (history + tokens, heads[1], size)).astype(np.float32) for _ in range(2)
+    )
+    slopes = (2.0 ** -np.arange(1, heads[0] + 1)).astype(np.float32) if is_alibi else np.empty(0, np.float32)
+    result = _native.attend(kernels, queries, keys, values, slopes, tile_tokens)
+    error = np.abs(result - plain_attention(queries, keys, values, slopes)).max()
+    assert error < 5e-6, f"{error:.1e}"
+    one_by_one = _native.attend(kernels, queries, keys, values, slopes, 1)
+    np.testing.assert_array_equal(result, one_by_one)
+
+
+@each_kernel
+def test_an_infinite_key_or_value_does_not_reach_earlier_tokens(kernels: str) -> None:
+    """Values that leave float16's range are stored as its ends: 0 * infinity would spoil masked tokens."""
+    random = np.random.default_rng(0)
+    queries, keys, values = (random.normal(0, 1, (12, 2, 32)).astype(np.float32) for _ in range(3))
+    clean = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12)
+    values[8:], keys[8:] = np.inf, np.nan
+    spoiled = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12)
+    np.testing.assert_array_equal(spoiled[:8], clean[:8])
+
+
+@each_kernel
+def test_swiglu_is_right_for_any_gate(kernels: str) -> None:
+    gate = np.concatenate([np.linspace(-200, 200, 997), [0.0, -87.0, 87.0, 88.5]]).astype(np.float32)[None]
+    up = np.random.default_rng(0).normal(0, 1, gate.shape).astype(np.float32)
+    wide = gate.astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = wide / (1 + np.exp(-wide)) * up
+    np.testing.assert_allclose(_native.swiglu(kernels, gate, up), expected, rtol=2e-6, atol=1e-34)
+
+
+@each_kernel
+def test_float16_rounds_to_nearest_even_and_stays_finite(kernels: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    exact = bits[np.isfinite(bits)].astype(np.float32)
+    between = ((exact[:-1].astype(np.float64) + exact[1:]) / 2).astype(np.float32)
+    x = np.concatenate([exact, between, np.float32([1e-9, -1e-9, 7e4, -1e30, np.inf, -np.inf])])[None]
+    expected = np.clip(x, -65504, 65504).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(_native.round_to_half(kernels, x), expected)

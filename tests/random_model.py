@@ -1,0 +1,44 @@
+"""Random quantised weights of a small shape, and the float weights they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from tiny_checkpoint import alibi_config, rope_config
+
+__all__ = ["SHAPES", "float_weights", "random_weights"]
+
+SHAPES = {
+    "rope": rope_config(is_head_normalized=False),
+    "alibi": alibi_config(is_head_normalized=False),
+    # Three query heads share a key-value head; neither rows nor columns are whole tiles.
+    "grouped": rope_config(
+        is_head_normalized=False, hidden_size=144, heads=6, kv_heads=2, head_size=24, intermediate_size=200
+    ),
+}
+
+
+def random_weights(shape: str, bits: Literal[4, 8], *, seed: int = 0) -> RandomWeights:
+    """Make weights whose activations are large enough to tell positions apart."""
+    return RandomWeights(replace(SHAPES[shape], quantization=QuantizationConfig(bits)), seed=seed)
+
+
+def float_weights(weights: RandomWeights) -> dict[str, NDArray[np.float32]]:
+    """Return the exact float weights by their names in a Llama checkpoint."""
+    config: ModelConfig = weights.config
+    arrays = ["model.embed_tokens", "model.norm"]
+    linears = ["lm_head"]
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}"
+        arrays += [f"{prefix}.input_layernorm", f"{prefix}.post_attention_layernorm"]
+        linears += [f"{prefix}.self_attn.{one}_proj" for one in "qkvo"]
+        linears += [f"{prefix}.mlp.{one}_proj" for one in ("gate", "up", "down")]
+    floats = {f"{name}.weight": weights.array(name).astype(np.float32) for name in arrays}
+    return floats | {f"{name}.weight": dequantize(weights.linear(name)) for name in linears}
