@@ -6,7 +6,6 @@ Source of the prompt: the vendor's demonstration asks "请使用C++写一段冒�
 
 from __future__ import annotations
 
-import os
 import resource
 import statistics
 import sys
@@ -19,9 +18,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from typing_extensions import Self
 
+from baichuan2_tpu import _native
 from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Chunk, Engine, check_room
+from baichuan2_tpu.engine.cpu import available_threads
 from baichuan2_tpu.errors import RequestError
 
 __all__ = [
@@ -47,11 +48,6 @@ __all__ = [
 VENDOR_PROMPT = "请使用C++写一段冒泡排序算法。"
 VENDOR_PROMPT_IDS = (195, 92676, 1964, 92344, 62, 62, 93041, 5662, 93898, 93661, 22533, 18176, 66, 196)
 """``VENDOR_PROMPT`` as one user turn of Baichuan2, in the ids of the official tokenizer."""
-
-
-def available_threads() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +277,6 @@ def peak_rss_bytes() -> int:
 
 def measure_ceilings(threads: int) -> Ceilings:
     """Measure how fast ``threads`` threads read memory and multiply 8-bit integers, in about a second."""
-    from baichuan2_tpu import _native  # noqa: PLC0415 - only a benchmark needs it
-
     return Ceilings(_native.measure_read_bandwidth(threads), _native.measure_multiply_peak(threads))
 
 
