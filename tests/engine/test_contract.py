@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,16 +19,17 @@ from random_model import random_weights
 CONTEXT = 200
 VOCABULARY = 320
 
+MODELS: list[tuple[str, Literal[4, 8], str]] = [
+    ("rope", 4, "fast"),
+    ("alibi", 8, "fast"),
+    ("grouped", 4, "fast"),
+    ("grouped", 8, "exact"),
+]
 OPENERS: dict[str, Callable[[], Engine]] = {
     f"cpu-{shape}-{bits}-{mode}": lambda shape=shape, bits=bits, mode=mode: CpuEngine(
         random_weights(shape, bits), context=CONTEXT, threads=2, is_exact=mode == "exact"
     )
-    for shape, bits, mode in [
-        ("rope", 4, "fast"),
-        ("alibi", 8, "fast"),
-        ("grouped", 4, "fast"),
-        ("grouped", 8, "exact"),
-    ]
+    for shape, bits, mode in MODELS
 }
 
 

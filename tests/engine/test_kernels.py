@@ -123,7 +123,7 @@ def plain_attention(
     values: NDArray[np.float32],
     slopes: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    keys, values = (one.astype(np.float16).astype(np.float64) for one in (keys, values))
+    held = [one.astype(np.float16).astype(np.float64) for one in (keys, values)]
     tokens, heads, size = queries.shape
     context, kv_heads, _ = keys.shape
     out = np.empty(queries.shape, np.float64)
@@ -131,11 +131,11 @@ def plain_attention(
         seen = context - tokens + token + 1
         for head in range(heads):
             shared = head * kv_heads // heads
-            scores = keys[:seen, shared] @ queries[token, head] / np.sqrt(size)
+            scores = held[0][:seen, shared] @ queries[token, head] / np.sqrt(size)
             if slopes.size:
                 scores += slopes[head] * (np.arange(seen) - (seen - 1))
             weights = np.exp(scores - scores.max())
-            out[token, head] = weights @ values[:seen, shared] / weights.sum()
+            out[token, head] = weights @ held[1][:seen, shared] / weights.sum()
     return out
 
 
@@ -200,6 +200,8 @@ def test_float16_rounds_to_nearest_even_and_stays_finite(kernels: str) -> None:
     bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     exact = bits[np.isfinite(bits)].astype(np.float32)
     between = ((exact[:-1].astype(np.float64) + exact[1:]) / 2).astype(np.float32)
-    x = np.concatenate([exact, between, np.float32([1e-9, -1e-9, 7e4, -1e30, np.inf, -np.inf])])[None]
+    x = np.concatenate([exact, between, np.array([1e-9, -1e-9, 7e4, -1e30, np.inf, -np.inf], np.float32)])[
+        None
+    ]
     expected = np.clip(x, -65504, 65504).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(_native.round_to_half(kernels, x), expected)
