@@ -1,0 +1,94 @@
+"""What a user calls a model leads to a quantised checkpoint, made once and kept in the cache."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu import resolve
+from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.quantize import quantize
+from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings, find_source, resolve_model
+from tiny_checkpoint import rope_config, write_llama_safetensors, write_official
+from tiny_tokenizer import write_sentencepiece
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(resolve, "cache_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    directory = write_official(tmp_path / "Tiny-Chat", rope_config())
+    write_sentencepiece(directory)
+    return directory
+
+
+def test_float_checkpoint_is_quantised_once(source: Path, cache: Path) -> None:
+    notices: list[str] = []
+    first = resolve_model(str(source), notice=notices.append)
+    assert first.parent == cache / "models"
+    assert first.name.startswith("Tiny-Chat-w4g64-")
+    assert notices == [f"quantising {source} to 4 bits (once, into {first})"]
+    assert resolve_model(str(source), notice=pytest.fail) == first
+
+
+def test_settings_choose_another_place(source: Path) -> None:
+    four = resolve_model(str(source), notice=lambda _: None)
+    eight = resolve_model(str(source), ResolveSettings(bits=8), notice=lambda _: None)
+    assert four != eight
+    assert QuantizedCheckpoint(eight).config.quantization == QuantizationConfig(8)
+
+
+def test_changed_source_is_quantised_again(source: Path) -> None:
+    first = resolve_model(str(source), notice=lambda _: None)
+    os.utime(source / "config.json", (1, 1))
+    assert resolve_model(str(source), notice=lambda _: None) != first
+
+
+def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path, cache: Path) -> None:
+    quantize(source, tmp_path / "ready", bits=4)
+    assert resolve_model(str(tmp_path / "ready"), notice=pytest.fail) == tmp_path / "ready"
+    assert not cache.exists()
+
+
+def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Path] = []
+
+    def fetch(notice: resolve.Notice) -> Path:
+        fetched.append(source)
+        return source
+
+    monkeypatch.setattr(resolve, "KNOWN_MODELS", {"demo": replace(KNOWN_MODELS["demo"], fetch=fetch)})
+    first = resolve_model("demo", notice=lambda _: None)
+    assert first.name.startswith("demo-w8g64-")
+    assert resolve_model("demo", notice=pytest.fail) == first
+    assert fetched == [source]
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(RequestError) as caught:
+        find_source("baichuan3", pytest.fail)
+    assert str(caught.value) == (
+        "'baichuan3' is no path that exists, and no known model; give a checkpoint directory, a .gguf file, "
+        "or one of: demo"
+    )
+
+
+def test_directory_without_a_model_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        resolve_model(str(tmp_path), notice=pytest.fail)
+
+
+def test_failed_quantisation_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> None:
+    directory = write_llama_safetensors(tmp_path / "no-tokenizer", rope_config())
+    (directory / "tokenizer.model").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        resolve_model(str(directory), notice=lambda _: None)
+    assert not list(cache.glob("models/*"))
