@@ -1,0 +1,127 @@
+"""Float weights in Llama layout from any checkpoint: W_pack split, NormHead folded, a tied head repeated.
+
+Not here: file formats, quantising. Names are those of ``weights``: Llama names without ``.weight``.
+Source: ``modeling_baichuan.py`` of Baichuan2-7B (``W_pack``, ``NormHead``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from baichuan2_tpu.checkpoint.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
+from baichuan2_tpu.checkpoint.layout import HEAD, check_tensors, llama_shapes, official_shapes
+from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
+from baichuan2_tpu.checkpoint.shards import ShardedSource, read_json
+from baichuan2_tpu.checkpoint.source import TensorSource
+from baichuan2_tpu.checkpoint.torch_file import TorchFile
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.errors import CheckpointError
+
+__all__ = ["FloatCheckpoint"]
+
+_EMBEDDING = "model.embed_tokens"
+_NORM_FLOOR = 1e-12  # of torch.nn.functional.normalize
+_FLOATS = ("BF16", "F16", "F32", "F64")
+
+
+class FloatCheckpoint:
+    """The float weights of one model; names, shapes and types are checked when it is opened.
+
+    Raises: CheckpointError naming the file and the tensor.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        source: TensorSource,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.metadata = metadata
+        """What a GGUF file says besides its tensors, its tokenizer above all; None for a directory."""
+        self._source = source
+        self._is_official = any(".W_pack." in name for name in source.tensors)
+        shapes = official_shapes(config) if self._is_official else llama_shapes(config)
+        check_tensors(path, source.tensors, shapes)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a directory (safetensors before ``.bin``) or a GGUF file.
+
+        Raises: CheckpointError, also for a checkpoint that is quantised already.
+        """
+        kind = identify(path)
+        if kind == "gguf":
+            gguf = GgufFile(path)
+            return cls(path, gguf.config, gguf, gguf.metadata)
+        if kind == "quantized":
+            raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
+        config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
+        if has_weights(path, SAFETENSORS_NAME):
+            source = ShardedSource(path, SAFETENSORS_NAME, SafetensorsFile)
+        else:
+            source = ShardedSource(path, BIN_NAME, TorchFile)
+        _check_dtypes(source)
+        return cls(path, config, source)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files with weights, in the order of their names."""
+        return tuple(sorted({info.file for info in self._source.tensors.values()}))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows ``start`` to ``stop`` of a tensor, in float32; a head that asks for it is normalised.
+
+        Side effect: the pages read stay in memory until ``release(name)``.
+        """
+        stored, first, rows = self._place(name)
+        start, stop, _ = slice(start, stop).indices(rows)
+        values = np.ascontiguousarray(self._source.read(stored, first + start, first + stop), np.float32)
+        if name == HEAD and self.config.is_head_normalized:
+            # In float32, as the official code does it once before its first forward.
+            norms = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
+            values = values / np.maximum(norms, np.float32(_NORM_FLOOR))
+        return values
+
+    def describe(self, name: str) -> str:
+        """Name the file and the tensor that ``name`` is read from, for messages."""
+        stored = self._place(name)[0]
+        return f"{self._source.tensors[stored].file}: tensor {stored!r}"
+
+    def release(self, name: str) -> None:
+        """Give the pages behind ``name`` back, and those it shares a tensor with."""
+        self._source.release(self._place(name)[0])
+
+    def _place(self, name: str) -> tuple[str, int, int]:
+        """Return the stored tensor that holds ``name``, and at which row it begins and how many it has."""
+        if name == HEAD and self.config.is_head_tied:
+            name = _EMBEDDING
+        prefix, _, last = name.rpartition(".")
+        if self._is_official and last in ("q_proj", "k_proj", "v_proj"):
+            queries = self.config.heads * self.config.head_size
+            keys = self.config.kv_heads * self.config.head_size
+            first, rows = {
+                "q_proj": (0, queries),
+                "k_proj": (queries, keys),
+                "v_proj": (queries + keys, keys),
+            }[last]
+            return f"{prefix}.W_pack.weight", first, rows
+        return f"{name}.weight", 0, self._source.tensors[f"{name}.weight"].shape[0]
+
+
+def _check_dtypes(source: TensorSource) -> None:
+    """Check that every weight is a float."""
+    for name, info in source.tensors.items():
+        if info.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"{info.file}: tensor {name!r} is {info.dtype}, allowed is {', '.join(_FLOATS)}"
+            )

@@ -1,0 +1,42 @@
+"""Tell what lies at a path: a float checkpoint, a quantised one, a GGUF file, or nothing we read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from baichuan2_tpu.checkpoint.shards import read_json
+from baichuan2_tpu.errors import CheckpointError
+
+__all__ = ["BIN_NAME", "SAFETENSORS_NAME", "CheckpointKind", "has_weights", "identify"]
+
+CheckpointKind = Literal["float", "quantized", "gguf"]
+
+SAFETENSORS_NAME = "model.safetensors"
+BIN_NAME = "pytorch_model.bin"
+
+
+def identify(path: Path) -> CheckpointKind:
+    """Tell what lies at ``path``, from its name, its config.json and the names of its weight files.
+
+    Raises: CheckpointError saying what was looked for.
+    """
+    if path.is_file() and path.suffix == ".gguf":
+        return "gguf"
+    if not path.is_dir():
+        seen = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {seen}, allowed is a checkpoint directory or a .gguf file")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
+    if not any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):
+        raise CheckpointError(
+            f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
+            "fetch the weights"
+        )
+    is_quantized = read_json(path / "config.json").get("quantization_config") is not None
+    return "quantized" if is_quantized else "float"
+
+
+def has_weights(directory: Path, name: str) -> bool:
+    """Tell whether a directory holds weights called ``name``, in one file or in shards."""
+    return (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
