@@ -1,0 +1,84 @@
+"""What a quantised checkpoint will consist of: its config, its files, their tensors and sizes.
+
+Pure: nothing is read or written here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears, layer_norms, quantized_shapes
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.errors import RequestError
+
+__all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantization_settings"]
+
+EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+_GROUP_MULTIPLE = 64
+_BYTES = {"qweight": 4, "qzeros": 4, "scales": 2}
+_NORM_BYTES, _EMBEDDING_BYTES = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file: its linears with their (N, K), and its plain arrays with their shapes."""
+
+    file: str
+    linears: dict[str, tuple[int, int]]
+    arrays: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The config of the quantised checkpoint, its files in order, and the bytes they will need."""
+
+    config: ModelConfig
+    quantization: QuantizationConfig
+    shards: tuple[Shard, ...]
+    size_bytes: int
+
+
+def quantization_settings(bits: int, group_size: int) -> QuantizationConfig:
+    """Check the settings of a user.
+
+    Raises: RequestError naming the value and what is allowed.
+    """
+    if group_size <= 0 or group_size % _GROUP_MULTIPLE:
+        raise RequestError(f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE}")
+    choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
+    if bits not in choices:
+        raise RequestError(f"bits is {bits}, allowed are 4 and 8")
+    return QuantizationConfig(bits=choices[bits], group_size=group_size)
+
+
+def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
+    """Lay out the quantised form of a model: one file for the embedding, one a layer, one for the head.
+
+    Raises: CheckpointError when a linear's size cannot be packed.
+    """
+    # The head is written out and folded, so the result is a plain Llama, or a Baichuan that says so.
+    config = replace(config, is_head_tied=False, is_head_normalized=False, quantization=quantization)
+    hidden, vocabulary = config.hidden_size, config.vocabulary_size
+    files = [
+        f"model-{number + 1:05d}-of-{config.layers + 2:05d}.safetensors"
+        for number in range(config.layers + 2)
+    ]
+    layers = [
+        Shard(file, layer_linears(config, layer), dict.fromkeys(layer_norms(layer), (hidden,)))
+        for layer, file in enumerate(files[1:-1])
+    ]
+    first = Shard(files[0], {}, {EMBEDDING: (vocabulary, hidden)})
+    last = Shard(files[-1], {HEAD: (vocabulary, hidden)}, {FINAL_NORM: (hidden,)})
+    return Plan(config, quantization, (first, *layers, last), _size_bytes(config))
+
+
+def _size_bytes(config: ModelConfig) -> int:
+    """Return the bytes of all tensors."""
+    return sum(
+        math.prod(shape)
+        * _BYTES.get(name.rpartition(".")[2], _EMBEDDING_BYTES if len(shape) > 1 else _NORM_BYTES)
+        for name, shape in quantized_shapes(config).items()
+    )
