@@ -25,6 +25,7 @@ __all__ = [
     "linear_bits",
     "llama_shapes",
     "official_shapes",
+    "packed_shapes",
     "quantized_shapes",
 ]
 
@@ -80,15 +81,32 @@ def official_shapes(config: ModelConfig) -> Shapes:
 
 
 def quantized_shapes(config: ModelConfig) -> Shapes:
-    """Return every tensor of a quantised checkpoint, without the optional ``g_idx``.
-
-    Raises: CheckpointError when a linear's size is no multiple of what a word holds.
-    """
+    """Return every tensor of a quantised checkpoint, without the optional ``g_idx``."""
     shapes = _plain_shapes(config)
     for layer in range(config.layers):
         for name, size in layer_linears(config, layer).items():
-            shapes |= _packed_shapes(config, name, *size)
-    return shapes | _packed_shapes(config, HEAD, config.vocabulary_size, config.hidden_size)
+            shapes |= packed_shapes(config, name, *size)
+    return shapes | packed_shapes(config, HEAD, config.vocabulary_size, config.hidden_size)
+
+
+def packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> Shapes:
+    """Return the three tensors of one linear in GPTQ form, which packs several integers in a word.
+
+    Raises: CheckpointError when N or K is no multiple of what a word holds.
+    """
+    assert config.quantization is not None  # noqa: S101 - our own invariant
+    per_word = _WORD_BITS // linear_bits(config, name)
+    if outputs % per_word or inputs % per_word:
+        raise CheckpointError(
+            f"{name} has {outputs} rows and {inputs} columns, allowed are multiples of {per_word}; "
+            "this model cannot be stored in GPTQ form"
+        )
+    groups = -(-inputs // config.quantization.group_size)
+    return {
+        f"{name}.qweight": (inputs // per_word, outputs),
+        f"{name}.qzeros": (groups, outputs // per_word),
+        f"{name}.scales": (groups, outputs),
+    }
 
 
 def linear_bits(config: ModelConfig, name: str) -> int:
@@ -130,20 +148,3 @@ def _plain_shapes(config: ModelConfig) -> Shapes:
     norms = [norm for layer in range(config.layers) for norm in layer_norms(layer)]
     embedding: Shapes = {"model.embed_tokens.weight": (config.vocabulary_size, hidden)}
     return embedding | {f"{norm}.weight": (hidden,) for norm in [*norms, "model.norm"]}
-
-
-def _packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> Shapes:
-    """Return the three tensors of one linear in GPTQ form, which packs several integers in a word."""
-    assert config.quantization is not None  # noqa: S101 - our own invariant
-    per_word = _WORD_BITS // linear_bits(config, name)
-    if outputs % per_word or inputs % per_word:
-        raise CheckpointError(
-            f"{name} has {outputs} rows and {inputs} columns, allowed are multiples of {per_word}; "
-            "this model cannot be stored in GPTQ form"
-        )
-    groups = -(-inputs // config.quantization.group_size)
-    return {
-        f"{name}.qweight": (inputs // per_word, outputs),
-        f"{name}.qzeros": (groups, outputs // per_word),
-        f"{name}.scales": (groups, outputs),
-    }

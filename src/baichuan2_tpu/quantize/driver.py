@@ -38,7 +38,7 @@ _FILE_MODE = 0o644  # the safetensors library makes files that only their owner 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeEvent:
-    """How far it is. Units: ``done`` and ``total`` count files, ``done_bytes`` what is on disk by now."""
+    """How far it is. Units: ``done`` and ``total`` count files, the others the bytes of their tensors."""
 
     done: int
     total: int
@@ -111,8 +111,8 @@ def _remove_leftovers(directory: Path, journal: Journal) -> None:
 
 def _check_space(directory: Path, plan: Plan, journal: Journal) -> None:
     """Check that what is still to be written fits the disk."""
-    done_bytes = sum((directory / name).stat().st_size for name in journal.done)
-    needed, free = plan.size_bytes - done_bytes + _SPARE_BYTES, shutil.disk_usage(directory).free
+    needed = plan.size_bytes - _done_bytes(plan, journal) + _SPARE_BYTES
+    free = shutil.disk_usage(directory).free
     if needed > free:
         raise RequestError(
             f"{directory} needs {needed / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free; "
@@ -139,9 +139,12 @@ def _write_shards(
 
 def _event(plan: Plan, journal: Journal) -> QuantizeEvent:
     """Describe how far the journal is."""
-    directory = journal.path.parent
-    done_bytes = sum((directory / name).stat().st_size for name in journal.done)
-    return QuantizeEvent(len(journal.done), len(plan.shards), done_bytes, plan.size_bytes)
+    return QuantizeEvent(len(journal.done), len(plan.shards), _done_bytes(plan, journal), plan.size_bytes)
+
+
+def _done_bytes(plan: Plan, journal: Journal) -> int:
+    """Return the bytes of the tensors in finished files."""
+    return sum(shard.size_bytes for shard in plan.shards if shard.file in journal.done)
 
 
 def _write_shard(checkpoint: FloatCheckpoint, plan: Plan, shard: Shard, directory: Path) -> Path:

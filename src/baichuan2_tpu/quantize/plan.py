@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears, layer_norms, quantized_shapes
+from baichuan2_tpu.checkpoint.layout import HEAD, Shape, Shapes, layer_linears, layer_norms, packed_shapes
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 
@@ -18,27 +18,30 @@ __all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantizatio
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
 _GROUP_MULTIPLE = 64
-_BYTES = {"qweight": 4, "qzeros": 4, "scales": 2}
-_NORM_BYTES, _EMBEDDING_BYTES = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file: its linears with their (N, K), and its plain arrays with their shapes."""
+    """One file: its linears with their (N, K), its plain arrays with their shapes, the bytes of them all."""
 
     file: str
     linears: dict[str, tuple[int, int]]
     arrays: dict[str, tuple[int, ...]]
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The config of the quantised checkpoint, its files in order, and the bytes they will need."""
+    """The config of the quantised checkpoint, and its files in order."""
 
     config: ModelConfig
     quantization: QuantizationConfig
     shards: tuple[Shard, ...]
-    size_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(shard.size_bytes for shard in self.shards)
 
 
 def quantization_settings(bits: int, group_size: int) -> QuantizationConfig:
@@ -66,19 +69,27 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
         f"model-{number + 1:05d}-of-{config.layers + 2:05d}.safetensors"
         for number in range(config.layers + 2)
     ]
+    first = _make_shard(config, files[0], {}, {EMBEDDING: (vocabulary, hidden)})
     layers = [
-        Shard(file, layer_linears(config, layer), dict.fromkeys(layer_norms(layer), (hidden,)))
+        _make_shard(config, file, layer_linears(config, layer), dict.fromkeys(layer_norms(layer), (hidden,)))
         for layer, file in enumerate(files[1:-1])
     ]
-    first = Shard(files[0], {}, {EMBEDDING: (vocabulary, hidden)})
-    last = Shard(files[-1], {HEAD: (vocabulary, hidden)}, {FINAL_NORM: (hidden,)})
-    return Plan(config, quantization, (first, *layers, last), _size_bytes(config))
+    last = _make_shard(config, files[-1], {HEAD: (vocabulary, hidden)}, {FINAL_NORM: (hidden,)})
+    return Plan(config, quantization, (first, *layers, last))
 
 
-def _size_bytes(config: ModelConfig) -> int:
-    """Return the bytes of all tensors."""
-    return sum(
-        math.prod(shape)
-        * _BYTES.get(name.rpartition(".")[2], _EMBEDDING_BYTES if len(shape) > 1 else _NORM_BYTES)
-        for name, shape in quantized_shapes(config).items()
-    )
+def _make_shard(
+    config: ModelConfig, file: str, linears: dict[str, tuple[int, int]], arrays: dict[str, tuple[int, ...]]
+) -> Shard:
+    """Add up the bytes of a file's tensors."""
+    shapes: Shapes = dict(arrays)
+    for name, size in linears.items():
+        shapes |= packed_shapes(config, name, *size)
+        shapes[f"{name}.g_idx"] = (size[1],)
+    return Shard(file, linears, arrays, sum(_tensor_bytes(name, shape) for name, shape in shapes.items()))
+
+
+def _tensor_bytes(name: str, shape: Shape) -> int:
+    """Return the bytes of one tensor: packed and plain integers and norms take 4 an element, the rest 2."""
+    is_half = name.endswith(".scales") or name == EMBEDDING
+    return math.prod(shape) * (2 if is_half else 4)
