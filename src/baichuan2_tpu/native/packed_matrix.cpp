@@ -6,7 +6,9 @@
 namespace baichuan2 {
 namespace {
 
-constexpr std::int64_t kRowsAtOnce = 4;  // blocks a task packs: 64 rows are whole cache lines of the source
+// Rows that are packed together: 256 bytes of each source row, so that whole cache lines are used at once. A head's
+// rows lie half a megabyte apart, where lines evict each other before a second visit.
+constexpr std::int64_t kStripRows = 64;
 
 // The four low nibbles of `word`, a byte each, the lowest first.
 inline std::uint32_t spread_nibbles(std::uint32_t word) {
@@ -14,12 +16,25 @@ inline std::uint32_t spread_nibbles(std::uint32_t word) {
     return (word | (word << 4)) & 0x0f0f0f0f;
 }
 
-inline std::uint8_t zero_of(const GptqView& source, std::int64_t group, std::int64_t row, int bits) {
-    const std::int64_t per_word = 32 / bits;
-    const std::int64_t words = (source.rows + per_word - 1) / per_word;
-    const std::uint32_t word = source.qzeros[group * words + row / per_word];
-    const std::uint32_t mask = (1u << bits) - 1;
-    return static_cast<std::uint8_t>((((word >> (row % per_word * bits)) & mask) + 1) & mask);
+// One word of every row of a block: 8 columns of 16 rows, or 4 columns of 8.
+template <int Bits>
+inline void pack_words(const std::uint32_t* words, std::uint32_t* steps) {
+    for (int i = 0; i < 8; ++i) {
+        if (Bits == 8) {
+            steps[i] = words[i];
+        } else {
+            steps[i] = spread_nibbles(words[i]) | spread_nibbles(words[8 + i]) << 4;
+            steps[8 + i] = spread_nibbles(words[i] >> 16) | spread_nibbles(words[8 + i] >> 16) << 4;
+        }
+    }
+}
+
+template <int Bits>
+inline std::uint8_t zero_of(const std::uint32_t* qzeros, std::int64_t row) {
+    constexpr std::int64_t kPerWord = 32 / Bits;
+    constexpr std::uint32_t kMask = (1u << Bits) - 1;
+    const std::uint32_t word = qzeros[row / kPerWord];
+    return static_cast<std::uint8_t>((((word >> (row % kPerWord * Bits)) & kMask) + 1) & kMask);
 }
 
 }  // namespace
@@ -34,43 +49,46 @@ PackedMatrix::PackedMatrix(std::int64_t rows, std::int64_t columns, int bits)
 }
 
 void PackedMatrix::pack(std::int64_t first_row, const GptqView& source, ThreadPool& pool) {
-    const std::int64_t first_block = first_row / block_rows();
-    const std::int64_t count = (source.rows + block_rows() - 1) / block_rows();
-    pool.parallel_for(count, kRowsAtOnce, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) pack_block(first_block + i, i * block_rows(), source);
+    const std::int64_t strips = (source.rows + kStripRows - 1) / kStripRows;
+    pool.parallel_for(strips, 1, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            if (bits_ == 4) {
+                pack_strip<4>(first_row, i * kStripRows, source);
+            } else {
+                pack_strip<8>(first_row, i * kStripRows, source);
+            }
+        }
     });
 }
 
-void PackedMatrix::pack_block(std::int64_t block, std::int64_t source_row, const GptqView& source) {
-    const std::int64_t rows = std::min(block_rows(), source.rows - source_row);
-    pack_codes(codes_ + block * groups_ * kGroupBytes, source_row, rows, source);
-    std::uint16_t* scales = scales_ + block * groups_ * block_rows();
-    std::uint8_t* zeros = zeros_ + block * groups_ * 8;
-    for (std::int64_t group = 0; group < groups_; ++group) {
-        const std::int64_t from = group * kGroup / source.group_size;
-        for (std::int64_t row = 0; row < rows; ++row) {
-            scales[group * block_rows() + row] = source.scales[from * source.rows + source_row + row];
-            const std::uint8_t zero = zero_of(source, from, source_row + row, bits_);
-            zeros[group * 8 + row % 8] |= static_cast<std::uint8_t>(row < 8 ? zero : zero << 4);
+// Pack source rows [row, row + kStripRows), as far as there are any.
+template <int Bits>
+void PackedMatrix::pack_strip(std::int64_t first_row, std::int64_t row, const GptqView& source) {
+    constexpr std::int64_t kRows = Bits == 4 ? 16 : 8;
+    constexpr std::int64_t kColumns = 32 / Bits;  // of one word
+    const std::int64_t end = std::min(row + kStripRows, source.rows);
+    for (std::int64_t column = 0; column < source.columns; column += kColumns) {
+        const std::uint32_t* words = source.qweight + column / kColumns * source.rows;
+        for (std::int64_t at = row; at < end; at += kRows) {
+            std::uint32_t filled[16] = {};
+            const bool is_whole = at + kRows <= end;
+            if (!is_whole) std::copy(words + at, words + end, filled);
+            std::uint32_t steps[2 * 8];
+            pack_words<Bits>(is_whole ? words + at : filled, steps);
+            std::uint8_t* out = codes_ + (first_row + at) / kRows * groups_ * kGroupBytes;
+            std::memcpy(out + column * 8, steps, kColumns * 8);
         }
     }
-}
-
-void PackedMatrix::pack_codes(std::uint8_t* codes, std::int64_t row, std::int64_t rows, const GptqView& source) const {
-    const std::int64_t columns_a_word = 32 / bits_;
-    for (std::int64_t column = 0; column < source.columns; column += columns_a_word) {
-        const std::uint32_t* words = source.qweight + column / columns_a_word * source.rows + row;
-        std::uint32_t steps[16] = {};
-        for (std::int64_t i = 0; i < rows; ++i) {
-            if (bits_ == 8) {
-                steps[i] = words[i];
-            } else {
-                const int shift = i < 8 ? 0 : 4;
-                steps[i % 8] |= spread_nibbles(words[i]) << shift;
-                steps[8 + i % 8] |= spread_nibbles(words[i] >> 16) << shift;
-            }
+    for (std::int64_t group = 0; group < groups_; ++group) {
+        const std::int64_t from = group * kGroup / source.group_size;
+        const std::uint32_t* qzeros = source.qzeros + from * ((source.rows + kColumns - 1) / kColumns);
+        for (std::int64_t at = row; at < end; ++at) {
+            const std::int64_t block = (first_row + at) / kRows, lane = (first_row + at) % kRows;
+            const std::int64_t to = block * groups_ + group;
+            scales_[to * kRows + lane] = source.scales[from * source.rows + at];
+            const auto zero = static_cast<std::uint8_t>(zero_of<Bits>(qzeros, at) << (lane < 8 ? 0 : 4));
+            zeros_[to * 8 + lane % 8] |= zero;
         }
-        std::memcpy(codes + column * 8, steps, static_cast<std::size_t>(columns_a_word * 8));
     }
 }
 

@@ -57,8 +57,8 @@ public:
     const std::uint8_t* zeros(std::int64_t block) const { return zeros_ + block * groups_ * 8; }
 
 private:
-    void pack_block(std::int64_t block, std::int64_t source_row, const GptqView& source);
-    void pack_codes(std::uint8_t* codes, std::int64_t row, std::int64_t rows, const GptqView& source) const;
+    template <int Bits>
+    void pack_strip(std::int64_t first_row, std::int64_t row, const GptqView& source);
 
     int bits_ = 0;
     std::int64_t rows_ = 0;
