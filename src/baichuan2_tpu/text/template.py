@@ -103,8 +103,8 @@ class ChatMLTemplate:
     def stop_ids(self) -> frozenset[int]:
         """Both marks, and the end of the text where the vocabulary has one."""
         end_of_text = self._tokenizer.control_id(_CHATML_END_OF_TEXT)
-        ends = frozenset() if end_of_text is None else frozenset({end_of_text})
-        return ends | {self._start_id, self._end_id}
+        marks = (self._start_id, self._end_id, end_of_text)
+        return frozenset(mark for mark in marks if mark is not None)
 
     def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
         """Write the newest rounds that fit, and open the assistant's next message."""

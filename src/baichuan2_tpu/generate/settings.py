@@ -1,0 +1,144 @@
+"""How an answer is chosen and when it ends, and a checkpoint's defaults for both.
+
+Not here: the choosing itself (``sampling``).
+Source: Hugging Face's ``GenerationConfig``, whose file ``generation_config.json`` every checkpoint has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.text.files import read_json_object
+
+__all__ = ["GenerationSettings", "SamplingSettings", "read_settings"]
+
+_MAX_LOGPROBS = 20  # the most an OpenAI client may ask for
+_DEFAULT_MAX_TOKENS = (
+    2048  # Baichuan2's generation_config.json; Hugging Face's own default of 20 cuts answers
+)
+_DEFAULT_TOP_K = 50  # Hugging Face's default, in force when a checkpoint samples and names none
+
+# Below this the rounding of float32 logits would choose; clients send 1e-8 and mean greedy.
+_GREEDY_BELOW = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the next token is chosen, applied in this order: penalty, temperature, top_k, top_p, min_p.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    Without ``seed`` every run differs.
+
+    Raises: RequestError naming the value and the range that is allowed.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0, 100)
+        _check_range("top_k", self.top_k, 0, math.inf)
+        _check_range("top_p", self.top_p, 0, 1)
+        _check_range("min_p", self.min_p, 0, 1)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < _GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How tokens are chosen and when the answer ends.
+
+    ``logprobs`` asks for the log probability of each token and of that many most likely ones.
+
+    Units: ``max_tokens`` counts the answer's tokens.
+    Raises: RequestError naming the value and the range that is allowed.
+    """
+
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    max_tokens: int = _DEFAULT_MAX_TOKENS
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("max_tokens", self.max_tokens, 1, math.inf)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        if "" in self.stop:
+            raise RequestError("a stop string is empty; one character or more is allowed")
+
+
+def read_settings(directory: Path) -> GenerationSettings:
+    """Return the defaults of a checkpoint's ``generation_config.json``; greedy where it does not say.
+
+    Raises: CheckpointError when the file is damaged or a value in it is not allowed.
+    """
+    path = directory / "generation_config.json"
+    values = read_json_object(path)
+    try:
+        return GenerationSettings(
+            sampling=_sampling(values),
+            max_tokens=_integer(values, "max_new_tokens", _DEFAULT_MAX_TOKENS),
+            stop_ids=_stop_ids(values.get("eos_token_id")),
+        )
+    except RequestError as exc:
+        raise CheckpointError(f"{path}: {exc}") from exc
+
+
+def _sampling(values: Mapping[str, object]) -> SamplingSettings:
+    is_sampling = values.get("do_sample", False) is True
+    return SamplingSettings(
+        temperature=_number(values, "temperature", 1.0) if is_sampling else 0.0,
+        top_k=_integer(values, "top_k", _DEFAULT_TOP_K),
+        top_p=_number(values, "top_p", 1.0),
+        min_p=_number(values, "min_p", 0.0),
+        repetition_penalty=_number(values, "repetition_penalty", 1.0),
+    )
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    # Written so that NaN, which compares false with everything, is refused.
+    if not (low <= value <= high and math.isfinite(value)):
+        allowed = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+        raise RequestError(f"{name} is {value}; {allowed} is allowed")
+
+
+def _number(values: Mapping[str, object], name: str, default: float) -> float:
+    value = values.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RequestError(f"{name} is {value!r}; a number is allowed")
+    return float(value)
+
+
+def _integer(values: Mapping[str, object], name: str, default: int) -> int:
+    value = values.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} is {value!r}; a whole number is allowed")
+    return value
+
+
+def _stop_ids(value: object) -> frozenset[int]:
+    """Return ``eos_token_id``, which is an id, a list of ids, or null."""
+    if value is None:
+        return frozenset()
+    ids = cast("list[object]", value) if isinstance(value, list) else [value]
+    return frozenset(_integer({"eos_token_id": item}, "eos_token_id", -1) for item in ids)
