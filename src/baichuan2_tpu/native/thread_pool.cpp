@@ -10,6 +10,11 @@ constexpr int kSpins = 20000;
 // The caller waits at the end of a loop; after this many spins it lets others have the core.
 constexpr int kSpinsBeforeYield = 2000;
 
+// Low half of the ticket while no loop is open: more than the pieces of any loop.
+constexpr std::uint64_t kClosed = 0xffffffff;
+
+inline std::uint64_t number_of(std::uint64_t ticket) { return ticket >> 32; }
+
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -28,22 +33,28 @@ ThreadPool::~ThreadPool() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         is_stopping_ = true;
-        ++epoch_;
+        ticket_ = (number_of(ticket_) + 1) << 32 | kClosed;
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run() {
-    next_.store(0, std::memory_order_relaxed);
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    ++epoch_;  // sequentially consistent: a worker that misses it has already counted itself as a sleeper
+void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t grain) {
+    const std::uint64_t number = number_of(ticket_);
+    ticket_ = number << 32 | kClosed;
+    call_ = call;
+    context_ = context;
+    count_ = count;
+    grain_ = grain;
+    done_ = 0;
+    ticket_ = (number + 1) << 32;  // a worker that misses it has already counted itself as a sleeper
     if (sleepers_ > 0) {
         { const std::lock_guard<std::mutex> lock(mutex_); }
         wake_.notify_all();
     }
     take_pieces(0);
-    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; ++spins) {
+    const std::int64_t pieces = (count + grain - 1) / grain;
+    for (int spins = 0; done_.load(std::memory_order_acquire) < pieces; ++spins) {
         if (spins < kSpinsBeforeYield) {
             pause();
         } else {
@@ -55,25 +66,32 @@ void ThreadPool::run() {
 void ThreadPool::work(int thread) {
     std::uint64_t seen = 0;
     for (;;) {
-        for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
-        if (epoch_ == seen) {
+        for (int spins = 0; number_of(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins; ++spins) pause();
+        if (number_of(ticket_) == seen) {
             std::unique_lock<std::mutex> lock(mutex_);
             ++sleepers_;
-            wake_.wait(lock, [&] { return epoch_ != seen; });
+            wake_.wait(lock, [&] { return number_of(ticket_) != seen; });
             --sleepers_;
         }
-        ++seen;
+        seen = number_of(ticket_);
         if (is_stopping_) return;
         take_pieces(thread);
-        running_.fetch_sub(1, std::memory_order_release);
     }
 }
 
 void ThreadPool::take_pieces(int thread) {
+    std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
     for (;;) {
-        const std::int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-        if (begin >= count_) return;
-        call_(context_, thread, begin, std::min(begin + grain_, count_));
+        const Call call = call_;
+        void* const context = context_;
+        const std::int64_t count = count_, grain = grain_;
+        const auto begin = static_cast<std::int64_t>(ticket & kClosed) * grain;
+        if ((ticket & kClosed) == kClosed || begin >= count) return;
+        // Succeeds only while the loop that was read is open and this piece is free.
+        if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+        call(context, thread, begin, std::min(begin + grain, count));
+        done_.fetch_add(1, std::memory_order_release);
+        ticket = ticket_.load(std::memory_order_acquire);
     }
 }
 

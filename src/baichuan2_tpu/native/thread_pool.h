@@ -1,7 +1,8 @@
 // A persistent pool that runs one loop at a time over all its threads.
 //
 // The caller is thread 0. Workers spin for a moment after each loop, as a forward pass issues hundreds of
-// short ones, then sleep. Loops must not throw.
+// short ones, then sleep. A loop ends when its pieces are done, not when every worker has come by: a worker that
+// the system holds back costs nothing until it has taken a piece. Loops must not throw.
 #pragma once
 
 #include <atomic>
@@ -32,28 +33,29 @@ public:
             return;
         }
         using Plain = std::remove_reference_t<Body>;
-        call_ = [](void* context, int thread, std::int64_t begin, std::int64_t end) {
+        const Call call = [](void* context, int thread, std::int64_t begin, std::int64_t end) {
             (*static_cast<Plain*>(context))(thread, begin, end);
         };
-        context_ = const_cast<void*>(static_cast<const void*>(&body));
-        count_ = count;
-        grain_ = grain;
-        run();
+        run(call, const_cast<void*>(static_cast<const void*>(&body)), count, grain);
     }
 
 private:
-    void run();
+    using Call = void (*)(void*, int, std::int64_t, std::int64_t);
+
+    void run(Call call, void* context, std::int64_t count, std::int64_t grain);
     void work(int thread);
     void take_pieces(int thread);
 
-    void (*call_)(void*, int, std::int64_t, std::int64_t) = nullptr;
-    void* context_ = nullptr;
-    std::int64_t count_ = 0;
-    std::int64_t grain_ = 1;
-    alignas(64) std::atomic<std::int64_t> next_{0};
-    alignas(64) std::atomic<std::uint64_t> epoch_{0};
-    alignas(64) std::atomic<int> running_{0};
-    std::atomic<int> sleepers_{0};
+    // The loop that is open. Atomic because a late worker may read it while the next one is written; the ticket
+    // tells it that what it read is void.
+    std::atomic<Call> call_{nullptr};
+    std::atomic<void*> context_{nullptr};
+    std::atomic<std::int64_t> count_{0};
+    std::atomic<std::int64_t> grain_{1};
+    // High half: the loop's number. Low half: the next piece, or all ones while no loop is open.
+    alignas(64) std::atomic<std::uint64_t> ticket_{0xffffffff};
+    alignas(64) std::atomic<std::int64_t> done_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
     std::atomic<bool> is_stopping_{false};
     std::mutex mutex_;
     std::condition_variable wake_;
