@@ -15,12 +15,20 @@ from tiny_checkpoint import alibi_config, rope_config
 
 __all__ = ["SHAPES", "float_weights", "random_weights"]
 
+_CONTEXT = 512  # twice what the native engine runs at once
+
 SHAPES = {
-    "rope": rope_config(is_head_normalized=False),
-    "alibi": alibi_config(is_head_normalized=False),
+    "rope": rope_config(is_head_normalized=False, max_context=_CONTEXT),
+    "alibi": alibi_config(is_head_normalized=False, max_context=_CONTEXT),
     # Three query heads share a key-value head; neither rows nor columns are whole tiles.
     "grouped": rope_config(
-        is_head_normalized=False, hidden_size=144, heads=6, kv_heads=2, head_size=24, intermediate_size=200
+        is_head_normalized=False,
+        max_context=_CONTEXT,
+        hidden_size=144,
+        heads=6,
+        kv_heads=2,
+        head_size=24,
+        intermediate_size=200,
     ),
 }
 

@@ -16,7 +16,7 @@ from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
 from random_model import random_weights
 
-CONTEXT = 200
+CONTEXT = 300
 VOCABULARY = 320
 
 MODELS: list[tuple[str, Literal[4, 8], str]] = [

@@ -56,9 +56,9 @@ def test_slopes_are_the_references(heads: int) -> None:
 
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(
-        RequestError, match="a context of 257 tokens is not possible: this model allows 1 to 256"
+        RequestError, match="a context of 513 tokens is not possible: this model allows 1 to 512"
     ):
-        CpuEngine(random_weights("rope", 4), context=257)
+        CpuEngine(random_weights("rope", 4), context=513)
 
 
 def test_impossible_settings_are_refused() -> None:
