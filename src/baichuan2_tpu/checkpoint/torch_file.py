@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -148,6 +149,7 @@ def _read_zip(file: MappedFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
 def _load_views(path: Path, pickled: bytes) -> dict[str, _Tensor]:
     """Unpickle the state dict; its tensors come as views that are not read yet."""
     try:
+        _check_memo(pickled)
         values: object = _Unpickler(path, pickled).load()
     except _DAMAGE as error:
         raise CheckpointError(f"{path}: its pickle is damaged ({error}); fetch the file again") from error
@@ -160,6 +162,14 @@ def _load_views(path: Path, pickled: bytes) -> dict[str, _Tensor]:
             raise CheckpointError(f"{path}: {name!r} is a {type(view).__name__}, allowed are tensors only")
         views[name] = view
     return views
+
+
+def _check_memo(pickled: bytes) -> None:
+    """Refuse a memo index beyond what the pickle can use: the unpickler would reserve memory up to it."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        is_memo_write = opcode.name in ("PUT", "LONG_BINPUT")
+        if is_memo_write and not (isinstance(argument, int) and 0 <= argument < len(pickled)):
+            raise pickle.UnpicklingError(f"memo index {argument} in {len(pickled)} bytes")
 
 
 class _Unpickler(pickle.Unpickler):
