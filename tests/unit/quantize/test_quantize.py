@@ -1,0 +1,275 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
+from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.quantize import QuantizeEvent, driver, quantize
+from reference import reference_logits
+from tiny_checkpoint import (
+    alibi_config,
+    float_weights,
+    official_tensors,
+    rope_config,
+    write_bin,
+    write_config,
+    write_llama_safetensors,
+    write_official,
+)
+
+TOKENS = [5, 6, 7, 300, 9]
+
+
+def restored_weights(path: Path) -> dict[str, np.ndarray]:
+    checkpoint = QuantizedCheckpoint(path)
+    layers = range(checkpoint.config.layers)
+    linears = [name for layer in layers for name in layer_linears(checkpoint.config, layer)]
+    arrays = [name for layer in layers for name in layer_norms(layer)]
+    weights = {f"{name}.weight": dequantize(checkpoint.linear(name)) for name in [*linears, "lm_head"]}
+    return weights | {
+        f"{name}.weight": checkpoint.array(name) for name in [*arrays, "model.norm", "model.embed_tokens"]
+    }
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.1), (4, 1.5)])
+@pytest.mark.parametrize("config", [rope_config(), alibi_config()], ids=["rope", "alibi"])
+def test_logits_of_the_quantised_model_are_close_to_the_float_ones(
+    tmp_path: Path, config: ModelConfig, bits: int, bound: float
+) -> None:
+    quantize(write_official(tmp_path / "float", config, seed=1), tmp_path / "q", bits=bits)
+    quantized = QuantizedCheckpoint(tmp_path / "q").config
+    assert quantized.quantization is not None
+    assert quantized == replace(config, is_head_normalized=False, quantization=quantized.quantization)
+    expected = reference_logits(config, float_weights(config, 1), TOKENS)
+    found = reference_logits(quantized, restored_weights(tmp_path / "q"), TOKENS)
+    error = np.abs(found - expected).max()
+    assert error < bound, f"largest error {error:.4f}, logits spread {expected.std():.4f}"
+
+
+def test_every_layout_of_the_same_weights_gives_the_same_integers(tmp_path: Path) -> None:
+    config = rope_config(is_head_tied=True, is_head_normalized=False)
+    for dtype in ("bfloat16", "float32"):
+        source = write_llama_safetensors(tmp_path / f"{dtype} float", config, shards=2, dtype=dtype)
+        quantize(source, tmp_path / dtype, bits=4)
+    assert contents(tmp_path / "bfloat16") == contents(tmp_path / "float32")
+    assert not QuantizedCheckpoint(tmp_path / "float32").config.is_head_tied
+
+
+def test_a_large_tensor_is_the_same_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    quantize(source, tmp_path / "whole", bits=4)
+    monkeypatch.setattr("baichuan2_tpu.quantize.linear._SLICE_WEIGHTS", 1000)
+    quantize(source, tmp_path / "sliced", bits=4)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "sliced")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_run_or_the_workers(tmp_path: Path, workers: int) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    quantize(source, tmp_path / "once", bits=4)
+    quantize(source, tmp_path / "again", bits=4, workers=workers)
+    assert contents(tmp_path / "once") == contents(tmp_path / "again")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_directory_is_one_that_gptq_readers_know(tmp_path: Path) -> None:
+    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=4, group_size=128)
+    values = json.loads((tmp_path / "q" / "config.json").read_text())
+    assert (values["model_type"], values["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert values["torch_dtype"] == "float16"
+    assert values["quantization_config"] == {
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "sym": False,
+        "desc_act": False,
+        "lm_head": True,
+        "dynamic": {"lm_head": {"bits": 8, "group_size": 128}},
+    }
+    index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"]["model.layers.1.mlp.up_proj.g_idx"] == "model-00003-of-00004.safetensors"
+    assert sorted(path.name for path in (tmp_path / "q").glob("*.safetensors")) == [
+        f"model-0000{one}-of-00004.safetensors" for one in (1, 2, 3, 4)
+    ]
+
+
+def test_the_tokenizer_and_settings_are_carried_over_and_code_is_not(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    carried = {"tokenizer.model": "m", "tokenizer_config.json": "{}", "generation_config.json": '{"a": 1}'}
+    for name, text in (carried | {"modeling_baichuan.py": "raise SystemExit"}).items():
+        (source / name).write_text(text)
+    quantize(source, tmp_path / "q", bits=8)
+    assert {name: (tmp_path / "q" / name).read_text() for name in carried} == carried
+    assert not list((tmp_path / "q").glob("*.py"))
+
+
+def test_a_chat_model_without_settings_gets_the_official_ones(tmp_path: Path) -> None:
+    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=8)
+    values = json.loads((tmp_path / "q" / "generation_config.json").read_text())
+    assert values == {
+        "max_new_tokens": 2048,
+        "temperature": 0.3,
+        "top_k": 5,
+        "top_p": 0.85,
+        "repetition_penalty": 1.05,
+        "do_sample": True,
+        "bos_token_id": 1,
+        "eos_token_id": [2],
+    }
+
+
+def test_progress_goes_from_nothing_to_everything(tmp_path: Path) -> None:
+    events: list[QuantizeEvent] = []
+    source = write_official(tmp_path / "float", rope_config())
+    quantize(source, tmp_path / "q", bits=4, progress=events.append)
+    assert [event.done for event in events] == [0, 1, 2, 3, 4]
+    assert events[0].done_bytes == 0
+    assert events[-1].done_bytes == events[-1].total_bytes
+    index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == events[-1].total_bytes
+
+
+class Interruption(Exception):  # noqa: N818 - stands for Ctrl-C
+    pass
+
+
+def interrupt_after(done: int) -> Callable[[QuantizeEvent], None]:
+    def progress(event: QuantizeEvent) -> None:
+        if event.done == done:
+            raise Interruption
+
+    return progress
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    quantize(source, tmp_path / "whole", bits=4)
+    with pytest.raises(Interruption):
+        quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(2))
+    assert not (tmp_path / "q").exists()
+    first = tmp_path / "q.partial" / "model-00001-of-00004.safetensors"
+    written = first.stat().st_mtime_ns
+    events: list[QuantizeEvent] = []
+    quantize(source, tmp_path / "q", bits=4, progress=events.append)
+    assert events[0].done >= 2
+    assert (tmp_path / "q" / first.name).stat().st_mtime_ns == written
+    assert contents(tmp_path / "q") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["bits", "group_size", "source", "damage", "journal"])
+def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str) -> None:
+    source = write_official(tmp_path / "float", rope_config(layers=3))
+    with pytest.raises(Interruption):
+        quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(1))
+    partial = tmp_path / "q.partial"
+    bits, group_size = 8 if change == "bits" else 4, 128 if change == "group_size" else 64
+    if change == "source":
+        write_official(source, rope_config(layers=2), seed=5)
+    for path in partial.glob("*.safetensors") if change == "damage" else ():
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    if change == "journal":
+        (partial / "journal.json").write_text("{")
+    events: list[QuantizeEvent] = []
+    quantize(source, tmp_path / "q", bits=bits, group_size=group_size, progress=events.append)
+    assert events[0].done == 0
+    quantize(source, tmp_path / "fresh", bits=bits, group_size=group_size)
+    assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
+
+
+def failure(
+    kind: type[Exception],
+    source: Path,
+    destination: Path,
+    *,
+    bits: int = 4,
+    group_size: int = 64,
+    workers: int = 2,
+) -> str:
+    with pytest.raises(kind) as caught:
+        quantize(source, destination, bits=bits, group_size=group_size, workers=workers)
+    assert not destination.exists() or kind is RequestError
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e38])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layers.1.self_attn.W_pack.weight", "row 1, column 2 of model.layers.1.self_attn.v_proj"),
+        ("model.embed_tokens.weight", "row 257, column 2 of model.embed_tokens"),
+        ("model.layers.0.mlp.down_proj.weight", "row 1, column 2 of model.layers.0.mlp.down_proj"),
+    ],
+)
+def test_a_weight_that_is_no_number_is_named_with_its_place(
+    tmp_path: Path, name: str, place: str, value: float
+) -> None:
+    tensors = official_tensors(rope_config(), 0)
+    tensors[name][1 if "down" in name else 257, 2] = value
+    source = tmp_path / "float"
+    source.mkdir()
+    write_config(source, rope_config())
+    write_bin(source / "pytorch_model.bin", tensors)
+    message = failure(CheckpointError, source, tmp_path / "q")
+    assert f"pytorch_model.bin: tensor '{name}': {place} is " in message
+    assert "allowed is -65504 to 65504" in message
+
+
+def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    target = tmp_path / "q"
+    assert "bits is 3, allowed are 4 and 8" in failure(RequestError, source, target, bits=3)
+    assert "allowed are multiples of 64" in failure(RequestError, source, target, group_size=100)
+    assert "group size is 0" in failure(RequestError, source, target, group_size=0)
+    assert "workers is 0, allowed is 1 or more" in failure(RequestError, source, target, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["float"]
+
+
+def test_an_existing_destination_is_never_touched(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    (tmp_path / "q").mkdir()
+    assert "exists already; remove it" in failure(RequestError, source, tmp_path / "q")
+
+
+def test_a_source_without_a_tokenizer_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    (source / "tokenizer.model").unlink()
+    message = failure(CheckpointError, source, tmp_path / "q")
+    assert "holds neither tokenizer.model nor tokenizer.json" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["float"]
+
+
+def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(driver.shutil, "disk_usage", lambda _: Usage)
+    message = failure(RequestError, write_official(tmp_path / "float", rope_config()), tmp_path / "q")
+    assert "needs 0.07 GB more, the disk has 0.00 GB free" in message
+
+
+def test_two_runs_into_one_directory_do_not_mix(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    with driver._locked(tmp_path / "q.partial"):
+        assert "is being written by another process" in failure(RequestError, source, tmp_path / "q")
+    quantize(source, tmp_path / "q", bits=4)
+
+
+def test_head_bits_and_group_size_are_read_back(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config(intermediate_size=200))
+    quantize(source, tmp_path / "q", bits=8, group_size=128)
+    checkpoint = QuantizedCheckpoint(tmp_path / "q")
+    assert checkpoint.config.quantization == QuantizationConfig(8, 128, 8)
+    down = checkpoint.linear("model.layers.0.mlp.down_proj")
+    assert down.scales.shape == (2, 128)  # 200 columns: the second group holds 72
