@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError
-from baichuan2_tpu.text.files import read_json_object
+from baichuan2_tpu.text.files import read_bytes, read_json_object
 from baichuan2_tpu.text.messages import Message, split_rounds
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
@@ -129,16 +129,20 @@ def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
         return BaichuanTemplate(tokenizer, user, assistant)
     start, end = tokenizer.control_id(_CHATML_START), tokenizer.control_id(_CHATML_END)
     if start is not None and end is not None:
-        return ChatMLTemplate(tokenizer, start, end, _default_system(directory / "tokenizer_config.json"))
+        return ChatMLTemplate(tokenizer, start, end, _default_system(directory))
     raise CheckpointError(
         f"the tokenizer of {directory} knows no chat marks: neither {_BAICHUAN_USER} and "
         f"{_BAICHUAN_ASSISTANT} nor {_CHATML_START} and {_CHATML_END}; use a chat model"
     )
 
 
-def _default_system(path: Path) -> str:
+def _default_system(directory: Path) -> str:
     """Return the system message that a checkpoint's template writes when the user gave none."""
-    template = read_json_object(path).get("chat_template")
+    template = read_json_object(directory / "tokenizer_config.json").get("chat_template")
+    # Newer versions of transformers keep the template in a file of its own.
+    own_file = directory / "chat_template.jinja"
+    if own_file.exists():
+        template = read_bytes(own_file).decode("utf-8", "replace")
     if not isinstance(template, str):
         return _SMOLLM2_SYSTEM
     found = _DEFAULT_SYSTEM.search(template)

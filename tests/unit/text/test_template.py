@@ -163,6 +163,13 @@ def test_chatml_default_system_message_is_read_from_the_checkpoint(
     assert shown(bpe_tokenizer, prompt.ids).startswith(start)
 
 
+def test_chatml_template_in_a_file_of_its_own_comes_first(bpe_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("{{ '<|im_start|>system\\nYou are Qwen.<|im_end|>' }}")
+    prompt = open_template(tmp_path, bpe_tokenizer).render([user("a")], ROOM)
+    assert shown(bpe_tokenizer, prompt.ids).startswith("<|im_start|>system\nYou are Qwen.")
+
+
 def test_chatml_marks_stop_an_answer(bpe_directory: Path, bpe_tokenizer: Tokenizer) -> None:
     names = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     expected = {bpe_tokenizer.control_id(name) for name in names}
