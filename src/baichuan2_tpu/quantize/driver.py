@@ -126,7 +126,8 @@ def _write_shards(
     """Write every file that is not done yet; the first failure stops the rest."""
     directory = journal.path.parent
     report(_event(plan, journal))
-    waiting = [shard for shard in plan.shards if shard.file not in journal.done]
+    # Last file first: the head takes longest, and would keep one thread busy alone at the end.
+    waiting = [shard for shard in reversed(plan.shards) if shard.file not in journal.done]
     pool = ThreadPoolExecutor(workers)
     try:
         tasks = [pool.submit(_write_shard, checkpoint, plan, shard, directory) for shard in waiting]

@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(Interruption):
         quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(2))
     assert not (tmp_path / "q").exists()
-    first = tmp_path / "q.partial" / "model-00001-of-00004.safetensors"
+    first = tmp_path / "q.partial" / "model-00004-of-00004.safetensors"
     written = first.stat().st_mtime_ns
     events: list[QuantizeEvent] = []
     quantize(source, tmp_path / "q", bits=4, progress=events.append)

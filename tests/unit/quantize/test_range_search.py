@@ -40,8 +40,8 @@ class Group:
         low, high = min(self.weights.min(), F(0)), max(self.weights.max(), F(0))
         tried = [
             self.with_range(low * (F(1) - step * F(i)), high * (F(1) - step * F(j)))
-            for i in range(6)
-            for j in range(6)
+            for i in range(5)
+            for j in range(5)
         ]
         error, scale, zero = min(tried, key=lambda one: one[0])
         for _ in range(2):
@@ -56,9 +56,9 @@ class Group:
         return scale, zero
 
     def with_range(self, low: np.float32, high: np.float32) -> tuple[np.float32, np.float32, np.float32]:
-        low = min(low, -high / (self.levels - F(1)))
-        scale = to_scale((high - low) / self.levels)
-        zero = np.clip(np.rint(-low / scale), F(1), self.levels)
+        low = min(low, -high * (F(1) / (self.levels - F(1))))
+        scale = to_scale((high - low) * (F(1) / self.levels))
+        zero = np.clip(np.rint(-low * (F(1) / scale)), F(1), self.levels)
         return self.error(scale, zero), scale, zero
 
 
