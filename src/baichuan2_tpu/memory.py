@@ -75,7 +75,7 @@ def check_context(config: ModelConfig, context: int, limit_bytes: int) -> None:
     need = memory_need(config)
     if need.total_bytes(context) <= limit_bytes:
         return
-    longest = need.longest_context(limit_bytes)
+    longest = min(need.longest_context(limit_bytes), config.max_context)
     advice = f"use --context {longest} or less" if longest else "use fewer bits or a larger machine"
     cache, weights = _gigabytes(context * need.kv_bytes_per_token), _gigabytes(need.weight_bytes)
     raise ContextLengthError(

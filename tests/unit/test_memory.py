@@ -1,5 +1,6 @@
 """Memory is counted from the dimensions, and a context that cannot fit is refused with numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +47,14 @@ def test_context_that_does_not_fit_names_every_number() -> None:
         check_context(config, 100_000, 24 * 10**9)
     assert str(caught.value) == (
         "a context of 100000 tokens needs 52.43 GB of KV cache beside 5.06 GB of weights, "
-        "this machine has 24.00 GB; use --context 36123 or less"
+        "this machine has 24.00 GB; use --context 4096 or less"
     )
+
+
+def test_longest_context_fits_to_the_token() -> None:
+    config = replace(shape_config("baichuan2-7b", 4), max_context=10**6)
+    with pytest.raises(ContextLengthError, match="use --context 36123 or less"):
+        check_context(config, 36_124, 24 * 10**9)
     check_context(config, 36_123, 24 * 10**9)
 
 

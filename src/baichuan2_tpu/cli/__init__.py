@@ -1,0 +1,111 @@
+"""The ``baichuan2`` command: its verbs, its exit codes, and the one place where any error becomes one line.
+
+Standard output holds results only; notices, progress and errors go to standard error. Exit codes: 0 done,
+1 failed, 2 wrong usage, 130 interrupted. Verbs import what they need when they run, so that ``--help`` is
+quick. Not here: what a verb does (one module each), the shared options (``options``).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from typing import Annotated, Protocol, runtime_checkable
+
+import typer
+
+from baichuan2_tpu import __version__
+from baichuan2_tpu.cli import options
+from baichuan2_tpu.cli.bench import bench
+from baichuan2_tpu.cli.chat import chat
+from baichuan2_tpu.cli.generate import generate
+from baichuan2_tpu.cli.info import info
+from baichuan2_tpu.cli.quantize import quantize
+from baichuan2_tpu.cli.terminal import notice, printable
+from baichuan2_tpu.errors import Baichuan2Error
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+"""128 + SIGINT, the shells' convention."""
+
+app = typer.Typer(
+    name="baichuan2",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _verb in (chat, generate, quantize, info, bench):
+    app.command()(_verb)
+
+
+@runtime_checkable
+class _UsageError(Protocol):
+    """What Typer raises for a wrong command line; the class itself moved between versions of Typer."""
+
+    exit_code: int
+
+    def format_message(self) -> str: ...
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"baichuan2-tpu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    debug: options.Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Chat with Baichuan2 and other models of the Llama family on any CPU.
+
+    MODEL is a checkpoint directory, a .gguf file, or a known name ("demo").
+    """
+
+
+def main() -> None:
+    """Run the command line and leave the process.
+
+    Raises: SystemExit with 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode still gets the answer
+    settings = options.Settings()
+    try:
+        words = sys.argv[1:] or ["--help"]
+        code = app(words, prog_name="baichuan2", standalone_mode=False, obj=settings) or 0
+    except Exception as error:  # noqa: BLE001 - the one place where any error becomes one line
+        if settings.is_debug:
+            traceback.print_exc()
+        code = _report(error)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def _report(error: Exception) -> int:
+    """Write one line about an error and return the exit code."""
+    if isinstance(error, typer.Abort):
+        return _INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = io.StringIO()  # the reader is gone: nothing is left to flush to
+        return 1
+    if isinstance(error, _UsageError):
+        command = getattr(getattr(error, "ctx", None), "command_path", "baichuan2")
+        notice(f"error: {error.format_message().rstrip('.?')}; see {command} --help")
+        return error.exit_code
+    if isinstance(error, Baichuan2Error | OSError):
+        notice(f"error: {printable(str(error))}")
+    else:
+        kind = type(error).__name__
+        notice(
+            f"error: internal: {kind}: {printable(str(error))}; please report it with the output of --debug"
+        )
+    return 1

@@ -1,0 +1,88 @@
+"""``baichuan2 generate``: one answer to one prompt, as text or as a JSON object.
+
+Not here: choosing tokens (``baichuan2_tpu.generate``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baichuan2_tpu.cli import options
+from baichuan2_tpu.cli.answer import collect_answer, show_answer
+from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
+from baichuan2_tpu.cli.terminal import write_result
+from baichuan2_tpu.errors import RequestError
+
+__all__ = ["generate"]
+
+
+def generate(
+    model: options.Model,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to say; - reads standard input.")
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Read the prompt from this file instead.", allow_dash=True)
+    ] = None,
+    system: options.System = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    engine: options.Engine = options.EngineName.AUTO,
+    exact: options.Exact = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Answer one prompt on standard output.
+
+    --json prints one object: model, engine, text, token_ids, finish_reason, stats.
+    """
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
+    text = _read_file(file) if file is not None else _read_prompt(prompt or "")
+    running = EngineSettings(engine.value, context, threads, exact)
+    answering = AnswerSettings(
+        system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop
+    )
+    with open_conversation(model, running, answering) as (opened, conversation):
+        if not as_json:
+            show_answer(conversation.ask(text))
+            return
+        result = collect_answer(conversation.ask(text))
+        facts = {"model": model, "engine": opened.name, **asdict(result)}
+        write_result(json.dumps(facts, ensure_ascii=False) + "\n")
+
+
+def _read_prompt(prompt: str) -> str:
+    return _decoded(sys.stdin.buffer.read(), "standard input") if prompt == "-" else prompt
+
+
+def _read_file(path: Path) -> str:
+    if str(path) == "-":
+        return _read_prompt("-")
+    try:
+        return _decoded(path.read_bytes(), str(path))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}; name a text file") from error
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """Return text without the line feed that ends a file."""
+    try:
+        return content.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 at byte {error.start}; convert it first") from error

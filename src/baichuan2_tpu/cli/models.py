@@ -1,0 +1,160 @@
+"""From the options of a verb to an open model: what every verb that runs one does first.
+
+Not here: quantising (``resolve``), the engines themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from baichuan2_tpu.cli.terminal import notice, progress_bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from baichuan2_tpu.chat import Conversation
+    from baichuan2_tpu.config import ModelConfig
+    from baichuan2_tpu.engine.base import Engine
+    from baichuan2_tpu.generate.settings import GenerationSettings
+
+__all__ = [
+    "AnswerSettings",
+    "EngineSettings",
+    "check_memory",
+    "open_conversation",
+    "open_model",
+    "read_config",
+    "resolve",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where and how to run; None leaves it to the model or the machine."""
+
+    engine: str = "auto"
+    context: int | None = None
+    threads: int | None = None
+    is_exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """How to answer, as far as the user said; None leaves it to the checkpoint's generation_config.json."""
+
+    system: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] | None = None
+
+    def over(self, defaults: GenerationSettings) -> GenerationSettings:
+        """Put what the user said over a checkpoint's defaults.
+
+        Raises: RequestError naming a value that is not allowed.
+        """
+        sampling = replace(
+            defaults.sampling,
+            temperature=_first(self.temperature, defaults.sampling.temperature),
+            top_p=_first(self.top_p, defaults.sampling.top_p),
+            top_k=_first(self.top_k, defaults.sampling.top_k),
+            min_p=_first(self.min_p, defaults.sampling.min_p),
+            repetition_penalty=_first(self.repetition_penalty, defaults.sampling.repetition_penalty),
+            seed=self.seed,
+        )
+        return replace(
+            defaults,
+            sampling=sampling,
+            max_tokens=_first(self.max_tokens, defaults.max_tokens),
+            stop=tuple(self.stop or ()),
+        )
+
+
+_Value = TypeVar("_Value")
+
+
+def _first(said: _Value | None, default: _Value) -> _Value:
+    return default if said is None else said
+
+
+def resolve(model: str) -> Path:
+    """Return the directory of the quantised checkpoint behind ``model``.
+
+    Side effect: what is not quantised yet is quantised into the user's cache, with a notice and progress.
+    """
+    from baichuan2_tpu.resolve import resolve_model
+
+    with progress_bar("quantising") as progress:
+        return resolve_model(model, notice=notice, progress=progress)
+
+
+def open_model(directory: Path, settings: EngineSettings) -> Engine:
+    """Open the engine of a quantised checkpoint, after a check that its context can fit the machine.
+
+    Raises: ContextLengthError with the numbers, and what the engine raises.
+    """
+    from baichuan2_tpu.engine.registry import open_engine
+
+    return open_engine(
+        directory,
+        engine=settings.engine,
+        context=check_memory(read_config(directory), settings.context),
+        threads=settings.threads,
+        is_exact=settings.is_exact,
+    )
+
+
+@contextmanager
+def open_conversation(
+    model: str, running: EngineSettings, answering: AnswerSettings
+) -> Generator[tuple[Engine, Conversation], None, None]:
+    """Open a model, its tokenizer and a conversation with it; everything is closed behind.
+
+    Raises: whatever is wrong with the name, the files, or a setting; settings are checked before loading.
+    """
+    from baichuan2_tpu.chat import Conversation
+    from baichuan2_tpu.generate.settings import read_settings
+    from baichuan2_tpu.text.template import open_template
+    from baichuan2_tpu.text.tokenizer import open_tokenizer
+
+    directory = resolve(model)
+    settings = answering.over(read_settings(directory))
+    tokenizer = open_tokenizer(directory)
+    template = open_template(directory, tokenizer)
+    with (
+        open_model(directory, running) as engine,
+        Conversation(engine, tokenizer, template, settings, system=answering.system) as conversation,
+    ):
+        yield engine, conversation
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Return the dimensions of a checkpoint."""
+    from baichuan2_tpu.checkpoint.shards import read_json
+    from baichuan2_tpu.config import ModelConfig
+
+    file = directory / "config.json"
+    return ModelConfig.from_json(read_json(file), file=str(file))
+
+
+def check_memory(config: ModelConfig, context: int | None) -> int:
+    """Return the context to open a model with; None asks for the model's own, or the longest that fits.
+
+    Raises: ContextLengthError with the numbers when a context the user asked for cannot fit.
+    """
+    from baichuan2_tpu.memory import check_context, machine_memory_bytes, memory_need
+
+    limit = machine_memory_bytes()
+    longest = max(1, memory_need(config).longest_context(limit))
+    chosen = context or min(config.max_context, longest)
+    check_context(config, chosen, limit)
+    if context is None and chosen < config.max_context:
+        notice(f"context shortened to {chosen} of the model's {config.max_context} tokens: memory is short")
+    return chosen

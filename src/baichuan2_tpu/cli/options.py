@@ -1,0 +1,147 @@
+"""The options and arguments that verbs share, each defined once.
+
+Not here: options of a single verb. Units are in the help texts; ranges are checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = [
+    "Bits",
+    "BitsName",
+    "Context",
+    "Debug",
+    "Engine",
+    "EngineName",
+    "Exact",
+    "GroupSize",
+    "Json",
+    "MaxTokens",
+    "MinP",
+    "Model",
+    "RepetitionPenalty",
+    "Seed",
+    "Settings",
+    "Stop",
+    "System",
+    "Temperature",
+    "Threads",
+    "TopK",
+    "TopP",
+]
+
+_FROM_MODEL = "the model's own"
+
+
+@dataclass(slots=True)
+class Settings:
+    """What holds for the whole command, filled while the command line is read."""
+
+    is_debug: bool = False
+
+
+class EngineName(str, Enum):
+    """Engines a user can ask for."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+
+
+class BitsName(str, Enum):
+    """Widths a weight can be stored in."""
+
+    FOUR = "4"
+    EIGHT = "8"
+
+    @property
+    def bits(self) -> Literal[4, 8]:
+        """The width as a number."""
+        return 4 if self is BitsName.FOUR else 8
+
+
+def _set_debug(context: typer.Context, value: bool) -> bool:
+    if value and isinstance(context.obj, Settings):
+        context.obj.is_debug = True
+    return value
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint directory, .gguf file, or known name (demo).")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+Bits = Annotated[BitsName, typer.Option("--bits", help="Bits a weight.")]
+GroupSize = Annotated[
+    int, typer.Option("--group-size", min=1, help="Consecutive input columns that share a scale.")
+]
+
+Engine = Annotated[EngineName, typer.Option("--engine", help="Where to run.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="one a core")
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, help="Tokens a conversation can hold.", show_default=_FROM_MODEL),
+]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Compute activations in float32: slow, the oracle of the fast mode.")
+]
+
+System = Annotated[str | None, typer.Option("--system", help="System message.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature", min=0.0, help="0 always takes the likeliest token.", show_default=_FROM_MODEL
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Keep the likeliest tokens up to this share.",
+        show_default=_FROM_MODEL,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k", min=0, help="Keep this many likeliest tokens; 0 keeps all.", show_default=_FROM_MODEL
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        help="Drop tokens below this share of the likeliest.",
+        show_default=_FROM_MODEL,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty", min=0.01, help="Above 1 discourages repeating.", show_default=_FROM_MODEL
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Same seed, same answer.", show_default="random")
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.", show_default=_FROM_MODEL),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this text; may be repeated."),
+]

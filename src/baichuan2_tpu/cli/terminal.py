@@ -1,0 +1,56 @@
+"""What reaches the user's terminal: answers made harmless, notices, and progress.
+
+Text of a model, or out of a file, may hold escape sequences that move the cursor, change the title or paste
+into the shell. Here every control character but line feed and tab is dropped; without its ESC a sequence is
+plain text. Not here: what is written.
+Source: ECMA-48, control functions C0 and C1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from baichuan2_tpu.quantize import Progress, QuantizeEvent
+
+__all__ = ["notice", "printable", "progress_bar", "write_result"]
+
+_DROPPED = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without control characters; line feeds and tabs stay."""
+    return text.translate(_DROPPED)
+
+
+def write_result(text: str) -> None:
+    """Write a piece of the result to standard output, at once."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
+
+
+def notice(text: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def progress_bar(title: str) -> Generator[Progress | None, None, None]:
+    """Give a callback that draws a bar on standard error, or None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, visible=False)
+
+        def draw(event: QuantizeEvent) -> None:
+            bars.update(task, completed=event.done_bytes, total=event.total_bytes, visible=True)
+
+        yield draw

@@ -1,0 +1,263 @@
+"""Results on standard output, everything else on standard error, and exit codes that scripts can trust."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu import __version__
+from cli_command import Run
+
+GREEDY = ("--temperature", 0, "--max-tokens", 6)
+
+
+def test_version_is_printed(run: Run) -> None:
+    done = run("--version")
+    assert (done.code, done.out, done.err) == (0, f"baichuan2-tpu {__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_help_names_every_verb(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.code == 0
+    assert done.err == ""
+    assert all(f"\n  {verb} " in done.out for verb in ("chat", "generate", "quantize", "info", "bench"))
+
+
+def test_help_loads_no_heavy_module() -> None:
+    code = (
+        "import sys; sys.argv = ['baichuan2', '--help']\n"
+        "from baichuan2_tpu.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'numpy', 'gguf', 'tokenizers', 'prompt_toolkit'} & sys.modules.keys()))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("serve",), "No such command 'serve'; see baichuan2 --help"),
+        (("info", "demo", "--colour"), "No such option: --colour; see baichuan2 info --help"),
+        (("info",), "Missing argument 'MODEL'; see baichuan2 info --help"),
+        (
+            ("generate", "demo"),
+            "Invalid value: give either PROMPT (- reads standard input) or --file; "
+            "see baichuan2 generate --help",
+        ),
+        (("bench",), "Invalid value: give either MODEL or --shape; see baichuan2 bench --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, words: tuple[str, ...], complaint: str) -> None:
+    done = run(*words)
+    assert (done.code, done.out, done.err) == (2, "", f"error: {complaint}\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "1.5"),
+        ("--top-k", "-1"),
+        ("--min-p", "x"),
+        ("--seed", "-1"),
+        ("--max-tokens", "0"),
+        ("--context", "0"),
+        ("--threads", "0"),
+        ("--engine", "gpu"),
+    ],
+)
+def test_value_out_of_range_is_named_before_anything_is_loaded(run: Run, option: str, value: str) -> None:
+    done = run("generate", "no-such-model", "hi", option, value)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: Invalid value for '{option}': ")
+    assert done.err.count("\n") == 1
+
+
+def test_unknown_model_is_one_line_and_exit_code_1(run: Run) -> None:
+    done = run("generate", "gpt", "hi")
+    assert (done.code, done.out, done.err) == (
+        1,
+        "",
+        "error: 'gpt' is no path that exists, and no known model; give a checkpoint directory, a .gguf file, "
+        "or one of: demo\n",
+    )
+
+
+@pytest.mark.parametrize("words", [("--debug", "info", "gpt"), ("info", "gpt", "--debug")])
+def test_debug_shows_the_traceback_too(run: Run, words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert done.code == 1
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert "\nerror: 'gpt' is no path" in done.err
+
+
+def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a \x1b[31mbug")
+
+    monkeypatch.setattr("baichuan2_tpu.resolve.resolve_model", fail)
+    monkeypatch.setattr("baichuan2_tpu.resolve.find_source", fail)
+    done = run("quantize", "demo", "x")
+    assert done.code == 1
+    assert done.err == (
+        "error: internal: ZeroDivisionError: a [31mbug; please report it with the output of --debug\n"
+    )
+
+
+def test_interrupt_ends_with_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("baichuan2_tpu.resolve.find_source", interrupt)
+    done = run("quantize", "demo", "x")
+    assert (done.code, done.out) == (130, "")
+
+
+def test_answer_is_all_that_reaches_standard_output(run: Run, model: Path) -> None:
+    done = run("generate", model, "你好", *GREEDY)
+    assert done.code == 0
+    assert done.out.endswith("\n")
+    assert len(done.out) > 1
+    assert done.err == "[cut at 6 tokens; --max-tokens and --context set the limit]\n"
+
+
+def test_json_is_one_object_with_the_same_answer(run: Run, model: Path) -> None:
+    plain = run("generate", model, "你好", *GREEDY)
+    done = run("generate", model, "你好", *GREEDY, "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    answer = json.loads(done.out)
+    assert answer["text"] + "\n" == plain.out
+    assert (answer["engine"], answer["finish_reason"]) == ("cpu", "length")
+    assert len(answer["token_ids"]) == answer["stats"]["generated_tokens"] == 6
+
+
+def test_same_seed_gives_the_same_answer(run: Run, model: Path) -> None:
+    words = ("generate", model, "hi", "--temperature", 1, "--max-tokens", 12, "--seed", 7)
+    assert run(*words).out == run(*words).out
+
+
+def test_prompt_comes_from_argument_file_or_standard_input(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("bubble sort\n", encoding="utf-8")
+    expected = run("generate", model, "bubble sort", *GREEDY).out
+    assert run("generate", model, "--file", file, *GREEDY).out == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"bubble sort\n")))
+    assert run("generate", model, "-", *GREEDY).out == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"\xff", "is not UTF-8 at byte 0; convert it first"), (b"", "is empty; write a prompt")],
+)
+def test_file_without_a_prompt_is_refused(
+    run: Run, model: Path, tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    done = run("generate", model, "--file", file)
+    assert (done.code, done.out) == (1, "")
+    assert complaint in done.err
+
+
+def test_file_that_is_not_there_is_named(run: Run) -> None:
+    done = run("generate", "demo", "--file", "absent.txt")
+    assert done.err == "error: cannot read absent.txt: No such file or directory; name a text file\n"
+
+
+def test_prompt_longer_than_the_context_names_both_numbers(run: Run, model: Path) -> None:
+    done = run("generate", model, "x" * 10_000)
+    assert (done.code, done.out) == (1, "")
+    assert "tokens" in done.err
+    assert " are allowed; shorten it" in done.err
+
+
+def test_context_larger_than_memory_is_refused_with_numbers(run: Run, model: Path) -> None:
+    done = run("generate", model, "hi", "--context", 10**12)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: a context of 1000000000000 tokens needs ")
+    assert done.err.endswith("use --context 256 or less\n")
+
+
+def test_what_a_user_types_cannot_play_a_role(run: Run, model: Path) -> None:
+    done = run("generate", model, "<reserved_107>" * 3, *GREEDY, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["stats"]["prompt_tokens"] > 3 * len("reserved")
+
+
+def test_quantize_makes_a_checkpoint_and_says_where(run: Run, float_model: Path, tmp_path: Path) -> None:
+    done = run("quantize", float_model, tmp_path / "out", "--bits", 8)
+    assert (done.code, done.out, done.err) == (0, "", f"wrote {tmp_path / 'out'}\n")
+    again = run("quantize", float_model, tmp_path / "out", "--bits", 8)
+    assert again.code == 1
+    assert "exists already" in again.err
+
+
+def test_truncated_shard_is_named_and_nothing_is_left(run: Run, float_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in float_model.iterdir():
+        content = file.read_bytes()
+        (broken / file.name).write_bytes(content[: len(content) // 2] if file.suffix == ".bin" else content)
+    done = run("quantize", broken, tmp_path / "out")
+    assert (done.code, done.out) == (1, "")
+    assert "pytorch_model-0000" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_float_model_is_quantised_once_with_a_notice(run: Run, float_model: Path) -> None:
+    first = run("generate", float_model, "hi", *GREEDY)
+    assert first.err.startswith(f"quantising {float_model} to 4 bits (once, into ")
+    second = run("generate", float_model, "hi", *GREEDY)
+    assert "quantising" not in second.err
+    assert second.out == first.out
+
+
+def test_info_counts_before_anything_is_loaded(run: Run, model: Path, float_model: Path) -> None:
+    done = run("info", model, "--context", 100, "--json")
+    facts = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert (facts["layers"], facts["bits"], facts["is_quantized"], facts["context"]) == (2, 4, True, 100)
+    assert facts["memory_bytes"] == facts["weight_bytes"] + facts["kv_cache_bytes"]
+    as_float = json.loads(run("info", float_model, "--context", 100, "--json").out)
+    assert as_float["is_quantized"] is False
+    assert as_float["memory_bytes"] == facts["memory_bytes"]
+
+
+def test_info_for_a_reader_has_one_fact_a_line(run: Run, model: Path) -> None:
+    lines = run("info", model).out.splitlines()
+    assert "is_quantized            yes" in lines
+    assert "vocabulary_size         400" in lines
+    assert any(line.startswith("memory_bytes") and line.endswith(" GB") for line in lines)
+
+
+BENCH = ("--prefill", 8, "--decode", 2, "--repetitions", 1)
+
+
+def test_bench_ends_with_a_json_line(run: Run, model: Path) -> None:
+    done = run("bench", model, *BENCH)
+    assert done.code == 0
+    figures = json.loads(done.out.splitlines()[-1])
+    wanted = ["decode_tok_per_s", "prefill_tok_per_s", "first_token_s", "load_s", "peak_rss_bytes"]
+    assert all(figures[name] > 0 for name in [*wanted, "decode_bytes_per_s"])
+
+
+def test_bench_measures_a_shape_without_files(run: Run) -> None:
+    done = run("bench", "--shape", "tiny", "--bits", 8, *BENCH, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["bits"] == 8
+    unknown = run("bench", "--shape", "huge")
+    assert (unknown.code, unknown.err) == (
+        1,
+        "error: there is no shape 'huge'; choose one of baichuan2-7b, baichuan2-13b, tiny\n",
+    )

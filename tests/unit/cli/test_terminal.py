@@ -1,0 +1,44 @@
+"""Nothing that a model writes can act on the terminal."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baichuan2_tpu.cli.console import read_message
+from baichuan2_tpu.cli.terminal import notice, printable, progress_bar, write_result
+
+
+@given(st.text())
+def test_no_control_character_is_left_but_line_feed_and_tab(text: str) -> None:
+    controls = {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))} - {"\n", "\t"}
+    shown = printable(text)
+    assert not controls & set(shown)
+    assert shown == "".join(one for one in text if one not in controls)
+
+
+def test_escape_sequence_becomes_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    write_result("a\x1b]0;title\x07b\r\n\x9b2J")
+    notice("c\x1b[2J")
+    assert capsys.readouterr() == ("a]0;titleb\n2J", "c[2J\n")
+
+
+def test_progress_is_drawn_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("working") as progress:
+        assert progress is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [(["one"], "one"), (["one\\", "two"], "one\ntwo"), (["one\\", "\\", "two"], "one\n\ntwo"), ([""], "")],
+)
+def test_trailing_backslash_continues_a_message(lines: list[str], message: str) -> None:
+    left = iter(lines)
+    prompts: list[str] = []
+
+    def read_line(prompt: str) -> str:
+        prompts.append(prompt)
+        return next(left)
+
+    assert read_message(read_line) == message
+    assert prompts == ["> ", *["… "] * (len(lines) - 1)]
