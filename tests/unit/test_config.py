@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -78,6 +78,7 @@ def test_rope_parameters_of_transformers_5_are_read() -> None:
     assert config.rope_theta == 1e6
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([rope_config(), alibi_config()]),
     st.booleans(),

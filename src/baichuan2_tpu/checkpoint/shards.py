@@ -50,11 +50,6 @@ class ShardedSource:
         """Everything the files hold."""
         return {name: file.tensors[name] for name, file in self._owners.items()}
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files, in the order of their names."""
-        return tuple(sorted({info.file for info in self.tensors.values()}))
-
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows of one tensor."""
         return self._owners[name].read(name, start, stop)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
 
@@ -92,12 +91,6 @@ class MappedFile:
             self._map.close()
         except BufferError:
             return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:

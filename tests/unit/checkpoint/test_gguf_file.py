@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from tokenizers import Tokenizer
 
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.gptq import dequantize as dequantize_linear
+from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quantize import quantize
 from tiny_checkpoint import float_weights, rope_config
 
 CONFIG = rope_config(
@@ -79,6 +83,7 @@ def write_gguf(
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(["Ġ a", "a b", "1 2", "Ġa b", "b a"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, tensor in weights.items():
@@ -119,6 +124,29 @@ def test_reads_as_llama_with_q_and_k_in_hugging_face_order(tmp_path: Path) -> No
         np.testing.assert_array_equal(checkpoint.read(name, 3, 9), expected[3:9], err_msg=name)
         checkpoint.release(name)
     np.testing.assert_array_equal(checkpoint.read("lm_head"), checkpoint.read("model.embed_tokens"))
+
+
+def test_a_gguf_file_quantises_with_its_tokenizer_and_greedy_settings(tmp_path: Path) -> None:
+    weights = float_weights(CONFIG, 5)
+    quantize(write_gguf(tmp_path / "m.gguf", weights), tmp_path / "q", bits=8)
+    checkpoint = QuantizedCheckpoint(tmp_path / "q")
+    found = dequantize_linear(checkpoint.linear("model.layers.1.self_attn.q_proj"))
+    expected = weights["model.layers.1.self_attn.q_proj.weight"]
+    error = np.abs(found - expected).max()
+    assert error < 0.01, f"largest error {error}, weights reach {np.abs(expected).max()}"
+    settings = json.loads((tmp_path / "q" / "generation_config.json").read_text())
+    assert settings == {"do_sample": False, "repetition_penalty": 1.0, "bos_token_id": 1, "eos_token_id": [2]}
+    assert Tokenizer.from_file(str(tmp_path / "q" / "tokenizer.json")).encode("<|im_end|>").ids == [2]
+
+
+def test_a_type_that_cannot_be_dequantised_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError
+
+    checkpoint = FloatCheckpoint.open(write_gguf(tmp_path / "m.gguf", float_weights(CONFIG, 0)))
+    monkeypatch.setattr("baichuan2_tpu.checkpoint.gguf_file.dequantize", refuse)
+    with pytest.raises(CheckpointError, match=r"'token_embd.weight' is Q8_0, which the gguf library cannot"):
+        checkpoint.read("model.embed_tokens")
 
 
 def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:

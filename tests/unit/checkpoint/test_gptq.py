@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baichuan2_tpu.checkpoint.gptq import dequantize, pack_linear, unpack_linear
 
 
+@settings(deadline=None)
 @given(st.sampled_from([4, 8]), st.integers(1, 4), st.integers(1, 24), st.integers(0, 2**32))
 def test_packing_loses_nothing(bits: int, rows: int, columns: int, seed: int) -> None:
     random = np.random.default_rng(seed)

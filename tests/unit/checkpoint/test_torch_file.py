@@ -159,7 +159,7 @@ def test_compressed_and_big_endian_data_are_refused(tmp_path: Path) -> None:
     assert "is not little-endian" in refusal(tmp_path / "b.bin")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.data())
 def test_any_damage_of_the_pickle_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
     pickled = bytearray(pickled_dict([("w", pickled_tensor("0", (4, 6), kind="FloatStorage"))]))
