@@ -1,7 +1,7 @@
 """What an engine needs from quantised weights, wherever they come from.
 
-The names are those of a Llama layout without ``.weight``: ``model.layers.0.self_attn.q_proj`` (k_proj, v_proj,
-o_proj), ``model.layers.0.mlp.gate_proj`` (up_proj, down_proj), ``lm_head`` for linears;
+The names are those of a Llama layout without ``.weight``: ``model.layers.0.self_attn.q_proj`` (k_proj,
+v_proj, o_proj), ``model.layers.0.mlp.gate_proj`` (up_proj, down_proj), ``lm_head`` for linears;
 ``model.embed_tokens``, ``model.layers.0.input_layernorm``, ``model.layers.0.post_attention_layernorm``,
 ``model.norm`` for plain arrays.
 Source of the packing: AutoGPTQ's ``QuantLinear`` (format "gptq", zeros stored minus one).
