@@ -3,6 +3,8 @@
 // Counts need not be multiples of eight: the last few elements take the same path through a small buffer.
 #pragma once
 
+#include <initializer_list>
+
 #include "simd_scalar.h"
 
 namespace baichuan2 {

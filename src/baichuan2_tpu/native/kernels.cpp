@@ -2,14 +2,29 @@
 
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace baichuan2 {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2_fma_f16c() {
+    // Compilers before GCC 11 and Clang 15 do not know the name "f16c": leaf 1 of cpuid has it in ECX.
+    constexpr unsigned kF16c = 1u << 29;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kF16c) != 0;
+}
+#endif
+
+}  // namespace
 
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> found;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        found.push_back(&kAvx2Kernels);
-    }
+    if (has_avx2_fma_f16c()) found.push_back(&kAvx2Kernels);
 #endif
     found.push_back(&kScalarKernels);
     return found;
