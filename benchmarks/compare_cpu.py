@@ -25,7 +25,7 @@ from peers.protocol import Description, Job
 SHAPE = "baichuan2-7b"
 OURS = "ours"
 PEERS = ("llama_cpp", "onnxruntime")
-PROMPT_TOKENS = 14
+PROMPT_TOKENS = 14  # of the vendor's own prompt
 WARM_UP_TOKENS = 32
 
 # The idle threads of the program before spin for a while before they sleep.
@@ -119,6 +119,7 @@ def measure(bits: int, settings: Settings) -> dict[str, Rates]:
     """Run every program that is installed, in rounds; ours is the first."""
     with ExitStack() as stack:
         programs = start_programs(bits, settings, stack)
+        # Pages of weights are touched and threads are started before the clock counts.
         for program in programs:
             program.prefill(WARM_UP_TOKENS)
             program.decode(PROMPT_TOKENS, 2)
@@ -150,6 +151,7 @@ def start_programs(bits: int, settings: Settings, stack: ExitStack) -> list[Runn
             if is_gguf_reader
             else None,
         )
+        # The package is installed here; the peers may live in an environment of their own.
         python = sys.executable if name == OURS else settings.peer_python
         try:
             programs.append(stack.enter_context(RunningPeer(name, job, python=python)))

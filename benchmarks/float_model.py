@@ -82,6 +82,7 @@ class FloatModel:
         )
         queries, keys = _rotate(queries, angles), _rotate(keys, angles)
         shared = config.heads // config.kv_heads
+        # Grouped attention: each key head serves several query heads.
         keys, values = np.repeat(keys, shared, axis=0), np.repeat(values, shared, axis=0)
         scores = queries @ keys.swapaxes(1, 2) * np.float32(1 / math.sqrt(config.head_size))
         scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))

@@ -123,6 +123,7 @@ def compare(
     index = next((index for index, (mine, other) in pairs if mine.token != other.token), None)
     if index is None:
         return Comparison(text, ours, theirs, None)
+    # Up to here both answers are the same, so this prefix is what either side saw.
     *_, rows = judge.logits([*prompt, *(choice.token for choice in ours[:index])])
     return Comparison(text, ours, theirs, Parting(index, ours[index], theirs[index], choose(rows[-1])))
 

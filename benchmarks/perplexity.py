@@ -170,6 +170,7 @@ def loss(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
 def compared(one: Score, reference: Score) -> dict[str, float]:
     """Return the perplexity and its rise over the reference, with a 95 % interval, in per cent."""
     differences = one.losses - reference.losses
+    # Windows are resampled, not tokens: losses inside a window hang together.
     generator = np.random.default_rng(0)
     picks = generator.integers(0, len(differences), (RESAMPLES, len(differences)))
     means = differences[picks].sum(axis=1) / one.counts[picks].sum(axis=1)

@@ -65,6 +65,7 @@ def _round_groups(
     padded = np.zeros((rows, groups * group_size), np.float32)
     padded[:, :columns] = weights
     grouped = padded.reshape(rows, groups, group_size)
+    # Zero is in the range, so that the zero point is one of the integers.
     low, high = np.minimum(grouped.min(axis=2), 0), np.maximum(grouped.max(axis=2), 0)
     most = (1 << bits) - 1
     scales = np.maximum((high - low) / most, np.finfo(np.float16).tiny).astype(np.float16)

@@ -58,6 +58,7 @@ class RunningPeer:
     def close(self) -> None:
         """End the process and wait for it, so that its memory is free."""
         assert self._process.stdin is not None
+        # The worker's loop ends with its stdin.
         self._process.stdin.close()
         self._process.wait()
 

@@ -47,6 +47,7 @@ def make_gguf(shape: str, *, bits: int, layers: int, folder: Path) -> GgufModel:
     path = folder / f"{shape}-{layers}-layers-{BLOCKS[bits].name}-{HEAD[bits].name}.gguf".lower()
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        # Renamed when whole: an interrupted run must not leave a file that looks finished.
         unfinished = path.with_suffix(".part")
         _write(unfinished, config, bits=bits, layers=layers)
         unfinished.rename(path)
@@ -123,6 +124,7 @@ def _add_tensors(writer: gguf.GGUFWriter, config: ModelConfig, *, bits: int, lay
         writer.add_tensor(f"{name}.weight", values, raw_dtype=kind)
 
     kind = BLOCKS[bits]
+    # One array a name: the writer copies it into the file for every layer, memory holds it once.
     linears = {name: _random_rows(generator, rows, columns, kind) for name, rows, columns in _linears(config)}
     add("token_embd", _random_rows(generator, vocabulary, hidden, kind), kind)
     add("output", _random_rows(generator, vocabulary, hidden, HEAD[bits]), HEAD[bits])

@@ -48,12 +48,14 @@ class LlamaModel:
 
         Shapes: (T,) -> (V,).
         """
+        # llama_decode refuses more tokens than n_batch; positions go on by themselves.
         for start in range(0, len(tokens), BATCH_TOKENS):
             piece = tokens[start : start + BATCH_TOKENS]
             ids = (library.llama_token * len(piece))(*piece)
             status = library.llama_decode(self._context, library.llama_batch_get_one(ids, len(piece)))
             if status:
                 raise RuntimeError(f"llama_decode returned {status} at token {start}")
+        # A batch made by get_one has logits for its last token alone.
         logits = library.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, (self.vocabulary_size,))
 

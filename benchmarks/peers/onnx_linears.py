@@ -77,6 +77,7 @@ class _Graph:
         third = self._constant(f"third{layer}", np.array([hidden] * 3, np.int64))
         parts = [f"{one}{layer}" for one in "qkv"]
         self._nodes.append(helper.make_node("Split", [mixed, third], parts, axis=1))
+        # Attention itself is left out: the queries stand for its result.
         attended = self._linear(parts[0], f"o{layer}", hidden, hidden)
         gate = self._linear(attended, f"gate{layer}", hidden, inner)
         up = self._linear(attended, f"up{layer}", hidden, inner)
@@ -102,6 +103,7 @@ class _Graph:
         groups = inputs // BLOCK_SIZE
         block_bytes = BLOCK_SIZE * self._bits // 8
         weights = self._random_bytes(outputs, groups, block_bytes)
+        # Small enough that four chained blocks stay finite in float32.
         scales = (self._generator.random((outputs, groups), np.float32) + 0.5) * 2.0**-self._bits / 16
         zeros = self._random_bytes(outputs, groups * self._bits // 8)
         self.weight_bytes += weights.nbytes + scales.nbytes + zeros.nbytes

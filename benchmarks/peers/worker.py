@@ -20,6 +20,7 @@ MODULES = {"ours": "peers.ours", "llama_cpp": "peers.llama", "onnxruntime": "pee
 def main() -> None:
     """Load the program and answer until stdin ends."""
     name, job = sys.argv[1:]
+    # Native libraries print to file descriptor 1, past sys.stdout; keep the real one for answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

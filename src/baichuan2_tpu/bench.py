@@ -169,6 +169,7 @@ class BenchReport:
         """Bytes of weights, keys and values read while decoding; None where the engine does not tell."""
         if self.traffic is None:
             return None
+        # Step k of n reads the cache of the prompt and of k tokens.
         mean_length = len(self.settings.prompt) + (self.settings.decode_tokens + 1) / 2
         step_bytes = self.traffic.weight_bytes + self.traffic.kv_bytes_per_token * mean_length
         return self.decode_tok_per_s.scaled(step_bytes)
@@ -259,6 +260,7 @@ def prefill_macs(config: ModelConfig, tokens: int) -> int:
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     attention = config.hidden_size * (2 * queries + 2 * keys)
     feed_forward = 3 * config.hidden_size * config.intermediate_size
+    # The head runs for one row, however long the prompt is.
     head = config.hidden_size * config.vocabulary_size
     return tokens * config.layers * (attention + feed_forward) + head
 
@@ -300,6 +302,7 @@ def run_bench(
         load_s = time.perf_counter() - started
         runs = _measure(engine, settings, tell)
         name, config, traffic = engine.name, engine.config, _traffic(engine)
+    # Before the machine is measured: that takes a gigabyte of its own.
     peak = peak_rss_bytes()
     tell("measuring the machine")
     limits = ceilings(settings.threads)
@@ -327,6 +330,7 @@ def _time_answer(engine: Engine, settings: BenchSettings) -> tuple[float, float]
         started = time.perf_counter()
         token = _greedy(engine, Chunk(sequence, settings.prompt))
         first = time.perf_counter()
+        # A stop id does not end it: every repetition must have the same length.
         for _ in range(settings.decode_tokens):
             token = _greedy(engine, Chunk(sequence, (token,)))
         return first - started, time.perf_counter() - first
@@ -334,6 +338,7 @@ def _time_answer(engine: Engine, settings: BenchSettings) -> tuple[float, float]
 
 def _time_prefill(engine: Engine, tokens: int) -> float:
     """Read a long prompt of made-up tokens; return the time until its last logits."""
+    # Values do not change the time; running numbers keep rows of the embedding apart.
     prompt = [token % engine.config.vocabulary_size for token in range(1000, 1000 + tokens)]
     with engine.open_sequence() as sequence:
         started = time.perf_counter()
