@@ -24,7 +24,7 @@ demo: $(VENV)/.package
 	@if [ -n "$$PROMPT" ]; then \
 	  exec $(BIN)/baichuan2 generate demo --temperature 0 -- "$$PROMPT"; \
 	else \
-	  exec $(BIN)/baichuan2 chat demo; \
+	  exec $(BIN)/baichuan2 chat demo --max-tokens 256; \
 	fi
 
 test: lint
