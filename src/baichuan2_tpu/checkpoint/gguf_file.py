@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
-from gguf.quants import dequantize
+from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.source import TensorInfo
@@ -84,7 +83,11 @@ class GgufFile:
 
     def _dequantize(self, tensor: ReaderTensor, data: NDArray[Any]) -> NDArray[np.float32]:
         try:
-            return dequantize(data, tensor.tensor_type).astype(np.float32, copy=False)
+            # Before numpy 2.3 the arrays in gguf's signatures are of unknown type.
+            values: NDArray[Any] = quants.dequantize(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                data, tensor.tensor_type
+            )
+            return values.astype(np.float32, copy=False)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {tensor.name!r} is {tensor.tensor_type.name}, which the gguf library "

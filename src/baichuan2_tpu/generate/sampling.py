@@ -98,7 +98,7 @@ def distribution(scores: NDArray[np.float32], settings: SamplingSettings) -> Dis
     ids = _largest(scores, settings.top_k) if 0 < settings.top_k < scores.size else None
     candidates: Floats = scores if ids is None else scores[ids].astype(np.float64)
     exponents = candidates - peak
-    exponents /= settings.temperature
+    np.divide(exponents, settings.temperature, out=exponents)
     weights = np.exp(exponents)
     if settings.top_p < 1:
         _cut_to_nucleus(exponents, weights, settings.top_p)
