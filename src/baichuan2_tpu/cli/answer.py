@@ -44,5 +44,5 @@ def _shown(events: Iterable[ChatEvent]) -> Iterable[ChatEvent]:
         if isinstance(event, TextPiece):
             write_result(event.text)
         elif isinstance(event, RoundsDropped):
-            notice(f"[the context is full: the {event.rounds} oldest rounds are left out]")
+            notice(f"[the context is full; oldest rounds left out: {event.rounds}]")
         yield event

@@ -87,6 +87,8 @@ class _ChatLoop:
         except EOFError:
             self._is_over = True
         except KeyboardInterrupt:
+            if not is_interactive():
+                raise
             notice("[Ctrl-D or /exit leaves]")
         except Baichuan2Error as error:
             self.has_failed = True

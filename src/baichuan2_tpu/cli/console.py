@@ -78,16 +78,20 @@ def _read_plain_line(prompt: str) -> str:
     return line.rstrip("\r\n")
 
 
-def _history_file() -> Path:
+def _history_file() -> Path | None:
+    """Return the file for lines typed, or None where it cannot be written: a chat goes on without."""
     path = platformdirs.user_state_path("baichuan2-tpu", appauthor=False) / "chat_history"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return None
     return path
 
 
-def _line_editor(history: Path) -> LineReader:
+def _line_editor(history: Path | None) -> LineReader:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -96,5 +100,6 @@ def _line_editor(history: Path) -> LineReader:
     def insert_line_feed(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(history)), key_bindings=keys)
+    kept = InMemoryHistory() if history is None else FileHistory(str(history))
+    session: PromptSession[str] = PromptSession(history=kept, key_bindings=keys)
     return session.prompt

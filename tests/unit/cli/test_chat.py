@@ -106,7 +106,7 @@ def test_exit_leaves_the_rest_unread(say: Run) -> None:
 def test_long_conversation_says_what_it_leaves_out(say: Run) -> None:
     done = say(*["a quite long question about many things " * 2] * 6, options=(*GREEDY, "--context", "200"))
     assert done.code == 0
-    assert "[the context is full: the 1 oldest rounds are left out]" in done.err
+    assert "[the context is full; oldest rounds left out: 1]" in done.err
 
 
 @pytest.fixture
