@@ -40,7 +40,7 @@ native: $(VENV)/.dev
 	$(BIN)/cmake -S . -B build/native -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Release \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) > /dev/null
 	$(BIN)/cmake --build build/native -j
-	cp build/native/_native*.so src/baichuan2_tpu/
+	install -m 755 build/native/_native*.so src/baichuan2_tpu/
 
 clean:
 	rm -rf $(VENV) build dist

@@ -277,9 +277,9 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def measure_ceilings(threads: int) -> Ceilings:
-    """Measure how fast ``threads`` threads read memory and multiply 8-bit integers, in about a second."""
-    return Ceilings(_native.measure_read_bandwidth(threads), _native.measure_multiply_peak(threads))
+def measure_ceilings(threads: int, bits: int) -> Ceilings:
+    """Measure, in about a second, how fast this many threads read memory and multiply ``bits``-bit weights."""
+    return Ceilings(_native.measure_read_bandwidth(threads), _native.measure_multiply_peak(threads, bits))
 
 
 def run_bench(
@@ -287,7 +287,7 @@ def run_bench(
     settings: BenchSettings,
     *,
     model: str,
-    ceilings: Callable[[int], Ceilings] = measure_ceilings,
+    ceilings: Callable[[int, int], Ceilings] = measure_ceilings,
     on_step: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Open an engine, measure it, close it, then measure the machine.
@@ -302,10 +302,11 @@ def run_bench(
         load_s = time.perf_counter() - started
         runs = _measure(engine, settings, tell)
         name, config, traffic = engine.name, engine.config, _traffic(engine)
+    bits = config.quantization.bits if config.quantization else 8
     # Before the machine is measured: that takes a gigabyte of its own.
     peak = peak_rss_bytes()
     tell("measuring the machine")
-    limits = ceilings(settings.threads)
+    limits = ceilings(settings.threads, bits)
     return BenchReport(model, name, config, settings, load_s, peak, runs, traffic, limits)
 
 

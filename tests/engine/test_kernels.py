@@ -14,6 +14,7 @@ from baichuan2_tpu.checkpoint.weights import PackedLinear
 
 GROUP = 64
 KERNELS = _native.kernel_names()
+MOST_CODE = {4: 127, 8: 32767}
 each_kernel = pytest.mark.parametrize("kernels", KERNELS)
 
 
@@ -36,9 +37,9 @@ def multiply(
     return _native.matmul(kernels, *arrays, linear.bits, linear.group_size, x, is_exact)
 
 
-def rounded(kernels: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
+def rounded(kernels: str, x: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
     """Return what the quantised activations stand for."""
-    codes, scales, _ = _native.quantize_activations(kernels, x)
+    codes, scales, _ = _native.quantize_activations(kernels, x, bits)
     values = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), GROUP, axis=1)
     return values[:, : x.shape[1]]
 
@@ -60,7 +61,7 @@ def test_matmul_is_the_float64_product(
     x = random.normal(0, 1, (tokens, columns)).astype(np.float32)
     weights = dequantize(linear).astype(np.float64)
     # The error of a float32 sum grows with the size of its terms, not with their sum.
-    for is_exact, inputs in [(True, x.astype(np.float64)), (False, rounded(kernels, x))]:
+    for is_exact, inputs in [(True, x.astype(np.float64)), (False, rounded(kernels, x, bits))]:
         size = np.abs(inputs) @ np.abs(weights).T + 1e-30
         error = (np.abs(multiply(kernels, linear, x, is_exact=is_exact) - inputs @ weights.T) / size).max()
         assert error < 3e-6, f"exact={is_exact}: {error:.1e}"
@@ -92,26 +93,31 @@ def test_no_sum_overflows_at_the_ends_of_the_range(kernels: str, bits: int, toke
 @each_kernel
 @settings(max_examples=60, deadline=None)
 @given(
+    bits=st.sampled_from([4, 8]),
     magnitude=st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1.0, 1e20, 1e30, 3e38]),
     seed=st.integers(0, 100),
 )
-def test_activation_codes_stay_in_range_at_any_magnitude(kernels: str, magnitude: float, seed: int) -> None:
+def test_activation_codes_stay_in_range_at_any_magnitude(
+    kernels: str, bits: int, magnitude: float, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     x = (random.uniform(-1, 1, (7, 150)) * magnitude).astype(np.float32)
-    codes, scales, offsets = _native.quantize_activations(kernels, x)
-    assert codes.min() >= -127
-    assert codes.max() <= 127
+    codes, scales, offsets = _native.quantize_activations(kernels, x, bits)
+    most = MOST_CODE[bits]
+    assert codes.min() >= -most
+    assert codes.max() <= most
     assert np.isfinite(scales).all()
     sums = codes.reshape(7, -1, GROUP).sum(axis=2, dtype=np.int64)
     np.testing.assert_array_equal(offsets, -sums)
     if magnitude > 1e-29:
         step = np.repeat(scales.astype(np.float64), GROUP, axis=1)[:, :150]
-        assert (np.abs(codes[:, :150] * step - x) <= step * 0.501).all()
+        assert (np.abs(codes[:, :150] * step - x) <= step * 0.51).all()
 
 
-def test_activations_are_the_same_integers_on_every_instruction_set() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_activations_are_the_same_integers_on_every_instruction_set(bits: int) -> None:
     x = np.random.default_rng(0).normal(0, 3, (23, 200)).astype(np.float32)
-    first, *others = [_native.quantize_activations(kernels, x) for kernels in KERNELS]
+    first, *others = [_native.quantize_activations(kernels, x, bits) for kernels in KERNELS]
     for other in others:
         for one, two in zip(first, other, strict=True):
             np.testing.assert_array_equal(one, two)

@@ -79,7 +79,7 @@ class TellingEngine(CountingEngine):
     kv_bytes_per_token = 10
 
 
-def ceilings(threads: int) -> Ceilings:
+def ceilings(threads: int, bits: int) -> Ceilings:
     return Ceilings(read_bytes_per_s=threads * 1e9, multiply_mac_per_s=None)
 
 

@@ -1,16 +1,20 @@
 // Quantised activations of a batch of tokens, in the order in which the kernels read them.
 //
 // Tokens lie in tiles of at most 6, the number of accumulators that fit the registers; sizes differ by at most one.
-// A group of 64 columns is 8-bit integers with one scale: x = scale * code, |code| <= 127. In a tile of T tokens:
+// A group of 64 columns is integers with one scale: x = scale * code. 4-bit weights meet 8-bit codes. 8-bit weights
+// meet 16-bit codes: without 8-bit multiplies that cannot saturate, products of 8-bit weights cost two instructions
+// either way, and at 16 bits the activations add no error that could be measured.
+// A step is 4 columns. In a tile of T tokens:
 //
-//   codes    int8  [step][T][4]      a step is 4 columns: one 32-bit word a token
+//   codes    int8  [step][T][4], |code| <= 127          or    int16 [step][T][columns 0, 2, 1, 3], |code| <= 32767
 //   scales   float [group][T]
 //   offsets  float [group][T]        -sum(codes): what the zero points multiply
-//   starts   int16 pair [group][T]   -8 * sum of the codes that reach each 16-bit accumulator lane: columns 0, 1
-//                                    and 2, 3 of each step
+//   starts   int32 [group][T]        where the accumulators start, so that they end at sum((w - bias) * x):
+//              int8:  two 16-bit halves, -8 * sum of the codes that reach each lane (columns 0, 1 and 2, 3)
+//              int16: -128 * sum(codes)
 //
-// The accumulators start there, and wrap as they may: sum(w * x) - 8 * sum(x) = sum((w - 8) * x) lies within
-// 32 * 8 * 127 = 32512 for every 4-bit w, so the end is exact in 16 bits whatever happened on the way.
+// Accumulators wrap as they may on the way: the end lies within 32 * 8 * 127 = 32512 (16 bits), or within
+// 64 * 128 * 32767 < 2^31 (32 bits), for any weights, so it is exact.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +27,13 @@ constexpr std::int64_t kTileTokens = 6;
 // A group whose largest value is below this counts as zero: 127 / largest must stay finite.
 constexpr float kSmallestGroup = 1e-30f;
 
-// Where one token's quantised columns go; its neighbours in the tile are `stride` tokens apart.
+// Bytes of one code, by the bits of the weights it meets.
+constexpr std::int64_t code_bytes(int weight_bits) { return weight_bits == 4 ? 1 : 2; }
+
+// Where one token's quantised columns go; its next group or step is `stride` tokens further.
 struct ActivationSlot {
-    std::int32_t* steps;
+    int weight_bits;
+    std::int8_t* steps;
     float* scales;
     float* offsets;
     std::int32_t* starts;
@@ -48,7 +56,8 @@ public:
           buffer_(static_cast<std::size_t>(max_tokens * capacity_groups_ * kBytesPerGroup)),
           max_tokens_(max_tokens) {}
 
-    void reshape(std::int64_t tokens, std::int64_t columns) {
+    void reshape(std::int64_t tokens, std::int64_t columns, int weight_bits) {
+        weight_bits_ = weight_bits;
         tokens_ = tokens;
         groups_ = (columns + kGroup - 1) / kGroup;
         tiles_ = (tokens + kTileTokens - 1) / kTileTokens;
@@ -63,7 +72,7 @@ public:
         const std::int64_t start = tile_start(index);
         const std::int64_t tokens = tile_start(index + 1) - start;
         const std::int64_t at = start * groups_ + first_group * tokens;
-        return {codes() + at * kGroup, scales() + at, offsets() + at, starts() + at, tokens};
+        return {codes() + at * group_bytes(), scales() + at, offsets() + at, starts() + at, tokens};
     }
 
     ActivationSlot slot(std::int64_t token) {
@@ -73,21 +82,28 @@ public:
         const std::int64_t tokens = tile_start(index + 1) - start;
         const std::int64_t at = start * groups_;
         const std::int64_t lane = token - start;
-        return {reinterpret_cast<std::int32_t*>(codes() + at * kGroup) + lane, scales() + at + lane,
-                offsets() + at + lane, starts() + at + lane, tokens};
+        return {weight_bits_,
+                codes() + at * group_bytes() + lane * kStepColumns * code_bytes(weight_bits_),
+                scales() + at + lane,
+                offsets() + at + lane,
+                starts() + at + lane,
+                tokens};
     }
 
 private:
-    static constexpr std::int64_t kBytesPerGroup = kGroup + 4 + 4 + 4;
+    static constexpr std::int64_t kMostGroupBytes = kGroup * code_bytes(8);
+    static constexpr std::int64_t kBytesPerGroup = kMostGroupBytes + 4 + 4 + 4;
 
+    std::int64_t group_bytes() const { return kGroup * code_bytes(weight_bits_); }
     std::int8_t* codes() const { return reinterpret_cast<std::int8_t*>(buffer_.data()); }
-    float* scales() const { return reinterpret_cast<float*>(codes() + max_tokens_ * capacity_groups_ * kGroup); }
+    float* scales() const { return reinterpret_cast<float*>(codes() + max_tokens_ * capacity_groups_ * kMostGroupBytes); }
     float* offsets() const { return scales() + max_tokens_ * capacity_groups_; }
     std::int32_t* starts() const { return reinterpret_cast<std::int32_t*>(offsets() + max_tokens_ * capacity_groups_); }
 
     std::int64_t capacity_groups_ = 0;
     Buffer buffer_;
     std::int64_t max_tokens_ = 0;
+    int weight_bits_ = 4;
     std::int64_t tokens_ = 0;
     std::int64_t groups_ = 0;
     std::int64_t tiles_ = 0;

@@ -30,17 +30,19 @@ auto new_array(Size... sizes) {
     return nb::ndarray<nb::numpy, Element, nb::ndim<sizeof...(Size)>>(data, {static_cast<std::size_t>(sizes)...}, owner);
 }
 
-Activations quantize_all(const Kernels& kernels, const FloatArray& x) {
+Activations quantize_all(const Kernels& kernels, const FloatArray& x, int weight_bits) {
     const auto tokens = static_cast<std::int64_t>(x.shape(0)), columns = static_cast<std::int64_t>(x.shape(1));
     Activations out(tokens, columns);
-    out.reshape(tokens, columns);
+    out.reshape(tokens, columns, weight_bits);
     for (std::int64_t i = 0; i < tokens; ++i) kernels.quantize(x.data() + i * columns, columns, out.slot(i));
     return out;
 }
 
-auto quantize_activations(const std::string& name, const FloatArray& x) {
-    Activations packed = quantize_all(find_kernels(name), x);
-    auto codes = new_array<std::int8_t>(packed.tokens(), packed.groups() * kGroup);
+// Codes in the order of the columns, scales and offsets.
+auto quantize_activations(const std::string& name, const FloatArray& x, int weight_bits) {
+    if (weight_bits != 4 && weight_bits != 8) throw std::invalid_argument("weight_bits must be 4 or 8");
+    Activations packed = quantize_all(find_kernels(name), x, weight_bits);
+    auto codes = new_array<std::int16_t>(packed.tokens(), packed.groups() * kGroup);
     auto scales = new_array<float>(packed.tokens(), packed.groups());
     auto offsets = new_array<float>(packed.tokens(), packed.groups());
     for (std::int64_t token = 0; token < packed.tokens(); ++token) {
@@ -49,9 +51,12 @@ auto quantize_activations(const std::string& name, const FloatArray& x) {
             scales.data()[token * packed.groups() + group] = slot.scales[group * slot.stride];
             offsets.data()[token * packed.groups() + group] = slot.offsets[group * slot.stride];
         }
-        for (std::int64_t step = 0; step < packed.groups() * kGroup / kStepColumns; ++step) {
-            std::memcpy(codes.data() + token * packed.groups() * kGroup + step * kStepColumns,
-                        slot.steps + step * slot.stride, kStepColumns);
+        for (std::int64_t column = 0; column < packed.groups() * kGroup; ++column) {
+            const std::int8_t* step = slot.steps + column / kStepColumns * slot.stride * kStepColumns * code_bytes(weight_bits);
+            const std::int64_t i = column % kStepColumns;
+            std::int16_t wide[kStepColumns];
+            if (weight_bits == 8) std::memcpy(wide, step, sizeof wide);
+            codes.data()[token * packed.groups() * kGroup + column] = weight_bits == 4 ? step[i] : wide[i % 2 * 2 + i / 2];
         }
     }
     return std::make_tuple(codes, scales, offsets);
@@ -77,7 +82,7 @@ auto matmul(const std::string& name, const WordArray& qweight, const WordArray& 
         }
         kernels.matmul_exact(task, filled.data(), stride, tokens);
     } else {
-        kernels.matmul(task, quantize_all(kernels, x));
+        kernels.matmul(task, quantize_all(kernels, x, bits));
     }
     auto y = new_array<float>(tokens, view.rows);
     for (std::int64_t i = 0; i < tokens; ++i) {
@@ -146,7 +151,7 @@ void bind_kernels(nb::module_& module) {
         for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->name);
         return names;
     });
-    module.def("quantize_activations", &quantize_activations, "kernels"_a, "x"_a);
+    module.def("quantize_activations", &quantize_activations, "kernels"_a, "x"_a, "weight_bits"_a);
     module.def("matmul", &matmul, "kernels"_a, "qweight"_a, "qzeros"_a, "scales"_a, "bits"_a, "group_size"_a, "x"_a,
                "is_exact"_a);
     module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a, "tile_tokens"_a);

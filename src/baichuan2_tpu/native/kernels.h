@@ -63,9 +63,9 @@ struct Kernels {
     void (*rotate)(float* x, const float* cosine, const float* sine, std::int64_t half);
     void (*to_half)(const float* x, std::int64_t count, std::uint16_t* out);
     void (*from_half)(const std::uint16_t* x, std::int64_t count, float* out);
-    // Multiply and add weights and activations held in registers: the ceiling of matmul. Returns the number of
-    // multiplications.
-    std::int64_t (*multiply_rounds)(std::int64_t rounds);
+    // Multiply and add weights of `bits` bits and activations held in registers: the ceiling of matmul. Returns the
+    // number of multiplications.
+    std::int64_t (*multiply_rounds)(int bits, std::int64_t rounds);
 };
 
 extern const Kernels kScalarKernels;

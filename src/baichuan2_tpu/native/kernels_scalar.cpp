@@ -11,45 +11,58 @@ std::int32_t pack_pair(int low, int high) {
     return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xffff) | (static_cast<std::uint32_t>(high) << 16));
 }
 
+// Where column `i` of a step lies among its four codes.
+template <int Bits>
+constexpr std::int64_t place_of(std::int64_t i) {
+    return Bits == 4 ? i : i % 2 * 2 + i / 2;
+}
+
+template <int Bits, class Code>
 void quantize_group(const float* x, std::int64_t count, const ActivationSlot& slot, std::int64_t group) {
+    constexpr float kMost = Bits == 4 ? 127.0f : 32767.0f;
     float largest = 0.0f;
     for (std::int64_t i = 0; i < count; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
     const bool is_zero = largest < kSmallestGroup;
-    const float inverse = is_zero ? 0.0f : 127.0f / largest;
-    const float scale = is_zero ? 0.0f : largest / 127.0f;
+    const float inverse = is_zero ? 0.0f : kMost / largest;
     int sums[2] = {0, 0};
     for (std::int64_t step = 0; step < kGroup / kStepColumns; ++step) {
-        std::uint32_t word = 0;
+        Code codes[kStepColumns];
         for (std::int64_t i = 0; i < kStepColumns; ++i) {
             const std::int64_t column = step * kStepColumns + i;
             const int code = column < count ? static_cast<int>(std::nearbyintf(x[column] * inverse)) : 0;
             sums[i / 2] += code;
-            word |= static_cast<std::uint32_t>(code & 0xff) << (8 * i);
+            codes[place_of<Bits>(i)] = static_cast<Code>(code);
         }
-        slot.steps[(group * kGroup / kStepColumns + step) * slot.stride] = static_cast<std::int32_t>(word);
+        const std::int64_t at = (group * kGroup / kStepColumns + step) * slot.stride;
+        std::memcpy(slot.steps + at * static_cast<std::int64_t>(sizeof codes), codes, sizeof codes);
     }
-    slot.scales[group * slot.stride] = scale;
-    slot.offsets[group * slot.stride] = static_cast<float>(-(sums[0] + sums[1]));
-    slot.starts[group * slot.stride] = pack_pair(-8 * sums[0], -8 * sums[1]);
+    const int sum = sums[0] + sums[1];
+    slot.scales[group * slot.stride] = is_zero ? 0.0f : largest / kMost;
+    slot.offsets[group * slot.stride] = static_cast<float>(-sum);
+    slot.starts[group * slot.stride] = Bits == 4 ? pack_pair(-8 * sums[0], -8 * sums[1]) : -128 * sum;
 }
 
 void quantize(const float* x, std::int64_t columns, const ActivationSlot& slot) {
     for (std::int64_t column = 0; column < columns; column += kGroup) {
         const std::int64_t count = columns - column < kGroup ? columns - column : kGroup;
-        quantize_group(x + column, count, slot, column / kGroup);
+        if (slot.weight_bits == 4) {
+            quantize_group<4, std::int8_t>(x + column, count, slot, column / kGroup);
+        } else {
+            quantize_group<8, std::int16_t>(x + column, count, slot, column / kGroup);
+        }
     }
 }
 
-// The sums over one group of (code - bias) * x, for every row of the block; bias is 8 or 136, as in AVX2.
-template <int Bits>
-void dot_group(const std::uint8_t* codes, const std::int8_t* x, std::int64_t stride, std::int32_t* sums) {
+// The sums over one group of (code - bias) * x, for every row of the block.
+template <int Bits, class Code>
+void dot_group(const std::uint8_t* codes, const Code* x, std::int64_t stride, std::int32_t* sums) {
     constexpr int kRows = Bits == 4 ? 16 : 8;
-    constexpr int kBias = Bits == 4 ? 8 : 136;
+    constexpr int kBias = Bits == 4 ? 8 : 128;
     for (int row = 0; row < kRows; ++row) sums[row] = 0;
     for (std::int64_t step = 0; step < kGroup / kStepColumns; ++step) {
         for (std::int64_t byte = 0; byte < kStepBytes; ++byte) {
             const int code = codes[step * kStepBytes + byte];
-            const int value = x[step * stride * kStepColumns + byte % kStepColumns];
+            const int value = x[step * stride * kStepColumns + place_of<Bits>(byte % kStepColumns)];
             const std::int64_t row = byte / kStepColumns;
             if (Bits == 4) {
                 sums[row] += ((code & 15) - kBias) * value;
@@ -61,17 +74,17 @@ void dot_group(const std::uint8_t* codes, const std::int8_t* x, std::int64_t str
     }
 }
 
-template <int Bits>
+template <int Bits, class Code>
 void matmul_token(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, std::int64_t lane, float* y) {
     constexpr int kRows = Bits == 4 ? 16 : 8;
-    constexpr float kBias = Bits == 4 ? 8 : 136;
+    constexpr float kBias = Bits == 4 ? 8 : 128;
     const std::int64_t stride = tile.tokens;
+    const auto* x = reinterpret_cast<const Code*>(tile.codes) + lane * kStepColumns;
     float totals[kRows] = {};
     for (std::int64_t group = 0; group < matrix.groups(); ++group) {
         std::int32_t sums[kRows];
         float zeros[16];
-        dot_group<Bits>(matrix.codes(block) + group * kGroupBytes,
-                        tile.codes + (group * kGroup / kStepColumns * stride + lane) * kStepColumns, stride, sums);
+        dot_group<Bits>(matrix.codes(block) + group * kGroupBytes, x + group * kGroup * stride, stride, sums);
         load_zeros(Bits, matrix.zeros(block) + group * 8, zeros);
         const float x_scale = tile.scales[group * stride + lane];
         const float x_offset = tile.offsets[group * stride + lane];
@@ -91,26 +104,35 @@ void matmul(const MatmulTask& task, const Activations& x) {
             for (std::int64_t lane = 0; lane < tile.tokens; ++lane) {
                 float* y = task.y + (x.tile_start(index) + lane) * task.stride;
                 if (task.matrix->bits() == 4) {
-                    matmul_token<4>(*task.matrix, block, tile, lane, y);
+                    matmul_token<4, std::int8_t>(*task.matrix, block, tile, lane, y);
                 } else {
-                    matmul_token<8>(*task.matrix, block, tile, lane, y);
+                    matmul_token<8, std::int16_t>(*task.matrix, block, tile, lane, y);
                 }
             }
         }
     }
 }
 
-std::int64_t multiply_rounds(std::int64_t rounds) {
+template <int Bits, class Code>
+void multiply_groups(std::int64_t rounds) {
     std::uint8_t codes[kGroupBytes];
-    std::int8_t x[kGroup];
+    Code x[kGroup];
     for (std::int64_t i = 0; i < kGroupBytes; ++i) codes[i] = static_cast<std::uint8_t>(i);
-    for (std::int64_t i = 0; i < kGroup; ++i) x[i] = static_cast<std::int8_t>(i);
+    for (std::int64_t i = 0; i < kGroup; ++i) x[i] = static_cast<Code>(i);
     for (std::int64_t round = 0; round < rounds; ++round) {
         std::int32_t sums[16];
-        dot_group<4>(codes, x, 1, sums);
-        x[round % kGroup] = static_cast<std::int8_t>(sums[round % 16]);  // the next round needs this one
+        dot_group<Bits>(codes, x, 1, sums);
+        x[round % kGroup] = static_cast<Code>(sums[round % 8]);  // the next round needs this one
     }
-    return rounds * kGroup * 16;
+}
+
+std::int64_t multiply_rounds(int bits, std::int64_t rounds) {
+    if (bits == 4) {
+        multiply_groups<4, std::int8_t>(rounds);
+    } else {
+        multiply_groups<8, std::int16_t>(rounds);
+    }
+    return rounds * kGroup * (bits == 4 ? 16 : 8);
 }
 
 }  // namespace

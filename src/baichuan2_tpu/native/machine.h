@@ -8,7 +8,8 @@ namespace baichuan2 {
 // Bytes a second that `threads` threads together read from memory; the best of several passes over 1 GiB.
 double measure_read_bandwidth(int threads);
 
-// Multiplications a second of the kernels' inner step on registers, all threads together; the best of several.
-double measure_multiply_peak(int threads, const std::string& kernels);
+// Multiplications a second of the kernels' inner step on registers, for weights of `bits` bits, all threads
+// together; the best of several.
+double measure_multiply_peak(int threads, int bits, const std::string& kernels);
 
 }  // namespace baichuan2
