@@ -278,7 +278,7 @@ def peak_rss_bytes() -> int:
 
 
 def measure_ceilings(threads: int, bits: int) -> Ceilings:
-    """Measure, in about a second, how fast this many threads read memory and multiply ``bits``-bit weights."""
+    """Measure, in a second, how fast this many threads read memory and multiply ``bits``-bit weights."""
     return Ceilings(_native.measure_read_bandwidth(threads), _native.measure_multiply_peak(threads, bits))
 
 
