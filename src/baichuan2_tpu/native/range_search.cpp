@@ -25,8 +25,7 @@ namespace {
 constexpr int kLanes = 8;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Either end of the range is tried at 1, 1 - step, ... of its size. Measured on normal and Student-t groups of 64:
-// 9 % less squared error than the plain range at 4 bits; finer steps or more of them gain 0.05 % at most.
+// Either end of the range is tried at 1, 1 - step, ... of its size; finer steps or more of them gain 0.05 % at most.
 constexpr int kEnds = 5;
 constexpr float kStep4 = 0.05f;
 constexpr float kStep8 = 0.003f;
@@ -64,6 +63,23 @@ BAICHUAN2_INLINE float sum(const Lanes& lanes) {
 
 BAICHUAN2_INLINE float round_even(float value) { return (value + kRounder) - kRounder; }
 
+// A group's weights, padded with zeros to whole lanes, and the mean of their magnitudes.
+struct Group {
+    const float* weights;
+    size_t padded;
+    float mean;
+};
+
+BAICHUAN2_INLINE Group make_group(const float* weights, size_t padded, size_t count) {
+    Lanes magnitudes{};
+    for (size_t i = 0; i < padded; i += kLanes) {
+        Lanes weight;
+        std::memcpy(&weight, weights + i, sizeof weight);
+        magnitudes += weight < 0.0f ? -weight : weight;
+    }
+    return {weights, padded, sum(magnitudes) / static_cast<float>(count)};
+}
+
 // One way to quantise a group.
 struct Candidate {
     uint16_t half;
@@ -73,7 +89,7 @@ struct Candidate {
     float error;
 };
 
-// Sums over the group under one candidate: squared error, and what a least-squares fit of the scale needs.
+// Sums over the group under one candidate: weighted squared error, and what a least-squares fit of the scale needs.
 struct Sums {
     float error;
     float weight_step;
@@ -81,21 +97,23 @@ struct Sums {
 };
 
 template <bool kForFit>
-BAICHUAN2_INLINE Sums evaluate(const float* weights, size_t padded, const Candidate& candidate, float levels) {
+BAICHUAN2_INLINE Sums evaluate(const Group& group, const Candidate& candidate, float levels) {
     const Lanes inverse = Lanes{} + candidate.inverse, scales = Lanes{} + candidate.scale;
     const Lanes low = Lanes{} - candidate.zero, high = Lanes{} + (levels - candidate.zero);
+    const Lanes mean = Lanes{} + group.mean;
     Lanes error{}, weight_step{}, step_step{};
-    for (size_t i = 0; i < padded; i += kLanes) {
+    for (size_t i = 0; i < group.padded; i += kLanes) {
         Lanes weight;
-        std::memcpy(&weight, weights + i, sizeof weight);
+        std::memcpy(&weight, group.weights + i, sizeof weight);
+        const Lanes importance = (weight < 0.0f ? -weight : weight) + mean;
         Lanes step = (weight * inverse + kRounder) - kRounder;
         step = step < low ? low : step;
         step = step > high ? high : step;
         const Lanes difference = weight - scales * step;
-        error += difference * difference;
+        error += difference * difference * importance;
         if (kForFit) {
-            weight_step += weight * step;
-            step_step += step * step;
+            weight_step += weight * step * importance;
+            step_step += step * step * importance;
         }
     }
     return {sum(error), kForFit ? sum(weight_step) : 0.0f, kForFit ? sum(step_step) : 0.0f};
@@ -119,26 +137,26 @@ BAICHUAN2_INLINE Candidate with_range(float low, float high, float levels) {
     return candidate;
 }
 
-BAICHUAN2_INLINE Candidate search(const float* weights, size_t padded, float levels, float step) {
+BAICHUAN2_INLINE Candidate search(const Group& group, float levels, float step) {
     float low = 0.0f, high = 0.0f;
-    for (size_t i = 0; i < padded; ++i) {
-        low = weights[i] < low ? weights[i] : low;
-        high = weights[i] > high ? weights[i] : high;
+    for (size_t i = 0; i < group.padded; ++i) {
+        low = group.weights[i] < low ? group.weights[i] : low;
+        high = group.weights[i] > high ? group.weights[i] : high;
     }
     Candidate best{};
     for (int i = 0; i < kEnds; ++i) {
         for (int j = 0; j < kEnds; ++j) {
             Candidate candidate = with_range(low * (1.0f - step * static_cast<float>(i)),
                                              high * (1.0f - step * static_cast<float>(j)), levels);
-            candidate.error = evaluate<false>(weights, padded, candidate, levels).error;
+            candidate.error = evaluate<false>(group, candidate, levels).error;
             if ((i == 0 && j == 0) || candidate.error < best.error) best = candidate;
         }
     }
     for (int fit = 0; fit < kFits; ++fit) {
-        const Sums sums = evaluate<true>(weights, padded, best, levels);
+        const Sums sums = evaluate<true>(group, best, levels);
         if (!(sums.step_step > 0.0f) || !(sums.weight_step > 0.0f)) break;
         Candidate candidate = with_scale(sums.weight_step / sums.step_step, best.zero);
-        candidate.error = evaluate<false>(weights, padded, candidate, levels).error;
+        candidate.error = evaluate<false>(group, candidate, levels).error;
         if (!(candidate.error < best.error)) break;
         best = candidate;
     }
@@ -172,7 +190,7 @@ BAICHUAN2_CLONES bool quantize_row(const float* weights, size_t columns, size_t 
         if (!are_allowed(weights + start, count)) return false;
         std::memcpy(buffer, weights + start, count * sizeof(float));
         std::memset(buffer + count, 0, (padded - count) * sizeof(float));
-        const Candidate best = search(buffer, padded, levels, step);
+        const Candidate best = search(make_group(buffer, padded, count), levels, step);
         write_integers(buffer, count, best, levels, quantized + start);
         *ranges = {best.half, static_cast<uint8_t>(best.zero)};
     }

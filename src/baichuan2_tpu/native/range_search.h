@@ -1,5 +1,10 @@
 // Asymmetric group quantisation with a search for the range of least squared error.
 //
+// A weight's squared error counts |weight| + mean |weight| of its group times. Without data that is the best guess of
+// what it does to the output: the plain squared error clips the large weights that matter most (the demo model's
+// perplexity rose by 38.9 % with it, by 31.8 % with the plain range and no search, by 30.9 % with this).
+// Source of the weighting: the search of llama.cpp's K-quants.
+//
 // A group is `group_size` consecutive weights of a row (the last one of a row may be shorter). It gets a float16
 // scale, an integer zero and one integer a weight: weight ~ scale * (q - zero), 0 <= q < 2^bits,
 // 1 <= zero < 2^bits (GPTQ stores zero - 1, and readers differ on what -1 means, so 0 is never used).

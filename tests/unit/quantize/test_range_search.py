@@ -27,6 +27,7 @@ class Group:
 
     def __init__(self, weights: Floats, bits: int) -> None:
         self.weights = np.concatenate([weights, np.zeros(-len(weights) % 8, F)])
+        self.importance = np.abs(self.weights) + lane_sum(np.abs(self.weights)) / F(len(weights))
         self.levels = F((1 << bits) - 1)
 
     def steps(self, scale: np.float32, zero: np.float32) -> Floats:
@@ -34,7 +35,7 @@ class Group:
 
     def error(self, scale: np.float32, zero: np.float32) -> np.float32:
         difference = (self.weights - scale * self.steps(scale, zero)).astype(F)
-        return lane_sum(difference * difference)
+        return lane_sum(difference * difference * self.importance)
 
     def search(self, step: np.float32) -> tuple[np.float32, np.float32]:
         low, high = min(self.weights.min(), F(0)), max(self.weights.max(), F(0))
@@ -46,7 +47,8 @@ class Group:
         error, scale, zero = min(tried, key=lambda one: one[0])
         for _ in range(2):
             steps = self.steps(scale, zero)
-            top, bottom = lane_sum(self.weights * steps), lane_sum(steps * steps)
+            top = lane_sum(self.weights * steps * self.importance)
+            bottom = lane_sum(steps * steps * self.importance)
             if not (top > 0 and bottom > 0):
                 break
             fitted = to_scale(top / bottom)
