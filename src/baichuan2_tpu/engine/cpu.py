@@ -1,8 +1,9 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
-Fast mode quantises activations to 8 bits a group of 64; exact mode keeps them in float32. Both hold keys and
-values in float16, and both are batch-invariant: a sequence's logits are the same bits whatever else is in the
-batch, however its tokens are cut into chunks, and for any number of threads.
+Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
+weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant: a
+sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks, and
+for any number of threads.
 Not here: the arithmetic (``native``), reading files (``checkpoint``).
 """
 
