@@ -9,13 +9,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include "float16.h"
+
 // The AVX2 clone only widens the same lanes; AVX2 alone has no FMA, so results are equal bit for bit.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define BAICHUAN2_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define BAICHUAN2_CLONES
 #endif
-#define BAICHUAN2_INLINE inline __attribute__((always_inline))
 
 namespace nb = nanobind;
 
@@ -34,28 +35,6 @@ constexpr int kFits = 2;
 
 constexpr float kSmallestScale = 5.9604644775390625e-08f;  // 2^-24, the smallest float16 above 0
 constexpr float kRounder = 12582912.0f;                    // 1.5 * 2^23: adding it rounds to even
-
-// float -> float16 bits, to nearest even; for 0 <= value <= 65504.
-BAICHUAN2_INLINE uint16_t to_half(float value) {
-    uint32_t bits;
-    if (value < 6.103515625e-05f) {  // below 2^-14 the last place is 2^-24: let a float addition round there
-        value += 0.5f;
-        std::memcpy(&bits, &value, sizeof bits);
-        return static_cast<uint16_t>(bits - 0x3f000000u);
-    }
-    std::memcpy(&bits, &value, sizeof bits);
-    bits += 0xc8000fffu + ((bits >> 13) & 1u);
-    return static_cast<uint16_t>(bits >> 13);
-}
-
-// float16 bits -> float; for finite values >= 0.
-BAICHUAN2_INLINE float from_half(uint16_t half) {
-    if (half < 0x0400u) return static_cast<float>(half) * kSmallestScale;
-    const uint32_t bits = (static_cast<uint32_t>(half) << 13) + 0x38000000u;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 BAICHUAN2_INLINE float sum(const Lanes& lanes) {
     return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
@@ -120,8 +99,8 @@ BAICHUAN2_INLINE Sums evaluate(const Group& group, const Candidate& candidate, f
 }
 
 BAICHUAN2_INLINE Candidate with_scale(float scale, float zero) {
-    const uint16_t half = to_half(scale < kSmallestScale ? kSmallestScale : scale);
-    const float rounded = from_half(half);
+    const uint16_t half = float_to_half(scale < kSmallestScale ? kSmallestScale : scale);
+    const float rounded = half_to_float(half);
     return {half, rounded, 1.0f / rounded, zero, 0.0f};
 }
 
