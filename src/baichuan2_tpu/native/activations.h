@@ -1,15 +1,15 @@
 // Quantised activations of a batch of tokens, in the order in which the kernels read them.
 //
-// Tokens lie in tiles of at most 6, the number of accumulators that fit the registers; sizes differ by at most one.
-// A group of 64 columns is integers with one scale: x = scale * code. 4-bit weights meet 8-bit codes. 8-bit weights
-// meet 16-bit codes: without 8-bit multiplies that cannot saturate, products of 8-bit weights cost two instructions
-// either way, and at 16 bits the activations add no error that could be measured.
-// A step is 4 columns. In a tile of T tokens:
+// Tokens lie in tiles of at most 6, the number of accumulators that fit the registers; sizes differ by at
+// most one. A group of 64 columns is integers with one scale: x = scale * code. 4-bit weights meet 8-bit
+// codes. 8-bit weights meet 16-bit codes: without 8-bit multiplies that cannot saturate, products of 8-bit
+// weights cost two instructions either way, and at 16 bits the activations add no error that could be
+// measured. A step is 4 columns. In a tile of T tokens:
 //
-//   codes    int8  [step][T][4], |code| <= 127          or    int16 [step][T][columns 0, 2, 1, 3], |code| <= 32767
-//   scales   float [group][T]
-//   offsets  float [group][T]        -sum(codes): what the zero points multiply
-//   starts   int32 [group][T]        where the accumulators start, so that they end at sum((w - bias) * x):
+//   codes    int8  [step][T][4], |code| <= 127          or    int16 [step][T][columns 0, 2, 1, 3], |code| <=
+//   32767 scales   float [group][T] offsets  float [group][T]        -sum(codes): what the zero points
+//   multiply starts   int32 [group][T]        where the accumulators start, so that they end at sum((w -
+//   bias) * x):
 //              int8:  two 16-bit halves, -8 * sum of the codes that reach each lane (columns 0, 1 and 2, 3)
 //              int16: -128 * sum(codes)
 //
@@ -96,9 +96,13 @@ private:
 
     std::int64_t group_bytes() const { return kGroup * code_bytes(weight_bits_); }
     std::int8_t* codes() const { return reinterpret_cast<std::int8_t*>(buffer_.data()); }
-    float* scales() const { return reinterpret_cast<float*>(codes() + max_tokens_ * capacity_groups_ * kMostGroupBytes); }
+    float* scales() const {
+        return reinterpret_cast<float*>(codes() + max_tokens_ * capacity_groups_ * kMostGroupBytes);
+    }
     float* offsets() const { return scales() + max_tokens_ * capacity_groups_; }
-    std::int32_t* starts() const { return reinterpret_cast<std::int32_t*>(offsets() + max_tokens_ * capacity_groups_); }
+    std::int32_t* starts() const {
+        return reinterpret_cast<std::int32_t*>(offsets() + max_tokens_ * capacity_groups_);
+    }
 
     std::int64_t capacity_groups_ = 0;
     Buffer buffer_;

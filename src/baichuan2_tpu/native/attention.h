@@ -1,8 +1,9 @@
 // Flash attention over a float16 cache, written once over eight floats.
 //
-// Keys come in blocks of 64 from position 0. For each query and block: scores, the running maximum and sum, then
-// the weighted values. A query's float operations are the same whichever queries share its task: the microkernels
-// differ in how many sums they carry side by side, never in a sum's order, and a masked key adds an exact zero.
+// Keys come in blocks of 64 from position 0. For each query and block: scores, the running maximum and sum,
+// then the weighted values. A query's float operations are the same whichever queries share its task: the
+// microkernels differ in how many sums they carry side by side, never in a sum's order, and a masked key adds
+// an exact zero.
 #pragma once
 
 #include "elementwise.h"
@@ -57,7 +58,8 @@ private:
         if (is_buffered_) {
             const std::int64_t key_count = (count + 7) / 8 * 8 * size_;
             for (std::int64_t i = 0; i < key_count; i += 8) Simd::store(keys_ + i, Simd::load_half(keys + i));
-            for (std::int64_t i = 0; i < count * size_; i += 8) Simd::store(values_ + i, Simd::load_half(values + i));
+            for (std::int64_t i = 0; i < count * size_; i += 8)
+                Simd::store(values_ + i, Simd::load_half(values + i));
         }
         for (std::int64_t i = 0; i < task_.queries; i += 6) {
             const std::int64_t queries = task_.queries - i < 6 ? task_.queries - i : 6;
@@ -127,7 +129,8 @@ private:
         }
     }
 
-    // Turn a query's scores of the block that begins at key `first` into weights; keep maximum, sum and correction.
+    // Turn a query's scores of the block that begins at key `first` into weights; keep maximum, sum and
+    // correction.
     BAICHUAN2_INLINE void weigh(std::int64_t i, std::int64_t first) {
         float* scores = scores_ + i * kKeyBlock;
         const std::int64_t seen = task_.position[i] + 1 - first;
@@ -173,7 +176,8 @@ private:
     }
 
     template <int Q, int V, class Element>
-    BAICHUAN2_INLINE void sum_columns(std::int64_t i, std::int64_t d, const Element* values, std::int64_t count) {
+    BAICHUAN2_INLINE void sum_columns(std::int64_t i, std::int64_t d, const Element* values,
+                                      std::int64_t count) {
         constexpr std::int64_t kPrefetchElements = 4096;
         const float* weights = scores_ + i * kKeyBlock;
         Floats sums[Q][V];

@@ -27,11 +27,13 @@ template <class Element, class... Size>
 auto new_array(Size... sizes) {
     auto* data = new Element[(static_cast<std::size_t>(sizes) * ...)]();
     const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<Element*>(p); });
-    return nb::ndarray<nb::numpy, Element, nb::ndim<sizeof...(Size)>>(data, {static_cast<std::size_t>(sizes)...}, owner);
+    return nb::ndarray<nb::numpy, Element, nb::ndim<sizeof...(Size)>>(
+        data, {static_cast<std::size_t>(sizes)...}, owner);
 }
 
 Activations quantize_all(const Kernels& kernels, const FloatArray& x, int weight_bits) {
-    const auto tokens = static_cast<std::int64_t>(x.shape(0)), columns = static_cast<std::int64_t>(x.shape(1));
+    const auto tokens = static_cast<std::int64_t>(x.shape(0)),
+               columns = static_cast<std::int64_t>(x.shape(1));
     Activations out(tokens, columns);
     out.reshape(tokens, columns, weight_bits);
     for (std::int64_t i = 0; i < tokens; ++i) kernels.quantize(x.data() + i * columns, columns, out.slot(i));
@@ -52,28 +54,32 @@ auto quantize_activations(const std::string& name, const FloatArray& x, int weig
             offsets.data()[token * packed.groups() + group] = slot.offsets[group * slot.stride];
         }
         for (std::int64_t column = 0; column < packed.groups() * kGroup; ++column) {
-            const std::int8_t* step = slot.steps + column / kStepColumns * slot.stride * kStepColumns * code_bytes(weight_bits);
+            const std::int8_t* step =
+                slot.steps + column / kStepColumns * slot.stride * kStepColumns * code_bytes(weight_bits);
             const std::int64_t i = column % kStepColumns;
             std::int16_t wide[kStepColumns];
             if (weight_bits == 8) std::memcpy(wide, step, sizeof wide);
-            codes.data()[token * packed.groups() * kGroup + column] = weight_bits == 4 ? step[i] : wide[i % 2 * 2 + i / 2];
+            codes.data()[token * packed.groups() * kGroup + column] =
+                weight_bits == 4 ? step[i] : wide[i % 2 * 2 + i / 2];
         }
     }
     return std::make_tuple(codes, scales, offsets);
 }
 
-auto matmul(const std::string& name, const WordArray& qweight, const WordArray& qzeros, const HalfArray& scales, int bits,
-            std::int64_t group_size, const FloatArray& x, bool is_exact) {
+auto matmul(const std::string& name, const WordArray& qweight, const WordArray& qzeros,
+            const HalfArray& scales, int bits, std::int64_t group_size, const FloatArray& x, bool is_exact) {
     const Kernels& kernels = find_kernels(name);
     const GptqView view = view_gptq(qweight, qzeros, scales, bits, group_size);
-    const auto tokens = static_cast<std::int64_t>(x.shape(0)), columns = static_cast<std::int64_t>(x.shape(1));
+    const auto tokens = static_cast<std::int64_t>(x.shape(0)),
+               columns = static_cast<std::int64_t>(x.shape(1));
     if (columns != view.columns) throw std::invalid_argument("x has the wrong number of columns");
     ThreadPool pool(1);
     PackedMatrix matrix(view.rows, view.columns, bits);
     matrix.pack(0, view, pool);
     const Buffer scratch(static_cast<std::size_t>(kernels.matmul_scratch_bytes(tokens)));
     auto padded = new_array<float>(tokens, matrix.padded_rows());
-    const MatmulTask task = {&matrix, 0, matrix.blocks(), padded.data(), matrix.padded_rows(), scratch.data()};
+    const MatmulTask task = {&matrix,       0, matrix.blocks(), padded.data(), matrix.padded_rows(),
+                             scratch.data()};
     if (is_exact) {
         const std::int64_t stride = matrix.groups() * kGroup;
         auto filled = new_array<float>(tokens, stride);
@@ -91,14 +97,18 @@ auto matmul(const std::string& name, const WordArray& qweight, const WordArray& 
     return y;
 }
 
-// Causal attention of queries (T, heads, D) whose first is at position S - T, over keys and values (S, kv heads, D).
+// Causal attention of queries (T, heads, D) whose first is at position S - T, over keys and values (S, kv
+// heads, D).
 auto attend(const std::string& name, const FloatCube& queries, const FloatCube& keys, const FloatCube& values,
             const SlopeArray& slopes, std::int64_t tile_tokens) {
     const Kernels& kernels = find_kernels(name);
-    const auto tokens = static_cast<std::int64_t>(queries.shape(0)), heads = static_cast<std::int64_t>(queries.shape(1));
-    const auto size = static_cast<std::int64_t>(queries.shape(2)), context = static_cast<std::int64_t>(keys.shape(0));
+    const auto tokens = static_cast<std::int64_t>(queries.shape(0)),
+               heads = static_cast<std::int64_t>(queries.shape(1));
+    const auto size = static_cast<std::int64_t>(queries.shape(2)),
+               context = static_cast<std::int64_t>(keys.shape(0));
     const auto kv_heads = static_cast<std::int64_t>(keys.shape(1)), shared = heads / kv_heads;
-    if (tile_tokens < 1 || tile_tokens * shared > kMaxQueries || size % 8 != 0 || size > KvCache::kMaxHeadSize) {
+    if (tile_tokens < 1 || tile_tokens * shared > kMaxQueries || size % 8 != 0 ||
+        size > KvCache::kMaxHeadSize) {
         throw std::invalid_argument("the tile or the head size is not allowed");
     }
     const KvCache cache(1, kv_heads, size, context);
@@ -122,8 +132,8 @@ auto attend(const std::string& name, const FloatCube& queries, const FloatCube& 
                     slope[count] = slopes.shape(0) == 0 ? 0.0f : slopes.data()[h];
                 }
             }
-            kernels.attend({cache.keys(0, kv_head), cache.values(0, kv_head), size, count, query, to, position, slope,
-                            1.0f / std::sqrt(static_cast<float>(size)), scratch.data()});
+            kernels.attend({cache.keys(0, kv_head), cache.values(0, kv_head), size, count, query, to,
+                            position, slope, 1.0f / std::sqrt(static_cast<float>(size)), scratch.data()});
         }
     }
     return out;
@@ -152,9 +162,10 @@ void bind_kernels(nb::module_& module) {
         return names;
     });
     module.def("quantize_activations", &quantize_activations, "kernels"_a, "x"_a, "weight_bits"_a);
-    module.def("matmul", &matmul, "kernels"_a, "qweight"_a, "qzeros"_a, "scales"_a, "bits"_a, "group_size"_a, "x"_a,
-               "is_exact"_a);
-    module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a, "tile_tokens"_a);
+    module.def("matmul", &matmul, "kernels"_a, "qweight"_a, "qzeros"_a, "scales"_a, "bits"_a, "group_size"_a,
+               "x"_a, "is_exact"_a);
+    module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a,
+               "tile_tokens"_a);
     module.def("swiglu", &swiglu, "kernels"_a, "gate"_a, "up"_a);
     module.def("round_to_half", &round_to_half, "kernels"_a, "x"_a);
 }

@@ -29,8 +29,9 @@ Value look_up(const std::map<std::string, Value>& names, const std::string& name
 
 Linear linear_named(const std::string& name) {
     static const std::map<std::string, Linear> names = {
-        {"q_proj", Linear::kQuery},   {"k_proj", Linear::kKey}, {"v_proj", Linear::kValue},   {"o_proj", Linear::kOutput},
-        {"gate_proj", Linear::kGate}, {"up_proj", Linear::kUp}, {"down_proj", Linear::kDown}, {"lm_head", Linear::kHead}};
+        {"q_proj", Linear::kQuery},   {"k_proj", Linear::kKey},     {"v_proj", Linear::kValue},
+        {"o_proj", Linear::kOutput},  {"gate_proj", Linear::kGate}, {"up_proj", Linear::kUp},
+        {"down_proj", Linear::kDown}, {"lm_head", Linear::kHead}};
     return look_up(names, name);
 }
 
@@ -60,8 +61,8 @@ std::pair<std::int64_t, std::int64_t> linear_shape(const ModelShape& shape, Line
     }
 }
 
-void pack(Model& model, std::int64_t layer, const std::string& name, const WordArray& qweight, const WordArray& qzeros,
-          const HalfArray& scales, std::int64_t group_size) {
+void pack(Model& model, std::int64_t layer, const std::string& name, const WordArray& qweight,
+          const WordArray& qzeros, const HalfArray& scales, std::int64_t group_size) {
     const Linear which = linear_named(name);
     check_layer(model, layer);
     const int bits = which == Linear::kHead ? model.shape().head_bits : model.shape().bits;
@@ -106,34 +107,41 @@ LogitArray forward(Model& model, const nb::list& sequences, const std::vector<To
         const nb::gil_scoped_release release;
         model.forward(requests, logits);
     }
-    return LogitArray(logits, {static_cast<std::size_t>(rows), static_cast<std::size_t>(model.shape().vocabulary)}, owner,
-                      {stride, 1});
+    return LogitArray(logits,
+                      {static_cast<std::size_t>(rows), static_cast<std::size_t>(model.shape().vocabulary)},
+                      owner, {stride, 1});
 }
 
 }  // namespace
 
 void bind_model(nb::module_& module) {
     nb::class_<ModelShape>(module, "ModelShape")
-        .def("__init__",
-             [](ModelShape* shape, std::int64_t layers, std::int64_t hidden, std::int64_t intermediate,
-                std::int64_t heads, std::int64_t kv_heads, std::int64_t head_size, std::int64_t vocabulary,
-                std::int64_t context, float norm_eps, double rope_theta, const std::vector<float>& alibi_slopes,
-                int bits, int head_bits) {
-                 new (shape) ModelShape{layers,     hidden,   intermediate, heads,        kv_heads, head_size, vocabulary,
-                                        context,    norm_eps, rope_theta,   alibi_slopes, bits,     head_bits};
-             },
-             nb::kw_only(), "layers"_a, "hidden"_a, "intermediate"_a, "heads"_a, "kv_heads"_a, "head_size"_a,
-             "vocabulary"_a, "context"_a, "norm_eps"_a, "rope_theta"_a, "alibi_slopes"_a, "bits"_a, "head_bits"_a);
+        .def(
+            "__init__",
+            [](ModelShape* shape, std::int64_t layers, std::int64_t hidden, std::int64_t intermediate,
+               std::int64_t heads, std::int64_t kv_heads, std::int64_t head_size, std::int64_t vocabulary,
+               std::int64_t context, float norm_eps, double rope_theta,
+               const std::vector<float>& alibi_slopes, int bits, int head_bits) {
+                new (shape)
+                    ModelShape{layers,  hidden,   intermediate, heads,        kv_heads, head_size, vocabulary,
+                               context, norm_eps, rope_theta,   alibi_slopes, bits,     head_bits};
+            },
+            nb::kw_only(), "layers"_a, "hidden"_a, "intermediate"_a, "heads"_a, "kv_heads"_a, "head_size"_a,
+            "vocabulary"_a, "context"_a, "norm_eps"_a, "rope_theta"_a, "alibi_slopes"_a, "bits"_a,
+            "head_bits"_a);
     nb::class_<Sequence>(module, "Sequence")
         .def(nb::init<const ModelShape&>(), "shape"_a)
         .def_prop_ro("length", [](const Sequence& sequence) { return sequence.length; })
-        .def("truncate", [](Sequence& sequence, std::int64_t length) {
-            if (length < 0 || length > sequence.length) throw std::invalid_argument("no such length");
-            sequence.length = length;
-        }, "length"_a);
+        .def(
+            "truncate",
+            [](Sequence& sequence, std::int64_t length) {
+                if (length < 0 || length > sequence.length) throw std::invalid_argument("no such length");
+                sequence.length = length;
+            },
+            "length"_a);
     nb::class_<Model>(module, "Model")
-        .def(nb::init<const ModelShape&, int, const std::string&, bool>(), "shape"_a, "threads"_a, "kernels"_a,
-             "is_exact"_a)
+        .def(nb::init<const ModelShape&, int, const std::string&, bool>(), "shape"_a, "threads"_a,
+             "kernels"_a, "is_exact"_a)
         .def_prop_ro("kernels", &Model::kernels_name)
         .def_prop_ro("weight_bytes", &Model::weight_bytes)
         .def("pack", &pack, "layer"_a, "name"_a, "qweight"_a, "qzeros"_a, "scales"_a, "group_size"_a)

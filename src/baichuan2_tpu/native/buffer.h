@@ -21,8 +21,8 @@ public:
     explicit Buffer(std::size_t bytes, Pages pages = Pages::kHuge) {
         if (bytes == 0) return;
         mapped_bytes_ = bytes + (pages == Pages::kHuge ? kHugePage : 0);
-        mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                       -1, 0);
+        mapped_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (mapped_ == MAP_FAILED) {
             mapped_ = nullptr;
             throw std::bad_alloc();

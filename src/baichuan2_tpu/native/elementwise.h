@@ -52,7 +52,11 @@ template <class Simd>
 void rms_norm(const float* x, const float* weight, float eps, std::int64_t count, float* out) {
     auto squares = Simd::all(0.0f);
     for_eights(
-        count, [&](std::int64_t i) { const auto v = Simd::load(x + i); squares = Simd::fma(v, v, squares); },
+        count,
+        [&](std::int64_t i) {
+            const auto v = Simd::load(x + i);
+            squares = Simd::fma(v, v, squares);
+        },
         [&](std::int64_t i, std::int64_t left) {
             const auto v = load_some<Simd>(x + i, left);
             squares = Simd::fma(v, v, squares);
@@ -107,13 +111,16 @@ void rotate(float* x, const float* cosine, const float* sine, std::int64_t half)
     for_eights(half, [&](std::int64_t i) { both(i, 8); }, both);
 }
 
-// Values outside float16's finite range become its ends: one overflow must not reach the tokens that attend to it.
+// Values outside float16's finite range become its ends: one overflow must not reach the tokens that attend
+// to it.
 template <class Simd>
 void to_half(const float* x, std::int64_t count, std::uint16_t* out) {
     const auto most = Simd::all(65504.0f), least = Simd::all(-65504.0f);
     for_eights(
         count,
-        [&](std::int64_t i) { Simd::store_half(out + i, Simd::min(Simd::max(Simd::load(x + i), least), most)); },
+        [&](std::int64_t i) {
+            Simd::store_half(out + i, Simd::min(Simd::max(Simd::load(x + i), least), most));
+        },
         [&](std::int64_t i, std::int64_t left) {
             std::uint16_t lanes[8];
             Simd::store_half(lanes, Simd::min(Simd::max(load_some<Simd>(x + i, left), least), most));

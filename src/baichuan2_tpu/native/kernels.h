@@ -1,7 +1,8 @@
 // The table of kernels: one row an instruction set, chosen at run time.
 //
-// Every kernel has a scalar twin with the same meaning, and both are tested against numpy. A result never depends
-// on how many tokens, rows or threads a call covers: for each output the order of float operations is fixed.
+// Every kernel has a scalar twin with the same meaning, and both are tested against numpy. A result never
+// depends on how many tokens, rows or threads a call covers: for each output the order of float operations is
+// fixed.
 #pragma once
 
 #include <cstdint>
@@ -63,8 +64,8 @@ struct Kernels {
     void (*rotate)(float* x, const float* cosine, const float* sine, std::int64_t half);
     void (*to_half)(const float* x, std::int64_t count, std::uint16_t* out);
     void (*from_half)(const std::uint16_t* x, std::int64_t count, float* out);
-    // Multiply and add weights of `bits` bits and activations held in registers: the ceiling of matmul. Returns the
-    // number of multiplications.
+    // Multiply and add weights of `bits` bits and activations held in registers: the ceiling of matmul.
+    // Returns the number of multiplications.
     std::int64_t (*multiply_rounds)(int bits, std::int64_t rounds);
 };
 

@@ -1,4 +1,5 @@
-// The kernels for AVX2 with FMA and F16C. Compiled with those options: nothing here may run before they are found.
+// The kernels for AVX2 with FMA and F16C. Compiled with those options: nothing here may run before they are
+// found.
 #include <immintrin.h>
 
 #include <type_traits>
@@ -39,8 +40,10 @@ void quantize_group_8(const float* x, const ActivationSlot& slot, std::int64_t g
         for (int j = 0; j < 4; ++j) {
             codes[j] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i * 32 + j * 8), range.inverse));
         }
-        const __m256i packed = _mm256_permutevar8x32_epi32(
-            _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3])), order);
+        const __m256i packed =
+            _mm256_permutevar8x32_epi32(_mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]),
+                                                           _mm256_packs_epi32(codes[2], codes[3])),
+                                        order);
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_set1_epi8(1), packed));
         alignas(32) std::int32_t steps[8];
         _mm256_store_si256(reinterpret_cast<__m256i*>(steps), packed);
@@ -55,8 +58,8 @@ void quantize_group_8(const float* x, const ActivationSlot& slot, std::int64_t g
     const int high = static_cast<std::int16_t>(_mm_extract_epi16(sum, 1));
     slot.scales[group * slot.stride] = range.scale;
     slot.offsets[group * slot.stride] = static_cast<float>(-(low + high));
-    slot.starts[group * slot.stride] = static_cast<std::int32_t>((static_cast<std::uint32_t>(-8 * low) & 0xffff) |
-                                                                 (static_cast<std::uint32_t>(-8 * high) << 16));
+    slot.starts[group * slot.stride] = static_cast<std::int32_t>(
+        (static_cast<std::uint32_t>(-8 * low) & 0xffff) | (static_cast<std::uint32_t>(-8 * high) << 16));
 }
 
 void quantize_group_16(const float* x, const ActivationSlot& slot, std::int64_t group) {
@@ -66,7 +69,8 @@ void quantize_group_16(const float* x, const ActivationSlot& slot, std::int64_t 
         const __m256i codes = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i * 8), range.inverse));
         sums = _mm256_add_epi32(sums, codes);
         // Each half is a step: columns 0, 1, 2, 3 become 0, 2, 1, 3.
-        const __m256i steps = _mm256_shufflelo_epi16(_mm256_packs_epi32(codes, codes), _MM_SHUFFLE(3, 1, 2, 0));
+        const __m256i steps =
+            _mm256_shufflelo_epi16(_mm256_packs_epi32(codes, codes), _MM_SHUFFLE(3, 1, 2, 0));
         auto* out = reinterpret_cast<std::int64_t*>(slot.steps) + (group * 16 + i * 2) * slot.stride;
         out[0] = _mm256_extract_epi64(steps, 0);
         out[slot.stride] = _mm256_extract_epi64(steps, 2);

@@ -8,7 +8,8 @@ namespace baichuan2 {
 namespace {
 
 std::int32_t pack_pair(int low, int high) {
-    return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xffff) | (static_cast<std::uint32_t>(high) << 16));
+    return static_cast<std::int32_t>((static_cast<std::uint32_t>(low) & 0xffff) |
+                                     (static_cast<std::uint32_t>(high) << 16));
 }
 
 // Where column `i` of a step lies among its four codes.
@@ -75,7 +76,8 @@ void dot_group(const std::uint8_t* codes, const Code* x, std::int64_t stride, st
 }
 
 template <int Bits, class Code>
-void matmul_token(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, std::int64_t lane, float* y) {
+void matmul_token(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, std::int64_t lane,
+                  float* y) {
     constexpr int kRows = Bits == 4 ? 16 : 8;
     constexpr float kBias = Bits == 4 ? 8 : 128;
     const std::int64_t stride = tile.tokens;

@@ -2,7 +2,8 @@
 //
 //   [layer][keys, values][key-value head][capacity * head size]      one head: see AttentionTask in kernels.h
 //
-// Truncating is only forgetting a length: what lies behind it is finite, never read unmasked, and overwritten.
+// Truncating is only forgetting a length: what lies behind it is finite, never read unmasked, and
+// overwritten.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +19,16 @@ public:
         : heads_(heads),
           head_size_(head_size),
           capacity_((context + kKeyBlock - 1) / kKeyBlock * kKeyBlock),
-          buffer_(static_cast<std::size_t>(layers * 2 * heads * capacity_ * head_size) * sizeof(std::uint16_t),
-                  Buffer::Pages::kOnTouch) {}
+          buffer_(
+              static_cast<std::size_t>(layers * 2 * heads * capacity_ * head_size) * sizeof(std::uint16_t),
+              Buffer::Pages::kOnTouch) {}
 
     std::uint16_t* keys(std::int64_t layer, std::int64_t head) const { return at(2 * layer, head); }
     std::uint16_t* values(std::int64_t layer, std::int64_t head) const { return at(2 * layer + 1, head); }
 
     // Store one token's rows; keys of eight positions interleave.
-    void store(const Kernels& kernels, std::int64_t layer, std::int64_t head, std::int64_t position, const float* key,
-               const float* value) const {
+    void store(const Kernels& kernels, std::int64_t layer, std::int64_t head, std::int64_t position,
+               const float* key, const float* value) const {
         kernels.to_half(value, head_size_, values(layer, head) + position * head_size_);
         std::uint16_t halves[kMaxHeadSize];
         kernels.to_half(key, head_size_, halves);
@@ -38,7 +40,8 @@ public:
 
 private:
     std::uint16_t* at(std::int64_t part, std::int64_t head) const {
-        return reinterpret_cast<std::uint16_t*>(buffer_.data()) + (part * heads_ + head) * capacity_ * head_size_;
+        return reinterpret_cast<std::uint16_t*>(buffer_.data()) +
+               (part * heads_ + head) * capacity_ * head_size_;
     }
 
     std::int64_t heads_;

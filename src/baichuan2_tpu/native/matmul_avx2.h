@@ -1,11 +1,11 @@
 // Quantised weights times quantised activations with AVX2: exact integer sums, one float step a group.
 //
-// 4 bits: low and high nibbles are two vectors of rows, times 8-bit codes, summed in 16 bits. 8 bits: even and odd
-// columns of one vector of rows, as 16-bit integers, times 16-bit codes, summed in 32 bits.
-// Few tokens: weights are unpacked on the way, the block staying in the first cache for all tiles of tokens.
-// Many tokens: two blocks of up to 2048 columns are unpacked once into a panel that stays in the second.
-// Both run the same float operations in the same order. The inner step is assembly: GCC 12 moves the broadcasts
-// of the intrinsic form ahead and spills the accumulators (44-81 against 150 GMAC/s a thread).
+// 4 bits: low and high nibbles are two vectors of rows, times 8-bit codes, summed in 16 bits. 8 bits: even
+// and odd columns of one vector of rows, as 16-bit integers, times 16-bit codes, summed in 32 bits. Few
+// tokens: weights are unpacked on the way, the block staying in the first cache for all tiles of tokens. Many
+// tokens: two blocks of up to 2048 columns are unpacked once into a panel that stays in the second. Both run
+// the same float operations in the same order. The inner step is assembly: GCC 12 moves the broadcasts of the
+// intrinsic form ahead and spills the accumulators (44-81 against 150 GMAC/s a thread).
 #pragma once
 
 #include <immintrin.h>
@@ -24,8 +24,8 @@ constexpr std::int64_t kPrefetchBytes = 3072;  // 2048 to 4096 ahead measured 8 
 
 alignas(32) constexpr std::uint64_t kNibbles[4] = {0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f,
                                                    0x0f0f0f0f0f0f0f0f};
-alignas(32) constexpr std::uint64_t kEvenBytes[4] = {0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff,
-                                                     0x00ff00ff00ff00ff};
+alignas(32) constexpr std::uint64_t kEvenBytes[4] = {0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff,
+                                                     0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff};
 
 template <int Bits>
 constexpr int kRowVectors = Bits == 4 ? 2 : 1;
@@ -50,7 +50,8 @@ BAICHUAN2_INLINE GroupScales<Bits> load_scales(const std::uint16_t* scales, cons
         out.scale[v] = _mm256_cvtph_ps(halves);
         __m256i zero;
         if (Bits == 4) {
-            const __m128i nibbles = _mm_and_si128(v == 0 ? bytes : _mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+            const __m128i nibbles =
+                _mm_and_si128(v == 0 ? bytes : _mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
             zero = _mm256_cvtepi8_epi32(_mm_sub_epi8(nibbles, _mm_set1_epi8(8)));
         } else {
             zero = _mm256_sub_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(128));
@@ -120,7 +121,8 @@ template <int Bits>
 BAICHUAN2_INLINE void add_group(const __m256i (&sums)[2], const GroupScales<Bits>& scales, float x_scale,
                                 float x_offset, __m256 (&totals)[kRowVectors<Bits>]) {
     for (int v = 0; v < kRowVectors<Bits>; ++v) {
-        const __m256i whole = Bits == 4 ? _mm256_madd_epi16(sums[v], _mm256_set1_epi16(1)) : _mm256_add_epi32(sums[0], sums[1]);
+        const __m256i whole =
+            Bits == 4 ? _mm256_madd_epi16(sums[v], _mm256_set1_epi16(1)) : _mm256_add_epi32(sums[0], sums[1]);
         // The activations' scale comes last: no part overflows where the whole does not.
         const __m256 codes = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scales.scale[v]);
         const __m256 sum = _mm256_fmadd_ps(scales.zero[v], _mm256_set1_ps(x_offset), codes);
@@ -130,7 +132,8 @@ BAICHUAN2_INLINE void add_group(const __m256i (&sums)[2], const GroupScales<Bits
 
 // One block and one tile of T tokens, straight from the packed codes.
 template <int Bits, int T>
-void stream_block(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, float* y, std::int64_t stride) {
+void stream_block(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, float* y,
+                  std::int64_t stride) {
     constexpr int kVectors = kRowVectors<Bits>;
     const std::uint8_t* codes = matrix.codes(block);
     const std::uint16_t* scales = matrix.scales(block);
@@ -146,7 +149,8 @@ void stream_block(const PackedMatrix& matrix, std::int64_t block, const Tile& ti
 #pragma GCC unroll 16
         for (int step = 0; step < kGroup / kStepColumns; ++step) {
             __m256i low, high;
-            if (step % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(codes) + kPrefetchBytes, _MM_HINT_T0);
+            if (step % 2 == 0)
+                _mm_prefetch(reinterpret_cast<const char*>(codes) + kPrefetchBytes, _MM_HINT_T0);
             unpack_step<Bits>(codes, low, high);
 #pragma GCC unroll 6
             for (int t = 0; t < T; ++t) add_products<Bits>(low, high, x + t * kStepCodeBytes<Bits>, sums[t]);
@@ -155,13 +159,15 @@ void stream_block(const PackedMatrix& matrix, std::int64_t block, const Tile& ti
         }
         const GroupScales<Bits> group_scales = load_scales<Bits>(scales, zeros);
         for (int t = 0; t < T; ++t) {
-            add_group<Bits>(sums[t], group_scales, tile.scales[group * T + t], tile.offsets[group * T + t], totals[t]);
+            add_group<Bits>(sums[t], group_scales, tile.scales[group * T + t], tile.offsets[group * T + t],
+                            totals[t]);
         }
         scales += 8 * kVectors;
         zeros += 8;
     }
     for (int t = 0; t < T; ++t) {
-        for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(y + t * stride + (block * kVectors + v) * 8, totals[t][v]);
+        for (int v = 0; v < kVectors; ++v)
+            _mm256_storeu_ps(y + t * stride + (block * kVectors + v) * 8, totals[t][v]);
     }
 }
 
@@ -172,8 +178,8 @@ struct Panel {
 };
 
 template <int Bits>
-void unpack_panel(const PackedMatrix& matrix, std::int64_t block, std::int64_t first_group, std::int64_t groups,
-                  const Panel& panel) {
+void unpack_panel(const PackedMatrix& matrix, std::int64_t block, std::int64_t first_group,
+                  std::int64_t groups, const Panel& panel) {
     constexpr int kVectors = kRowVectors<Bits>;
     const std::uint8_t* codes = matrix.codes(block) + first_group * kGroupBytes;
     for (std::int64_t step = 0; step < groups * kGroup / kStepColumns; ++step) {
@@ -265,12 +271,14 @@ void matmul_panel(const MatmulTask& task, const Activations& x, std::int64_t fir
     for (std::int64_t i = 0; i < count * x.tokens() * kRows; ++i) totals[i] = 0.0f;
     for (std::int64_t group = 0; group < x.groups(); group += kPanelGroups) {
         const std::int64_t groups = x.groups() - group < kPanelGroups ? x.groups() - group : kPanelGroups;
-        for (std::int64_t i = 0; i < count; ++i) unpack_panel<Bits>(*task.matrix, first + i, group, groups, panel(i));
+        for (std::int64_t i = 0; i < count; ++i)
+            unpack_panel<Bits>(*task.matrix, first + i, group, groups, panel(i));
         for (std::int64_t index = 0; index < x.tiles(); ++index) {
             const Tile tile = x.tile(index, group);
             for (std::int64_t i = 0; i < count; ++i) {
                 float* out = totals + (i * x.tokens() + x.tile_start(index)) * kRows;
-                with_tokens(tile.tokens, [&](auto tokens) { panel_block<Bits, tokens>(panel(i), groups, tile, out); });
+                with_tokens(tile.tokens,
+                            [&](auto tokens) { panel_block<Bits, tokens>(panel(i), groups, tile, out); });
             }
         }
     }

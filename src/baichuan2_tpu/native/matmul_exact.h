@@ -17,8 +17,8 @@ inline void load_zeros(int bits, const std::uint8_t* zeros, float* out) {
 }
 
 template <class Simd, int Bits, int Tokens>
-void matmul_exact_block(const PackedMatrix& matrix, std::int64_t block, const float* x, std::int64_t x_stride, float* y,
-                        std::int64_t stride) {
+void matmul_exact_block(const PackedMatrix& matrix, std::int64_t block, const float* x, std::int64_t x_stride,
+                        float* y, std::int64_t stride) {
     using Floats = typename Simd::Floats;
     constexpr int kVectors = Bits == 4 ? 2 : 1;
     const std::uint8_t* codes = matrix.codes(block);
@@ -40,7 +40,8 @@ void matmul_exact_block(const PackedMatrix& matrix, std::int64_t block, const fl
                 const Floats code = Simd::load_bits(step, shift, (1u << Bits) - 1);
                 const Floats weight = Simd::sub(code, Simd::load(zeros + v * 8));
                 for (int t = 0; t < Tokens; ++t) {
-                    sums[t][v] = Simd::fma(weight, Simd::all(x[t * x_stride + group * kGroup + column]), sums[t][v]);
+                    sums[t][v] =
+                        Simd::fma(weight, Simd::all(x[t * x_stride + group * kGroup + column]), sums[t][v]);
                 }
             }
         }
@@ -50,7 +51,8 @@ void matmul_exact_block(const PackedMatrix& matrix, std::int64_t block, const fl
         }
     }
     for (int t = 0; t < Tokens; ++t) {
-        for (int v = 0; v < kVectors; ++v) Simd::store(y + t * stride + block * 8 * kVectors + v * 8, totals[t][v]);
+        for (int v = 0; v < kVectors; ++v)
+            Simd::store(y + t * stride + block * 8 * kVectors + v * 8, totals[t][v]);
     }
 }
 
@@ -59,12 +61,12 @@ void matmul_exact_bits(const MatmulTask& task, const float* x, std::int64_t x_st
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
         std::int64_t t = 0;
         for (; t + 4 <= tokens; t += 4) {
-            matmul_exact_block<Simd, Bits, 4>(*task.matrix, block, x + t * x_stride, x_stride, task.y + t * task.stride,
-                                              task.stride);
+            matmul_exact_block<Simd, Bits, 4>(*task.matrix, block, x + t * x_stride, x_stride,
+                                              task.y + t * task.stride, task.stride);
         }
         for (; t < tokens; ++t) {
-            matmul_exact_block<Simd, Bits, 1>(*task.matrix, block, x + t * x_stride, x_stride, task.y + t * task.stride,
-                                              task.stride);
+            matmul_exact_block<Simd, Bits, 1>(*task.matrix, block, x + t * x_stride, x_stride,
+                                              task.y + t * task.stride, task.stride);
         }
     }
 }

@@ -7,7 +7,8 @@
 namespace baichuan2 {
 namespace {
 
-// Prompts run in batches of this many tokens: enough to compute rather than read, small enough for the caches.
+// Prompts run in batches of this many tokens: enough to compute rather than read, small enough for the
+// caches.
 constexpr std::int64_t kBatchTokens = 256;
 
 std::int64_t round_up(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -50,16 +51,21 @@ struct Model::Workspace {
           attended(floats(heads_stride)),
           inner(floats(inner_stride)),
           added(floats(round_up(shape.hidden, 16))),
-          qkv(floats(part_rows(shape.heads * shape.head_size) + 2 * part_rows(shape.kv_heads * shape.head_size))),
+          qkv(floats(part_rows(shape.heads * shape.head_size) +
+                     2 * part_rows(shape.kv_heads * shape.head_size))),
           gate_up(floats(2 * part_rows(shape.intermediate))),
-          activations(kBatchTokens, std::max({shape.hidden, shape.heads * shape.head_size, shape.intermediate})) {
+          activations(kBatchTokens,
+                      std::max({shape.hidden, shape.heads * shape.head_size, shape.intermediate})) {
         for (int i = 0; i < threads; ++i) {
             matmul_scratch.emplace_back(static_cast<std::size_t>(kernels.matmul_scratch_bytes(kBatchTokens)));
-            attention_scratch.emplace_back(static_cast<std::size_t>(attention_scratch_floats(shape.head_size)) * 4);
+            attention_scratch.emplace_back(
+                static_cast<std::size_t>(attention_scratch_floats(shape.head_size)) * 4);
         }
     }
 
-    static Buffer floats(std::int64_t stride) { return Buffer(static_cast<std::size_t>(kBatchTokens * stride) * 4); }
+    static Buffer floats(std::int64_t stride) {
+        return Buffer(static_cast<std::size_t>(kBatchTokens * stride) * 4);
+    }
     static float* at(const Buffer& buffer, std::int64_t stride, std::int64_t row) {
         return reinterpret_cast<float*>(buffer.data()) + row * stride;
     }
@@ -98,7 +104,8 @@ Model::Model(const ModelShape& shape, int threads, const std::string& kernels, b
     for (std::int64_t position = 0; position < shape.context; ++position) {
         for (std::int64_t i = 0; i < half; ++i) {
             // The angle in float32, as the official code computes it.
-            const float frequency = static_cast<float>(std::pow(shape.rope_theta, -static_cast<double>(i) / static_cast<double>(half)));
+            const float frequency = static_cast<float>(
+                std::pow(shape.rope_theta, -static_cast<double>(i) / static_cast<double>(half)));
             const double angle = static_cast<float>(position) * frequency;
             cosines_.push_back(static_cast<float>(std::cos(angle)));
             sines_.push_back(static_cast<float>(std::sin(angle)));
@@ -180,8 +187,8 @@ void Model::run_batch(const std::vector<Row>& rows, float*& logits) {
     std::int64_t wanted = 0;
     for (std::int64_t i = 0; i < tokens; ++i) {
         if (!rows[static_cast<std::size_t>(i)].wants_logits) continue;
-        kernels_.rms_norm(work.at(work.x, work.hidden_stride, i), final_norm_.data(), shape_.norm_eps, shape_.hidden,
-                          work.at(work.normed, work.hidden_stride, wanted++));
+        kernels_.rms_norm(work.at(work.x, work.hidden_stride, i), final_norm_.data(), shape_.norm_eps,
+                          shape_.hidden, work.at(work.normed, work.hidden_stride, wanted++));
     }
     if (wanted == 0) return;
     multiply(head_, work.at(work.normed, work.hidden_stride, 0), wanted, logits);
@@ -228,24 +235,26 @@ void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) 
     const std::int64_t key_start = part_rows(shape_.heads * size);
     const std::int64_t value_start = key_start + part_rows(shape_.kv_heads * size);
     const std::int64_t stride = value_start + part_rows(shape_.kv_heads * size);
-    pool_.parallel_for(static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const Row& row = rows[static_cast<std::size_t>(i)];
-            float* qkv = work.at(work.qkv, stride, i);
-            if (!cosines_.empty()) {
-                const float* cosine = cosines_.data() + row.position * half;
-                const float* sine = sines_.data() + row.position * half;
-                for (std::int64_t h = 0; h < shape_.heads; ++h) kernels_.rotate(qkv + h * size, cosine, sine, half);
+    pool_.parallel_for(
+        static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                const Row& row = rows[static_cast<std::size_t>(i)];
+                float* qkv = work.at(work.qkv, stride, i);
+                if (!cosines_.empty()) {
+                    const float* cosine = cosines_.data() + row.position * half;
+                    const float* sine = sines_.data() + row.position * half;
+                    for (std::int64_t h = 0; h < shape_.heads; ++h)
+                        kernels_.rotate(qkv + h * size, cosine, sine, half);
+                    for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
+                        kernels_.rotate(qkv + key_start + h * size, cosine, sine, half);
+                    }
+                }
                 for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                    kernels_.rotate(qkv + key_start + h * size, cosine, sine, half);
+                    row.sequence->cache.store(kernels_, layer, h, row.position, qkv + key_start + h * size,
+                                              qkv + value_start + h * size);
                 }
             }
-            for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                row.sequence->cache.store(kernels_, layer, h, row.position, qkv + key_start + h * size,
-                                          qkv + value_start + h * size);
-            }
-        }
-    });
+        });
 }
 
 void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
@@ -262,8 +271,9 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
     std::vector<Tile> tiles;
     const auto tokens = static_cast<std::int64_t>(rows.size());
     for (std::int64_t i = 0; i < tokens; ++i) {
-        const bool goes_on = !tiles.empty() && tiles.back().count < tile_tokens &&
-                             rows[static_cast<std::size_t>(i)].sequence == rows[static_cast<std::size_t>(i - 1)].sequence;
+        const bool goes_on =
+            !tiles.empty() && tiles.back().count < tile_tokens &&
+            rows[static_cast<std::size_t>(i)].sequence == rows[static_cast<std::size_t>(i - 1)].sequence;
         if (goes_on) {
             ++tiles.back().count;
         } else {
@@ -283,16 +293,19 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
             float slope[kMaxQueries];
             std::int64_t queries = 0;
             for (std::int64_t token = tile.first; token < tile.first + tile.count; ++token) {
-                for (std::int64_t h = kv_head * heads_a_key; h < (kv_head + 1) * heads_a_key; ++h, ++queries) {
+                for (std::int64_t h = kv_head * heads_a_key; h < (kv_head + 1) * heads_a_key;
+                     ++h, ++queries) {
                     query[queries] = work.at(work.qkv, stride, token) + h * size;
                     out[queries] = work.at(work.attended, work.heads_stride, token) + h * size;
                     position[queries] = rows[static_cast<std::size_t>(token)].position;
-                    slope[queries] = shape_.alibi_slopes.empty() ? 0.0f : shape_.alibi_slopes[static_cast<std::size_t>(h)];
+                    slope[queries] =
+                        shape_.alibi_slopes.empty() ? 0.0f : shape_.alibi_slopes[static_cast<std::size_t>(h)];
                 }
             }
-            kernels_.attend({cache.keys(layer, kv_head), cache.values(layer, kv_head), size, queries, query, out, position,
-                             slope, 1.0f / std::sqrt(static_cast<float>(size)),
-                             reinterpret_cast<float*>(work.attention_scratch[static_cast<std::size_t>(thread)].data())});
+            kernels_.attend(
+                {cache.keys(layer, kv_head), cache.values(layer, kv_head), size, queries, query, out,
+                 position, slope, 1.0f / std::sqrt(static_cast<float>(size)),
+                 reinterpret_cast<float*>(work.attention_scratch[static_cast<std::size_t>(thread)].data())});
         }
     });
 }
@@ -320,9 +333,14 @@ void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t to
         });
     }
     // Even pieces: the kernels take two blocks at a time.
-    const std::int64_t grain = std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / 2 * 2, 2, 16);
+    const std::int64_t grain =
+        std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / 2 * 2, 2, 16);
     pool_.parallel_for(matrix.blocks(), grain, [&](int thread, std::int64_t begin, std::int64_t end) {
-        const MatmulTask task = {&matrix, begin, end, y, matrix.padded_rows(),
+        const MatmulTask task = {&matrix,
+                                 begin,
+                                 end,
+                                 y,
+                                 matrix.padded_rows(),
                                  work.matmul_scratch[static_cast<std::size_t>(thread)].data()};
         if (is_exact_) {
             kernels_.matmul_exact(task, x, x_stride, tokens);
@@ -336,7 +354,8 @@ void Model::add_residual(std::int64_t tokens, std::int64_t stride) {
     Workspace& work = *work_;
     pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            kernels_.add(work.at(work.x, work.hidden_stride, i), work.at(work.added, stride, i), shape_.hidden);
+            kernels_.add(work.at(work.x, work.hidden_stride, i), work.at(work.added, stride, i),
+                         shape_.hidden);
         }
     });
 }

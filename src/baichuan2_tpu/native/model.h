@@ -23,7 +23,7 @@ struct ModelShape {
     std::int64_t vocabulary;
     std::int64_t context;
     float norm_eps;
-    double rope_theta;  // 0 with ALiBi
+    double rope_theta;                // 0 with ALiBi
     std::vector<float> alibi_slopes;  // one a head; empty with RoPE
     int bits;
     int head_bits;

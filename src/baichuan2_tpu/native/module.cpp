@@ -16,5 +16,6 @@ NB_MODULE(_native, module) {
     baichuan2::bind_kernels(module);
     const auto release = nb::call_guard<nb::gil_scoped_release>();
     module.def("measure_read_bandwidth", &baichuan2::measure_read_bandwidth, "threads"_a, release);
-    module.def("measure_multiply_peak", &baichuan2::measure_multiply_peak, "threads"_a, "bits"_a, "kernels"_a = "", release);
+    module.def("measure_multiply_peak", &baichuan2::measure_multiply_peak, "threads"_a, "bits"_a,
+               "kernels"_a = "", release);
 }

@@ -1,13 +1,13 @@
 #include "range_search.h"
 
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/string.h>
 
 #include "float16.h"
 
@@ -26,7 +26,8 @@ namespace {
 constexpr int kLanes = 8;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Either end of the range is tried at 1, 1 - step, ... of its size; finer steps or more of them gain 0.05 % at most.
+// Either end of the range is tried at 1, 1 - step, ... of its size; finer steps or more of them gain 0.05 %
+// at most.
 constexpr int kEnds = 5;
 constexpr float kStep4 = 0.05f;
 constexpr float kStep8 = 0.003f;
@@ -68,7 +69,8 @@ struct Candidate {
     float error;
 };
 
-// Sums over the group under one candidate: weighted squared error, and what a least-squares fit of the scale needs.
+// Sums over the group under one candidate: weighted squared error, and what a least-squares fit of the scale
+// needs.
 struct Sums {
     float error;
     float weight_step;
@@ -229,7 +231,8 @@ nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
         const std::string place =
             "row " + std::to_string(index / columns) + ", column " + std::to_string(index % columns);
         throw nb::value_error(
-            (place + " is " + std::to_string(weights.data()[index]) + ", allowed is -65504 to 65504").c_str());
+            (place + " is " + std::to_string(weights.data()[index]) + ", allowed is -65504 to 65504")
+                .c_str());
     }
     return nb::make_tuple(give(std::move(quantized), rows, columns), give(std::move(scales), rows, groups),
                           give(std::move(zeros), rows, groups));
@@ -238,11 +241,12 @@ nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
 }  // namespace
 
 void bind_range_search(nb::module_& module) {
-    module.def("quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
-               nb::arg("group_size"),
-               "Quantise every group of every row.\n\n"
-               "Shapes: weights (N, K) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
-               "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
+    module.def(
+        "quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
+        nb::arg("group_size"),
+        "Quantise every group of every row.\n\n"
+        "Shapes: weights (N, K) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
+        "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
 }
 
 }  // namespace baichuan2

@@ -14,8 +14,8 @@ struct ScalarSimd {
         float lane[8];
     };
 
-#define BAICHUAN2_LANES(expression)                        \
-    Floats out;                                            \
+#define BAICHUAN2_LANES(expression)                         \
+    Floats out;                                             \
     for (int i = 0; i < 8; ++i) out.lane[i] = (expression); \
     return out
 
@@ -32,11 +32,19 @@ struct ScalarSimd {
     static BAICHUAN2_INLINE Floats sub(Floats a, Floats b) { BAICHUAN2_LANES(a.lane[i] - b.lane[i]); }
     static BAICHUAN2_INLINE Floats mul(Floats a, Floats b) { BAICHUAN2_LANES(a.lane[i] * b.lane[i]); }
     static BAICHUAN2_INLINE Floats div(Floats a, Floats b) { BAICHUAN2_LANES(a.lane[i] / b.lane[i]); }
-    static BAICHUAN2_INLINE Floats fma(Floats a, Floats b, Floats c) { BAICHUAN2_LANES(a.lane[i] * b.lane[i] + c.lane[i]); }
+    static BAICHUAN2_INLINE Floats fma(Floats a, Floats b, Floats c) {
+        BAICHUAN2_LANES(a.lane[i] * b.lane[i] + c.lane[i]);
+    }
     // Where a is not a number, b: as the x86 instruction.
-    static BAICHUAN2_INLINE Floats max(Floats a, Floats b) { BAICHUAN2_LANES(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
-    static BAICHUAN2_INLINE Floats min(Floats a, Floats b) { BAICHUAN2_LANES(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
-    static BAICHUAN2_INLINE Floats where_greater(Floats a, Floats b, Floats x) { BAICHUAN2_LANES(a.lane[i] > b.lane[i] ? x.lane[i] : 0.0f); }
+    static BAICHUAN2_INLINE Floats max(Floats a, Floats b) {
+        BAICHUAN2_LANES(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]);
+    }
+    static BAICHUAN2_INLINE Floats min(Floats a, Floats b) {
+        BAICHUAN2_LANES(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]);
+    }
+    static BAICHUAN2_INLINE Floats where_greater(Floats a, Floats b, Floats x) {
+        BAICHUAN2_LANES(a.lane[i] > b.lane[i] ? x.lane[i] : 0.0f);
+    }
     static BAICHUAN2_INLINE Floats round(Floats a) { BAICHUAN2_LANES(std::nearbyintf(a.lane[i])); }
     // 2 to the power of whole numbers within the range of float exponents
     static BAICHUAN2_INLINE Floats exp2_whole(Floats a) {

@@ -49,7 +49,9 @@ void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t 
     done_ = 0;
     ticket_ = (number + 1) << 32;  // a worker that misses it has already counted itself as a sleeper
     if (sleepers_ > 0) {
-        { const std::lock_guard<std::mutex> lock(mutex_); }
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+        }
         wake_.notify_all();
     }
     take_pieces(0);
@@ -66,7 +68,9 @@ void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t 
 void ThreadPool::work(int thread) {
     std::uint64_t seen = 0;
     for (;;) {
-        for (int spins = 0; number_of(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins; ++spins) pause();
+        for (int spins = 0; number_of(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins;
+             ++spins)
+            pause();
         if (number_of(ticket_) == seen) {
             std::unique_lock<std::mutex> lock(mutex_);
             ++sleepers_;

@@ -1,8 +1,8 @@
 // A persistent pool that runs one loop at a time over all its threads.
 //
 // The caller is thread 0. Workers spin for a moment after each loop, as a forward pass issues hundreds of
-// short ones, then sleep. A loop ends when its pieces are done, not when every worker has come by: a worker that
-// the system holds back costs nothing until it has taken a piece. Loops must not throw.
+// short ones, then sleep. A loop ends when its pieces are done, not when every worker has come by: a worker
+// that the system holds back costs nothing until it has taken a piece. Loops must not throw.
 #pragma once
 
 #include <atomic>
@@ -24,8 +24,8 @@ public:
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Call body(thread, begin, end) for pieces of `grain` items that cover [0, count). Pieces go to whoever is
-    // free: a thread that the system holds back must not hold back the others.
+    // Call body(thread, begin, end) for pieces of `grain` items that cover [0, count). Pieces go to whoever
+    // is free: a thread that the system holds back must not hold back the others.
     template <class Body>
     void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) {
         if (count <= grain || workers_.empty()) {
@@ -46,8 +46,8 @@ private:
     void work(int thread);
     void take_pieces(int thread);
 
-    // The loop that is open. Atomic because a late worker may read it while the next one is written; the ticket
-    // tells it that what it read is void.
+    // The loop that is open. Atomic because a late worker may read it while the next one is written; the
+    // ticket tells it that what it read is void.
     std::atomic<Call> call_{nullptr};
     std::atomic<void*> context_{nullptr};
     std::atomic<std::int64_t> count_{0};
