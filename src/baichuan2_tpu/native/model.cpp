@@ -140,6 +140,7 @@ Model::Part Model::find(Linear which, std::int64_t index) {
 }
 
 void Model::pack(Linear which, std::int64_t layer, const GptqView& source) {
+    const std::lock_guard<std::mutex> lock(mutex_);
     const Part part = find(which, layer);
     part.matrix->pack(part.first_row, source, pool_);
 }
