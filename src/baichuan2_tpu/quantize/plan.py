@@ -18,6 +18,7 @@ __all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantizatio
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
 _GROUP_MULTIPLE = 64
+_GROUP_LIMIT = 1 << 16  # twice the longest row of the family, the 28672 of Llama 70B's down_proj
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,10 @@ def quantization_settings(bits: int, group_size: int) -> QuantizationConfig:
 
     Raises: RequestError naming the value and what is allowed.
     """
-    if group_size <= 0 or group_size % _GROUP_MULTIPLE:
-        raise RequestError(f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE}")
+    if not 0 < group_size <= _GROUP_LIMIT or group_size % _GROUP_MULTIPLE:
+        raise RequestError(
+            f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
+        )
     choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
     if bits not in choices:
         raise RequestError(f"bits is {bits}, allowed are 4 and 8")

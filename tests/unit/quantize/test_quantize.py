@@ -231,6 +231,8 @@ def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
     target = tmp_path / "q"
     assert "bits is 3, allowed are 4 and 8" in failure(RequestError, source, target, bits=3)
     assert "allowed are multiples of 64" in failure(RequestError, source, target, group_size=100)
+    # Was a type error of the native search, several lines long.
+    assert "64 up to 65536" in failure(RequestError, source, target, group_size=64 * 10**20)
     assert "group size is 0" in failure(RequestError, source, target, group_size=0)
     assert "workers is 0, allowed is 1 or more" in failure(RequestError, source, target, workers=0)
     assert [path.name for path in tmp_path.iterdir()] == ["float"]
