@@ -65,7 +65,7 @@ def quantize(
     """
     if workers < 1:
         raise RequestError(f"workers is {workers}, allowed is 1 or more")
-    if destination.exists():
+    if destination.exists() or destination.is_symlink():  # a link to nothing does not exist
         raise RequestError(f"{destination} exists already; remove it or name another directory")
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
@@ -79,23 +79,39 @@ def quantize(
         _write_shards(checkpoint, plan, journal, workers, progress or _ignore)
         write_assets(checkpoint, partial, plan)
         journal.path.unlink()
-        (partial / _LOCK).unlink()
         partial.replace(destination)
+        # Last: a directory without it is taken for somebody else's when this is interrupted.
+        (destination / _LOCK).unlink()
 
 
 @contextmanager
 def _locked(directory: Path) -> Generator[None, None, None]:
     """Make a directory and hold it against other processes.
 
-    Raises: RequestError when another one is at work there.
+    Raises: RequestError when another one is at work there, or it is not ours, or cannot be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    _make_directory(directory)
     with (directory / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RequestError(f"{directory} is being written by another process; wait for it") from error
         yield
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory, or check that one of that name is ours: leftovers in it will be removed."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        is_ours = (directory / _LOCK).is_file() or not any(directory.iterdir())
+    except OSError as error:
+        raise RequestError(
+            f"cannot make the directory {directory}: {error.strerror}; name a destination you can write to"
+        ) from error
+    if not is_ours:
+        raise RequestError(
+            f"{directory} holds files of something else; move it away or name another destination"
+        )
 
 
 def _ignore(event: QuantizeEvent) -> None:

@@ -244,6 +244,30 @@ def test_an_existing_destination_is_never_touched(tmp_path: Path) -> None:
     assert "exists already; remove it" in failure(RequestError, source, tmp_path / "q")
 
 
+def test_a_link_to_nothing_is_an_existing_destination(tmp_path: Path) -> None:
+    # Was found out by the last step, after everything had been quantised.
+    source = write_official(tmp_path / "float", rope_config())
+    (tmp_path / "q").symlink_to("nowhere")
+    assert "exists already; remove it" in failure(RequestError, source, tmp_path / "q")
+    assert not (tmp_path / "q.partial").exists()
+
+
+def test_a_partial_directory_of_something_else_keeps_its_files(tmp_path: Path) -> None:
+    # Its files were removed as leftovers.
+    source = write_official(tmp_path / "float", rope_config())
+    (tmp_path / "q.partial").mkdir()
+    (tmp_path / "q.partial" / "thesis.txt").write_text("mine")
+    assert "holds files of something else; move it away" in failure(RequestError, source, tmp_path / "q")
+    assert contents(tmp_path / "q.partial") == {"thesis.txt": b"mine"}
+
+
+def test_a_destination_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    source = write_official(tmp_path / "float", rope_config())
+    (tmp_path / "file").write_text("")
+    message = failure(RequestError, source, tmp_path / "file" / "q")
+    assert "q.partial: Not a directory; name a destination you can write to" in message
+
+
 def test_a_source_without_a_tokenizer_is_refused_before_any_work(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
     (source / "tokenizer.model").unlink()
