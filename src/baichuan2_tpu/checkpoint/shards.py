@@ -93,7 +93,9 @@ def read_json(path: Path) -> dict[str, object]:
     """
     try:
         values: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); fetch the file") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds no JSON object; fetch the file again")

@@ -261,3 +261,10 @@ def test_bench_measures_a_shape_without_files(run: Run) -> None:
         1,
         "error: there is no shape 'huge'; choose one of baichuan2-7b, baichuan2-13b, tiny\n",
     )
+
+
+def test_info_on_a_directory_without_a_config_says_so_once(run: Run, tmp_path: Path) -> None:
+    # Named the file twice and blamed its JSON.
+    done = run("info", tmp_path)
+    complaint = f"{tmp_path / 'config.json'}: cannot be read (No such file or directory); fetch the file"
+    assert (done.code, done.out, done.err) == (1, "", f"error: {complaint}\n")
