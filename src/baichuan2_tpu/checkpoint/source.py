@@ -76,9 +76,8 @@ class MappedFile:
         return self._map[start:stop]
 
     def view(self, start: int, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return ``count`` elements that begin at byte ``start``: a view, or a copy if they lie unaligned."""
-        array: NDArray[Any] = np.frombuffer(self._map, dtype, count, start)
-        return np.require(array, requirements="A")
+        """Return a view of ``count`` elements that begin at byte ``start``, which may lie unaligned."""
+        return np.frombuffer(self._map, dtype, count, start)
 
     def release(self, start: int, stop: int) -> None:
         """Give the pages of a byte range back; a later access reads them again."""
@@ -94,7 +93,10 @@ class MappedFile:
 
 
 def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Turn the bits of bfloat16 into float32; anything else is returned as it is."""
+    """Turn the bits of bfloat16 into float32; anything else is returned as it is, or copied if unaligned.
+
+    Call it on the rows that are wanted: a copy of a whole embedding for every slice is slow and takes 1 GB.
+    """
     if dtype != "BF16":
-        return array
+        return np.require(array, requirements="A")
     return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)

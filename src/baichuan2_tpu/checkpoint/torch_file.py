@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -165,8 +166,15 @@ def _load_views(path: Path, pickled: bytes) -> dict[str, _Tensor]:
 
 
 def _check_memo(pickled: bytes) -> None:
-    """Refuse a memo index beyond what the pickle can use: the unpickler would reserve memory up to it."""
-    for opcode, argument, _ in pickletools.genops(pickled):
+    """Refuse a memo index, for which the unpickler reserves memory, or an escape that no pickle has."""
+    with warnings.catch_warnings():
+        # Of damaged text Python only warns that it will not be read any more one day.
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            operations = list(pickletools.genops(pickled))
+        except DeprecationWarning as error:
+            raise pickle.UnpicklingError(str(error)) from error
+    for opcode, argument, _ in operations:
         is_memo_write = opcode.name in ("PUT", "LONG_BINPUT")
         if is_memo_write and not (isinstance(argument, int) and 0 <= argument < len(pickled)):
             raise pickle.UnpicklingError(f"memo index {argument} in {len(pickled)} bytes")
