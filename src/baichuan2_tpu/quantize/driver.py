@@ -22,7 +22,7 @@ from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariable
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
-from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
@@ -61,6 +61,7 @@ def quantize(
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call goes on.
+    Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
     """
     if workers < 1:
@@ -76,7 +77,11 @@ def quantize(
         journal = Journal.open(partial / _JOURNAL, plan.quantization, sources)
         _remove_leftovers(partial, journal)
         _check_space(partial, plan, journal)
-        _write_shards(checkpoint, plan, journal, workers, progress or _ignore)
+        try:
+            _write_shards(checkpoint, plan, journal, workers, progress or _ignore)
+        except CheckpointError:
+            shutil.rmtree(partial)  # the source itself is wrong: there is nothing to go on with
+            raise
         write_assets(checkpoint, partial, plan)
         journal.path.unlink()
         partial.replace(destination)

@@ -224,6 +224,7 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(
     message = failure(CheckpointError, source, tmp_path / "q")
     assert f"pytorch_model.bin: tensor '{name}': {place} is " in message
     assert "allowed is -65504 to 65504" in message
+    assert not (tmp_path / "q.partial").exists()
 
 
 def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
