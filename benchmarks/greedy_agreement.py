@@ -20,8 +20,9 @@ from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.messages import Message
+from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import open_template
-from baichuan2_tpu.text.tokenizer import Tokenizer, open_tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer
 from float_model import FloatModel
 from peers.protocol import Choice, choose
 

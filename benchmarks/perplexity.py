@@ -27,7 +27,7 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
-from baichuan2_tpu.text.tokenizer import open_tokenizer
+from baichuan2_tpu.text.registry import open_tokenizer
 from float_model import ROWS_AT_ONCE, FloatModel
 from plain_rounding import RoundedWeights
 

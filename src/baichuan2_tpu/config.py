@@ -21,7 +21,7 @@ __all__ = ["HEAD_BITS", "ModelConfig", "Position", "QuantizationConfig"]
 Position = Literal["rope", "alibi"]
 
 HEAD_BITS = 8
-"""The head loses too much below 8 bits (shared facts: accuracy to hold)."""
+"""The head needs 8 bits or more, whatever the layers have."""
 
 _GROUP_MULTIPLE = 64
 """Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""

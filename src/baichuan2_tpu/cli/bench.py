@@ -81,8 +81,8 @@ def _prompt_ids(directory: Path) -> tuple[int, ...]:
     """Return the vendor's prompt as this model wants it written."""
     from baichuan2_tpu.bench import VENDOR_PROMPT
     from baichuan2_tpu.text.messages import Message
+    from baichuan2_tpu.text.registry import open_tokenizer
     from baichuan2_tpu.text.template import open_template
-    from baichuan2_tpu.text.tokenizer import open_tokenizer
 
     template = open_template(directory, open_tokenizer(directory))
     return template.render([Message("user", VENDOR_PROMPT)], read_config(directory).max_context).ids

@@ -121,8 +121,8 @@ def open_conversation(
     """
     from baichuan2_tpu.chat import Conversation
     from baichuan2_tpu.generate.settings import read_settings
+    from baichuan2_tpu.text.registry import open_tokenizer
     from baichuan2_tpu.text.template import open_template
-    from baichuan2_tpu.text.tokenizer import open_tokenizer
 
     directory = resolve(model)
     settings = answering.over(read_settings(directory))

@@ -1,21 +1,20 @@
-"""What the package asks of a tokenizer, and which one a checkpoint directory holds.
+"""What the package asks of a tokenizer.
 
 A tokenizer is a table of byte strings with a rule for cutting text into them. Ids that mean something to the
 program (end of an answer, role of a speaker, reserved places) are control ids: no text encodes to one, and
 they decode to nothing, so what a user types can never act as a command.
-Not here: the order of messages in a prompt (``template``).
+Not here: which tokenizer a checkpoint has (``registry``), the order of messages in a prompt (``template``).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol
 
-from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.errors import RequestError
 
-__all__ = ["Tokenizer", "check_text", "open_tokenizer"]
+__all__ = ["Tokenizer", "check_text"]
 
 
 class Tokenizer(Protocol):
@@ -69,23 +68,3 @@ def check_text(text: str) -> None:
             f"text holds a lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}; "
             "only Unicode text is allowed: decode the input as UTF-8"
         ) from exc
-
-
-def open_tokenizer(directory: Path) -> Tokenizer:
-    """Open the tokenizer of a checkpoint: ``tokenizer.model`` or else ``tokenizer.json``.
-
-    Raises: CheckpointError when neither is there, or the one that is cannot be used.
-    """
-    # Imported here: each kind knows this module, and a checkpoint needs one of the two libraries.
-    if (directory / "tokenizer.model").exists():
-        from baichuan2_tpu.text.sentencepiece_tokenizer import SentencePieceTokenizer  # noqa: PLC0415
-
-        return SentencePieceTokenizer.open(directory / "tokenizer.model")
-    if (directory / "tokenizer.json").exists():
-        from baichuan2_tpu.text.bpe_tokenizer import BpeTokenizer  # noqa: PLC0415
-
-        return BpeTokenizer.open(directory / "tokenizer.json")
-    raise CheckpointError(
-        f"{directory} has no tokenizer: neither tokenizer.model nor tokenizer.json is there; "
-        "copy it from the original model"
-    )

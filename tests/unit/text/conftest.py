@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import tiny_tokenizer
-from baichuan2_tpu.text.tokenizer import Tokenizer, open_tokenizer
+from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer
 
 REAL_TOKENIZER = Path(__file__).resolve().parents[4] / "shared" / "data" / "baichuan2-tokenizer"
 

@@ -9,7 +9,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.text.bpe_tokenizer import BpeTokenizer
-from baichuan2_tpu.text.tokenizer import Tokenizer, open_tokenizer
+from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer
 
 
 def test_a_typed_special_token_is_spelled_out(bpe_tokenizer: Tokenizer) -> None:

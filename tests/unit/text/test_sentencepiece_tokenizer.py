@@ -7,7 +7,8 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.text.tokenizer import Tokenizer, open_tokenizer
+from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer
 from tiny_tokenizer import SENTENCEPIECE_RESERVED
 
 
