@@ -54,6 +54,8 @@ def generate(
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
     text = _read_file(file) if file is not None else _read_prompt(prompt or "")
+    if not text.strip():
+        raise RequestError("the prompt is empty; write something to answer")
     running = EngineSettings(engine.value, context, threads, exact)
     answering = AnswerSettings(
         system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop

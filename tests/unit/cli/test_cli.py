@@ -158,7 +158,10 @@ def test_prompt_comes_from_argument_file_or_standard_input(
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(b"\xff", "is not UTF-8 at byte 0; convert it first"), (b"", "is empty; write a prompt")],
+    [
+        (b"\xff", "is not UTF-8 at byte 0; convert it first"),
+        (b"", "the prompt is empty; write something to answer"),
+    ],
 )
 def test_file_without_a_prompt_is_refused(
     run: Run, model: Path, tmp_path: Path, content: bytes, complaint: str
