@@ -13,6 +13,7 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.resolve import resolve_model
+from leaving import leave
 
 COMMAND = ["-c", "from baichuan2_tpu.cli import main; main()"]
 QUESTION = "What is the capital of France? Answer in one sentence."
@@ -53,8 +54,6 @@ def test_second_turn_in_a_terminal_needs_the_first(tmp_path: Path) -> None:
     child.send("What is the name of my dog? Answer in one sentence.\r")
     child.expect("in one sentence.*2004l(.*)2004h")
     answer = str(child.after).partition("2004l")[2]
-    child.send("\x04")
-    child.expect(pexpect.EOF)
-    child.close()
+    leave(child)
     assert child.exitstatus == 0
     assert "Bruno" in answer

@@ -16,6 +16,7 @@ from baichuan2_tpu.cli import answer
 from baichuan2_tpu.cli.console import stoppable
 from baichuan2_tpu.cli.terminal import printable
 from cli_command import Outcome, Run
+from leaving import leave
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 
@@ -137,16 +138,14 @@ def test_terminal_chat_keeps_lines_typed_and_leaves_with_control_d(
     terminal: "pexpect.spawn[str]", tmp_path: Path
 ) -> None:
     terminal.send("/system be\x1b\rbrief\r")
-    terminal.expect(">")
+    terminal.expect("2004l.*2004h.*>")
     terminal.send("/save chat\\\r")
     terminal.expect("…")
     terminal.send("\x03")
-    terminal.expect("Ctrl-D or /exit leaves")
+    terminal.expect("Ctrl-D or /exit leaves.*2004h.*>")
     terminal.send(f"/save {tmp_path / 'chat.json'}\r")
-    terminal.expect(">")
-    terminal.send("\x04")
-    terminal.expect(pexpect.EOF)
-    terminal.close()
+    terminal.expect("2004l.*2004h.*>")
+    leave(terminal)
     assert terminal.exitstatus == 0
     assert saved(tmp_path / "chat.json") == [("system", "be\nbrief")]
     history = tmp_path / "state" / "baichuan2-tpu" / "chat_history"
