@@ -26,8 +26,8 @@ namespace {
 constexpr int kLanes = 8;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Either end of the range is tried at 1, 1 - step, ... of its size; finer steps or more of them gain 0.05 %
-// at most.
+// Either end of the range is tried at 1, 1 - step, ... of its size. Finer steps or more of them gained 0.05 %
+// of the squared error at most, measured before weights counted by their size.
 constexpr int kEnds = 5;
 constexpr float kStep4 = 0.05f;
 constexpr float kStep8 = 0.003f;
