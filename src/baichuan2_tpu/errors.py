@@ -7,18 +7,24 @@ Every message says what failed, the value seen, the value allowed and the next s
     Baichuan2Error
     ├── CheckpointError        a model directory or one of its files is wrong
     ├── FetchError             a download failed, or what arrived is not what was asked for
+    ├── CompileError           a step of the compiler failed, or cannot be started
+    ├── ArtifactError          a compiled bundle or one of its files is wrong
     ├── BackendError           an engine failed
-    │   └── BackendUnavailable the engine cannot run on this machine
+    │   ├── BackendUnavailable the engine cannot run on this machine
+    │   └── DeviceError        a device, or the vendor's library that drives it, reported a fault
     ├── ContextLengthError     a sequence does not fit the context
     └── RequestError           a setting or an input of the user is not allowed
 """
 
 __all__ = [
+    "ArtifactError",
     "BackendError",
     "BackendUnavailable",
     "Baichuan2Error",
     "CheckpointError",
+    "CompileError",
     "ContextLengthError",
+    "DeviceError",
     "FetchError",
     "RequestError",
 ]
@@ -36,12 +42,24 @@ class FetchError(Baichuan2Error):
     """A download failed, or what arrived is not what was asked for."""
 
 
+class CompileError(Baichuan2Error):
+    """A step of the compiler failed; the message has command, exit code, last log lines and the log's path."""
+
+
+class ArtifactError(Baichuan2Error):
+    """A compiled bundle or one of its files is wrong; the message names the file."""
+
+
 class BackendError(Baichuan2Error):
     """An engine failed while it ran."""
 
 
 class BackendUnavailable(BackendError):  # noqa: N818 - the name says the state, like the vendor's own
     """The engine cannot run on this machine; the message says what is missing."""
+
+
+class DeviceError(BackendError):
+    """A device, or the vendor's library that drives it, reported a fault while it ran."""
 
 
 class ContextLengthError(Baichuan2Error):

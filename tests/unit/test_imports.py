@@ -16,12 +16,15 @@ PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"config", "artifact"},
+    {"config"},
+    {"artifact"},
     {"checkpoint", "text"},
-    {"quantize", "engine", "memory", "fetch", "compile"},
+    {"fetch"},
+    {"toolchain"},
+    {"quantize", "engine", "memory", "compile"},
     {"resolve", "generate"},
     {"chat"},
-    {"bench", "server", "evaluate"},
+    {"bench", "server", "evaluate", "estimate"},
     {"cli"},
 ]
 NATIVE_USERS = {"quantize", "engine", "bench"}

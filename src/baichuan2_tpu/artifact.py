@@ -1,0 +1,155 @@
+"""The manifest of a compiled bundle: what was compiled, for what, from what, and the digest of every file.
+
+``compile`` writes it, the engines and ``estimate`` read it. Not here: compiling, loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from typing_extensions import Self
+
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.errors import ArtifactError, CheckpointError
+
+__all__ = ["MANIFEST_NAME", "FileDigest", "Manifest", "NetCost", "digest_file"]
+
+MANIFEST_NAME = "manifest.json"
+_FORMAT = 1
+_BLOCK_BYTES = 1 << 22
+
+HeadOutput = Literal["logits", "token", "sample"]
+EmbeddingPlace = Literal["disk", "device"]
+HeadKind = Literal["w4", "w8", "f16"]
+Float = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Size and sha256 of one file of a bundle."""
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetCost:
+    """What the compiler's cycle model says of one launch of one stage of one net.
+
+    Units: ``tokens`` new tokens a launch; ``history`` tokens of the compiled KV history (0 for none).
+    """
+
+    net: str
+    tokens: int
+    history: int
+    time_ms: float
+    read_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that an engine must know of a bundle before it loads it."""
+
+    model: ModelConfig
+    bits: Literal[4, 8, 16]
+    head: HeadKind
+    head_output: HeadOutput
+    embedding: EmbeddingPlace
+    dtype: Float
+    """Of activations and of keys and values."""
+    context: int
+    prefill: tuple[int, ...]
+    """New tokens of each compiled stage above one, ascending; decoding is a stage of one token."""
+    devices: int
+    chip: str
+    bmodel: str
+    """Name of the bmodel in the bundle's folder."""
+    device_bytes: int
+    """Device memory for weights, instructions and the nets' own inputs and outputs."""
+    source: str
+    """Name and sha256 of the checkpoint's config and weight index: "NAME sha256:…"."""
+    tools: Mapping[str, str]
+    """Version by tool."""
+    costs: tuple[NetCost, ...]
+    files: Mapping[str, FileDigest]
+    """Every other file of the bundle, by its name."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the manifest of the bundle in ``folder``; the files beside it are not opened.
+
+        Raises: ArtifactError naming the file and the key.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{folder}: holds no {MANIFEST_NAME}; make a bundle with baichuan2 compile"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}); compile the bundle again") from error
+        return cls._from_json(values, path)
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into ``folder``, all at once."""
+        values = asdict(self) | {"format": _FORMAT, "model": self.model.to_json()}
+        part = folder / f".{MANIFEST_NAME}.part"
+        part.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        part.replace(folder / MANIFEST_NAME)
+
+    def verify(self, folder: Path) -> None:
+        """Compare every file of the bundle with its digest.
+
+        Raises: ArtifactError naming the first file that is missing or differs.
+        """
+        for name, wanted in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ArtifactError(f"{path}: is missing; compile the bundle again or copy all of it")
+            size = path.stat().st_size
+            if size != wanted.nbytes:
+                raise ArtifactError(
+                    f"{path}: has {size} bytes, {MANIFEST_NAME} says {wanted.nbytes}; copy the bundle again"
+                )
+            if digest_file(path) != wanted:
+                raise ArtifactError(
+                    f"{path}: its sha256 is not that of {MANIFEST_NAME}; copy the bundle again"
+                )
+
+    @classmethod
+    def _from_json(cls, values: object, path: Path) -> Self:
+        if not isinstance(values, dict):
+            raise ArtifactError(f"{path}: is no JSON object; compile the bundle again")
+        found = cast("dict[str, Any]", values)
+        if found.pop("format", None) != _FORMAT:
+            raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
+        wanted = {field.name for field in fields(cls)}
+        if wanted != set(found):
+            differing = ", ".join(sorted(wanted ^ set(found)))
+            raise ArtifactError(
+                f"{path}: has other keys than it should: {differing}; compile the bundle again"
+            )
+        try:
+            found["model"] = ModelConfig.from_json(found["model"], file=str(path))
+            found["prefill"] = tuple(found["prefill"])
+            found["costs"] = tuple(NetCost(**cost) for cost in found["costs"])
+            found["files"] = {name: FileDigest(**digest) for name, digest in found["files"].items()}
+            return cls(**found)
+        except (TypeError, AttributeError, CheckpointError) as error:
+            raise ArtifactError(f"{path}: a value is not as it should be ({error}); compile again") from error
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Return the size and sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return FileDigest(path.stat().st_size, digest.hexdigest())
