@@ -43,7 +43,7 @@ class FetchError(Baichuan2Error):
 
 
 class CompileError(Baichuan2Error):
-    """A step of the compiler failed; the message has command, exit code, last log lines and the log's path."""
+    """A step of the compiler failed; the message has command, exit code, last lines and path of the log."""
 
 
 class ArtifactError(Baichuan2Error):
