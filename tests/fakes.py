@@ -101,6 +101,7 @@ class FakeEngine(Engine):
         )
         self.max_context = max_context
         self.max_sequences = max_sequences
+        self.candidates = vocabulary_size
         self.open_sequences = 0
         self.fed: list[list[int]] = []
         self.fail_after: int | None = None

@@ -79,8 +79,9 @@ class Engine(ABC):
     max_sequences: int
     """Sequences that can be open at once."""
 
-    gives_logits: bool = True
-    """False where the compiled head returns a token: then sampling other than greedy is refused."""
+    candidates: int
+    """The likeliest tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
+    compiled head returns only its best tokens or the best one."""
 
     @abstractmethod
     def open_sequence(self) -> Sequence:
@@ -93,7 +94,8 @@ class Engine(ABC):
     def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
         """Append every chunk's tokens to its sequence and return the logits that were asked for.
 
-        Shapes: one array a chunk, (logit_rows, vocabulary), the last row for the chunk's last token.
+        Shapes: one array a chunk, (logit_rows, vocabulary), the last row for the chunk's last token. Where
+        fewer ``candidates`` are known than that, all others are -inf; a single one has the logit 0.
         Side effect: every sequence has grown by its chunk; on an error none has.
         Raises: ContextLengthError when a chunk does not fit; RequestError for an empty chunk, an unknown
         token id, or a sequence that appears twice.

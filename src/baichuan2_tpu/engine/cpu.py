@@ -106,6 +106,7 @@ class CpuEngine(Engine):
         self.config = weights.config
         self.max_context = _checked_context(self.config, context)
         self.max_sequences = _MAX_SEQUENCES
+        self.candidates = self.config.vocabulary_size
         self.threads = _checked_threads(threads)
         self.is_exact = is_exact
         self._sequences: set[CpuSequence] = set()

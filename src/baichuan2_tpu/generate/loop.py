@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.generate.candidates import check_candidates
 from baichuan2_tpu.generate.sampling import TokenLogprob, choose, logprobs
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.stops import StopStrings
@@ -118,11 +119,7 @@ def _check(engine: Engine, prompt_ids: Sequence[int], settings: GenerationSettin
     if not prompt_ids:
         raise RequestError("the prompt is empty; one token or more is needed")
     check_room(0, len(prompt_ids), engine.max_context)
-    if not engine.gives_logits and (not settings.sampling.is_greedy or settings.logprobs is not None):
-        raise RequestError(
-            f"engine {engine.name} gives tokens, not logits: it can neither sample nor give log "
-            "probabilities; use --temperature 0"
-        )
+    check_candidates(engine, settings)
 
 
 @dataclass(slots=True)

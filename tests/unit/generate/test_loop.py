@@ -222,14 +222,6 @@ def test_a_seed_repeats_an_answer() -> None:
     assert first.token_ids == second.token_ids
 
 
-@pytest.mark.parametrize("settings", [GenerationSettings(), replace(GREEDY, logprobs=0)])
-def test_an_engine_without_logits_refuses_what_needs_them(settings: GenerationSettings) -> None:
-    engine = scripted(b"yes")
-    engine.gives_logits = False
-    with pytest.raises(RequestError, match="gives tokens, not logits"):
-        run(engine, settings=settings)
-
-
 def test_stats_count_prompt_and_answer_and_time_them() -> None:
     stats = run(scripted(b"yes", END))[1].stats
     assert (stats.prompt_tokens, stats.reused_tokens, stats.generated_tokens) == (2, 0, 3)
