@@ -33,9 +33,12 @@ SHAPES = {
 }
 
 
-def random_weights(shape: str, bits: Literal[4, 8], *, seed: int = 0) -> RandomWeights:
+def random_weights(
+    shape: str, bits: Literal[4, 8], *, head_bits: Literal[4, 8] = 8, seed: int = 0
+) -> RandomWeights:
     """Make weights whose activations are large enough to tell positions apart."""
-    return RandomWeights(replace(SHAPES[shape], quantization=QuantizationConfig(bits)), seed=seed)
+    quantization = QuantizationConfig(bits, head_bits=head_bits)
+    return RandomWeights(replace(SHAPES[shape], quantization=quantization), seed=seed)
 
 
 def float_weights(weights: RandomWeights) -> dict[str, NDArray[np.float32]]:

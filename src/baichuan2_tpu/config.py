@@ -21,7 +21,7 @@ __all__ = ["HEAD_BITS", "ModelConfig", "Position", "QuantizationConfig"]
 Position = Literal["rope", "alibi"]
 
 HEAD_BITS = 8
-"""The head needs 8 bits or more, whatever the layers have."""
+"""What the head has unless another width is asked for, whatever the layers have: it loses most at 4 bits."""
 
 _GROUP_MULTIPLE = 64
 """Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""

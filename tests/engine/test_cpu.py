@@ -24,14 +24,18 @@ def run(engine: CpuEngine, tokens: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kernels", _native.kernel_names())
+@pytest.mark.parametrize("head_bits", BITS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_are_the_references(shape: str, bits: Literal[4, 8], kernels: str) -> None:
-    weights = random_weights(shape, bits)
+def test_logits_are_the_references(
+    shape: str, bits: Literal[4, 8], head_bits: Literal[4, 8], kernels: str
+) -> None:
+    weights = random_weights(shape, bits, head_bits=head_bits)
     tokens = np.random.default_rng(1).integers(0, weights.config.vocabulary_size, 150).tolist()
     expected = reference_logits(weights.config, float_weights(weights), tokens, kv_dtype=np.float16)
     spread = expected.std()
-    for is_exact, allowed in [(True, 3e-4), (False, 0.06)]:
+    # Beside 4-bit weights the fast mode has 8-bit activations, and nothing after the head evens them out.
+    for is_exact, allowed in [(True, 3e-4), (False, 0.08 if head_bits == 4 else 0.06)]:
         with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=kernels) as engine:
             error = np.abs(run(engine, tokens) - expected).max() / spread
         assert error < allowed

@@ -15,7 +15,7 @@ from baichuan2_tpu.cli.models import read_config, resolve
 from baichuan2_tpu.cli.terminal import write_result
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.config import ModelConfig
+    from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 
 __all__ = ["info"]
 
@@ -27,14 +27,18 @@ def info(
     *,
     context: options.Context = None,
     bits: options.Bits = options.BitsName.FOUR,
+    head_bits: options.HeadBits = options.BitsName.EIGHT,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what a model is and what it will take.
 
-    Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits.
+    Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
+    and --head-bits.
     """
-    facts = _describe(_directory(model), context, bits)
+    from baichuan2_tpu.config import QuantizationConfig
+
+    facts = _describe(_directory(model), context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
     if as_json:
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
         return
@@ -59,13 +63,12 @@ def _directory(model: str) -> Path:
     return path if model not in KNOWN_MODELS and path.is_dir() else resolve(model)
 
 
-def _describe(directory: Path, context: int | None, bits: options.BitsName) -> dict[str, object]:
+def _describe(directory: Path, context: int | None, wished: QuantizationConfig) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
-    from baichuan2_tpu.config import QuantizationConfig
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
 
     stored = read_config(directory)
-    quantization = stored.quantization or QuantizationConfig(bits.bits)
+    quantization = stored.quantization or wished
     need = memory_need(replace(stored, quantization=quantization))
     tokens = context or stored.max_context
     files = [file for kind in _WEIGHT_FILES for file in directory.glob(kind)]

@@ -20,6 +20,7 @@ __all__ = [
     "EngineName",
     "Exact",
     "GroupSize",
+    "HeadBits",
     "Json",
     "MaxTokens",
     "MinP",
@@ -79,6 +80,9 @@ Debug = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 Bits = Annotated[BitsName, typer.Option("--bits", help="Bits a weight.")]
+HeadBits = Annotated[
+    BitsName, typer.Option("--head-bits", help="Bits a weight of the head, which loses most by fewer.")
+]
 GroupSize = Annotated[
     int, typer.Option("--group-size", min=1, help="Consecutive input columns that share a scale.")
 ]

@@ -23,6 +23,7 @@ def quantize(
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make.")],
     *,
     bits: options.Bits = options.BitsName.FOUR,
+    head_bits: options.HeadBits = options.BitsName.EIGHT,
     group_size: options.GroupSize = 64,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that quantise.")] = 2,
     debug: options.Debug = False,
@@ -37,6 +38,12 @@ def quantize(
     path = find_source(source, notice)
     with progress_bar("quantising") as progress:
         write_quantized(
-            path, destination, bits=bits.bits, group_size=group_size, workers=workers, progress=progress
+            path,
+            destination,
+            bits=bits.bits,
+            head_bits=head_bits.bits,
+            group_size=group_size,
+            workers=workers,
+            progress=progress,
         )
     notice(f"wrote {destination}")

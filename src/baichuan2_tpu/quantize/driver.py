@@ -22,6 +22,7 @@ from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariable
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.config import HEAD_BITS
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
 from baichuan2_tpu.quantize.journal import Journal
@@ -49,12 +50,13 @@ class QuantizeEvent:
 Progress = Callable[[QuantizeEvent], None]
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     source: Path,
     destination: Path,
     *,
     bits: int,
     group_size: int = 64,
+    head_bits: int = HEAD_BITS,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> None:
@@ -70,7 +72,7 @@ def quantize(
         raise RequestError(f"{destination} exists already; remove it or name another directory")
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
-    plan = make_plan(checkpoint.config, quantization_settings(bits, group_size))
+    plan = make_plan(checkpoint.config, quantization_settings(bits, group_size, head_bits))
     partial = destination.with_name(f"{destination.name}.partial")
     with _locked(partial):
         sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)

@@ -45,7 +45,7 @@ class Plan:
         return sum(shard.size_bytes for shard in self.shards)
 
 
-def quantization_settings(bits: int, group_size: int) -> QuantizationConfig:
+def quantization_settings(bits: int, group_size: int, head_bits: int) -> QuantizationConfig:
     """Check the settings of a user.
 
     Raises: RequestError naming the value and what is allowed.
@@ -54,10 +54,11 @@ def quantization_settings(bits: int, group_size: int) -> QuantizationConfig:
         raise RequestError(
             f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
         )
-    choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
-    if bits not in choices:
-        raise RequestError(f"bits is {bits}, allowed are 4 and 8")
-    return QuantizationConfig(bits=choices[bits], group_size=group_size)
+    return QuantizationConfig(
+        bits=_checked_bits("bits", bits),
+        group_size=group_size,
+        head_bits=_checked_bits("head bits", head_bits),
+    )
 
 
 def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
@@ -79,6 +80,13 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
     ]
     last = _make_shard(config, files[-1], {HEAD: (vocabulary, hidden)}, {FINAL_NORM: (hidden,)})
     return Plan(config, quantization, (first, *layers, last))
+
+
+def _checked_bits(name: str, bits: int) -> Literal[4, 8]:
+    choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
+    if bits not in choices:
+        raise RequestError(f"{name} is {bits}, allowed are 4 and 8")
+    return choices[bits]
 
 
 def _make_shard(

@@ -206,6 +206,16 @@ def test_quantize_makes_a_checkpoint_and_says_where(run: Run, float_model: Path,
     assert "exists already" in again.err
 
 
+def test_a_head_of_4_bits_answers_and_is_shown(run: Run, float_model: Path, tmp_path: Path) -> None:
+    assert run("quantize", float_model, tmp_path / "out", "--head-bits", 4).code == 0
+    facts = json.loads(run("info", tmp_path / "out", "--json").out)
+    assert (facts["bits"], facts["head_bits"]) == (4, 4)
+    as_float = json.loads(run("info", float_model, "--head-bits", 4, "--json").out)
+    assert as_float["weight_bytes"] == facts["weight_bytes"]
+    done = run("generate", tmp_path / "out", "hi", *GREEDY)
+    assert (done.code, done.err.count("error")) == (0, 0)
+
+
 def test_truncated_shard_is_named_and_nothing_is_left(run: Run, float_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

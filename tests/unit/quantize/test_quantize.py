@@ -1,7 +1,9 @@
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -168,13 +170,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["bits", "group_size", "source", "damage", "journal"])
+@pytest.mark.parametrize("change", ["bits", "head_bits", "group_size", "source", "damage", "journal"])
 def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str) -> None:
     source = write_official(tmp_path / "float", rope_config(layers=3))
     with pytest.raises(Interruption):
         quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(1))
     partial = tmp_path / "q.partial"
     bits, group_size = 8 if change == "bits" else 4, 128 if change == "group_size" else 64
+    head_bits = 4 if change == "head_bits" else 8
     if change == "source":
         write_official(source, rope_config(layers=2), seed=5)
     for path in partial.glob("*.safetensors") if change == "damage" else ():
@@ -182,9 +185,10 @@ def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str)
     if change == "journal":
         (partial / "journal.json").write_text("{")
     events: list[QuantizeEvent] = []
-    quantize(source, tmp_path / "q", bits=bits, group_size=group_size, progress=events.append)
+    asked = functools.partial(quantize, source, bits=bits, group_size=group_size, head_bits=head_bits)
+    asked(tmp_path / "q", progress=events.append)
     assert events[0].done == 0
-    quantize(source, tmp_path / "fresh", bits=bits, group_size=group_size)
+    asked(tmp_path / "fresh")
     assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
 
 
@@ -195,10 +199,11 @@ def failure(
     *,
     bits: int = 4,
     group_size: int = 64,
+    head_bits: int = 8,
     workers: int = 2,
 ) -> str:
     with pytest.raises(kind) as caught:
-        quantize(source, destination, bits=bits, group_size=group_size, workers=workers)
+        quantize(source, destination, bits=bits, group_size=group_size, head_bits=head_bits, workers=workers)
     assert not destination.exists() or kind is RequestError
     return str(caught.value)
 
@@ -231,6 +236,7 @@ def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
     target = tmp_path / "q"
     assert "bits is 3, allowed are 4 and 8" in failure(RequestError, source, target, bits=3)
+    assert "head bits is 16, allowed are 4 and 8" in failure(RequestError, source, target, head_bits=16)
     assert "allowed are multiples of 64" in failure(RequestError, source, target, group_size=100)
     # Was a type error of the native search, several lines long.
     assert "64 up to 65536" in failure(RequestError, source, target, group_size=64 * 10**20)
@@ -293,10 +299,14 @@ def test_two_runs_into_one_directory_do_not_mix(tmp_path: Path) -> None:
     quantize(source, tmp_path / "q", bits=4)
 
 
-def test_head_bits_and_group_size_are_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "head_bits"), [(8, 8), (8, 4), (4, 4)])
+def test_head_bits_and_group_size_are_read_back(
+    tmp_path: Path, bits: Literal[4, 8], head_bits: Literal[4, 8]
+) -> None:
     source = write_official(tmp_path / "float", rope_config(intermediate_size=200))
-    quantize(source, tmp_path / "q", bits=8, group_size=128)
+    quantize(source, tmp_path / "q", bits=bits, group_size=128, head_bits=head_bits)
     checkpoint = QuantizedCheckpoint(tmp_path / "q")
-    assert checkpoint.config.quantization == QuantizationConfig(8, 128, 8)
+    assert checkpoint.config.quantization == QuantizationConfig(bits, 128, head_bits)
+    assert checkpoint.linear("lm_head").bits == head_bits
     down = checkpoint.linear("model.layers.0.mlp.down_proj")
     assert down.scales.shape == (2, 128)  # 200 columns: the second group holds 72
