@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 
-__all__ = ["dequantize", "pack_linear", "unpack_linear"]
+__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
 
 _WORD_BITS = 32
 
@@ -44,10 +44,17 @@ def unpack_linear(linear: PackedLinear) -> tuple[NDArray[np.uint8], NDArray[np.u
 
     Shapes: (N, K) and (N, G).
     """
+    return _unpack_rows(np.ascontiguousarray(linear.qweight.T), linear.bits), unpack_zeros(linear)
+
+
+def unpack_zeros(linear: PackedLinear) -> NDArray[np.uint8]:
+    """Return the zeros alone of a packed layer.
+
+    Shapes: (N, G).
+    """
     mask = np.uint8((1 << linear.bits) - 1)
-    integers = _unpack_rows(np.ascontiguousarray(linear.qweight.T), linear.bits)
     zeros = (_unpack_rows(linear.qzeros, linear.bits) + np.uint8(1)) & mask
-    return integers, np.ascontiguousarray(zeros.T)
+    return np.ascontiguousarray(zeros.T)
 
 
 def dequantize(linear: PackedLinear) -> NDArray[np.float32]:

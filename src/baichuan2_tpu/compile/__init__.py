@@ -1,1 +1,5 @@
-"""Compile a quantised checkpoint to a bundle for the BM1684X. Not here: running one (``engine``)."""
+"""Compile a checkpoint into a bundle for the TPU, from MLIR text that this package writes itself.
+
+Not here: running a bundle (``engine``), installing the compiler (``toolchain``). This part and ``engine``
+never import each other; they meet in ``artifact``.
+"""
