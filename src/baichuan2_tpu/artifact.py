@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.errors import ArtifactError, CheckpointError
+from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
 
 __all__ = ["MANIFEST_NAME", "FileDigest", "Manifest", "NetCost", "digest_file"]
 
@@ -104,8 +104,8 @@ class Manifest:
         part.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
         part.replace(folder / MANIFEST_NAME)
 
-    def verify(self, folder: Path) -> None:
-        """Compare every file of the bundle with its digest.
+    def check_sizes(self, folder: Path) -> None:
+        """Check that every file of the bundle is there and of its size, which takes no time.
 
         Raises: ArtifactError naming the first file that is missing or differs.
         """
@@ -118,10 +118,31 @@ class Manifest:
                 raise ArtifactError(
                     f"{path}: has {size} bytes, {MANIFEST_NAME} says {wanted.nbytes}; copy the bundle again"
                 )
+
+    def verify(self, folder: Path) -> None:
+        """Compare every file of the bundle with its digest, which reads all of it.
+
+        Raises: ArtifactError naming the first file that is missing or differs.
+        """
+        self.check_sizes(folder)
+        for name, wanted in self.files.items():
+            path = folder / name
             if digest_file(path) != wanted:
                 raise ArtifactError(
                     f"{path}: its sha256 is not that of {MANIFEST_NAME}; copy the bundle again"
                 )
+
+    def checked_context(self, context: int | None) -> int:
+        """Return the context to run with: the compiled one, or a shorter one that is asked for.
+
+        Raises: ContextLengthError naming both numbers.
+        """
+        if context is not None and context > self.context:
+            raise ContextLengthError(
+                f"a context of {context} tokens is asked for, the bundle was compiled for {self.context}; "
+                f"use --context {self.context} or less, or compile with --context {context}"
+            )
+        return context or self.context
 
     @classmethod
     def _from_json(cls, values: object, path: Path) -> Self:

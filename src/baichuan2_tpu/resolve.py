@@ -1,7 +1,8 @@
-"""From what a user calls a model to the directory of a quantised checkpoint.
+"""From what a user calls a model to the directory of a quantised checkpoint or of a compiled bundle.
 
-A model is a path or a known name. A quantised checkpoint is used where it lies; a float checkpoint or a GGUF
-is quantised once into the user's cache, under a name made from its files, the bits and the group size.
+A model is a path or a known name. A quantised checkpoint and a bundle are used where they lie; a float
+checkpoint or a GGUF is quantised once into the user's cache, under a name made from its files, the bits and
+the group size.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening engines (``engine.registry``).
 """
 
@@ -73,8 +74,8 @@ def find_source(model: str, notice: Notice) -> Path:
     if path.exists():
         return path
     raise RequestError(
-        f"{model!r} is no path that exists, and no known model; give a checkpoint directory, a .gguf file, "
-        f"or one of: {', '.join(KNOWN_MODELS)}"
+        f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
+        f"a .gguf file, or one of: {', '.join(KNOWN_MODELS)}"
     )
 
 
@@ -85,7 +86,7 @@ def resolve_model(
     notice: Notice,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the directory of a quantised checkpoint for ``model``.
+    """Return the directory of a quantised checkpoint, or of a compiled bundle, for ``model``.
 
     A known name goes before a path of that name: write ``./demo`` for a folder called demo.
     Side effect: a model that is not quantised is quantised into the user's cache, once.
@@ -95,7 +96,7 @@ def resolve_model(
     known = KNOWN_MODELS.get(model)
     if known is None:
         path = find_source(model, notice)
-        if identify(path) == "quantized":
+        if identify(path) in ("quantized", "bundle"):
             return path
         name, fingerprint, bits = path.resolve().stem, _fingerprint(path), settings.bits or _DEFAULT_BITS
     else:

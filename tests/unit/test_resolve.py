@@ -76,8 +76,8 @@ def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(RequestError) as caught:
         find_source("baichuan3", pytest.fail)
     assert str(caught.value) == (
-        "'baichuan3' is no path that exists, and no known model; give a checkpoint directory, a .gguf file, "
-        "or one of: demo"
+        "'baichuan3' is no path that exists, and no known model; give a checkpoint or bundle directory, "
+        "a .gguf file, or one of: demo"
     )
 
 

@@ -63,7 +63,7 @@ class FloatCheckpoint:
         if kind == "gguf":
             gguf = GgufFile(path)
             return cls(path, gguf.config, gguf, gguf.metadata)
-        if kind == "quantized":
+        if kind in ("quantized", "bundle"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
         config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
         if has_weights(path, SAFETENSORS_NAME):

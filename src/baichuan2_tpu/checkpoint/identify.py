@@ -1,16 +1,17 @@
-"""Tell what lies at a path: a float checkpoint, a quantised one, a GGUF file, or nothing we read."""
+"""Tell what lies at a path: a float or quantised checkpoint, a GGUF file, a bundle, or nothing we read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from baichuan2_tpu.artifact import MANIFEST_NAME
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
 
 __all__ = ["BIN_NAME", "SAFETENSORS_NAME", "CheckpointKind", "has_weights", "identify"]
 
-CheckpointKind = Literal["float", "quantized", "gguf"]
+CheckpointKind = Literal["float", "quantized", "gguf", "bundle"]
 
 SAFETENSORS_NAME = "model.safetensors"
 BIN_NAME = "pytorch_model.bin"
@@ -25,7 +26,9 @@ def identify(path: Path) -> CheckpointKind:
         return "gguf"
     if not path.is_dir():
         seen = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {seen}, allowed is a checkpoint directory or a .gguf file")
+        raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
+    if (path / MANIFEST_NAME).is_file():
+        return "bundle"
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
     if not any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):

@@ -63,9 +63,9 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Chat with Baichuan2 and other models of the Llama family on any CPU.
+    """Chat with Baichuan2 and other models of the Llama family on any CPU, or on a BM1684X.
 
-    MODEL is a checkpoint directory, a .gguf file, or a known name ("demo").
+    MODEL is the directory of a checkpoint or of a compiled bundle, a .gguf file, or a known name ("demo").
     """
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
 
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.models import read_config, resolve
@@ -28,17 +30,27 @@ def info(
     context: options.Context = None,
     bits: options.Bits = options.BitsName.FOUR,
     head_bits: options.HeadBits = options.BitsName.EIGHT,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every file of a bundle with its sha256.")
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show what a model is and what it will take.
 
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
-    and --head-bits.
+    and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
     """
+    from baichuan2_tpu.artifact import MANIFEST_NAME
     from baichuan2_tpu.config import QuantizationConfig
 
-    facts = _describe(_directory(model), context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
+    directory = _directory(model)
+    if (directory / MANIFEST_NAME).is_file():
+        facts = _describe_bundle(directory, context, is_verified=verify)
+    else:
+        if verify:
+            raise typer.BadParameter("--verify is for a compiled bundle")
+        facts = _describe(directory, context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
     if as_json:
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
         return
@@ -50,6 +62,10 @@ def _shown(name: str, value: object) -> str:
     """Write a value for a person."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(str(item) for item in cast("list[object]", value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in cast("dict[str, object]", value).items())
     if isinstance(value, int) and name.endswith("_bytes"):
         return f"{value / 1e9:.3f} GB"
     return str(value)
@@ -85,6 +101,38 @@ def _describe(directory: Path, context: int | None, wished: QuantizationConfig) 
         "kv_cache_bytes": tokens * need.kv_bytes_per_token,
         "memory_bytes": need.total_bytes(tokens),
         "machine_memory_bytes": machine_memory_bytes(),
+    }
+
+
+def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool) -> dict[str, object]:
+    """Return what the manifest of a bundle says, after a check that its files are those it names."""
+    from baichuan2_tpu.artifact import Manifest
+    from baichuan2_tpu.memory import memory_need
+
+    manifest = Manifest.read(directory)
+    check = manifest.verify if is_verified else manifest.check_sizes
+    check(directory)
+    tokens = manifest.checked_context(context)
+    return {
+        "path": str(directory),
+        "is_bundle": True,
+        "is_verified": is_verified,
+        **_shapes(manifest.model),
+        "chip": manifest.chip,
+        "devices": manifest.devices,
+        "bits": manifest.bits,
+        "head": manifest.head,
+        "head_output": manifest.head_output,
+        "embedding": manifest.embedding,
+        "dtype": manifest.dtype,
+        "prefill": list(manifest.prefill),
+        "disk_bytes": sum(file.nbytes for file in manifest.files.values()),
+        "device_bytes": manifest.device_bytes,
+        "context": tokens,
+        "compiled_context": manifest.context,
+        "kv_cache_bytes": tokens * memory_need(manifest.model).kv_bytes_per_token,
+        "source": manifest.source,
+        "tools": dict(manifest.tools),
     }
 
 

@@ -72,7 +72,8 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint directory, .gguf file, or known name (demo).")
+    str,
+    typer.Argument(metavar="MODEL", help="Checkpoint or bundle directory, .gguf file, or known name (demo)."),
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")

@@ -167,7 +167,7 @@ def test_what_lies_at_a_path_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_path_without_a_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
-    assert "does not exist, allowed is a checkpoint directory or a .gguf file" in refusal(tmp_path / "gone")
+    assert "does not exist, allowed is a directory or a .gguf file" in refusal(tmp_path / "gone")
     (tmp_path / "m.txt").write_text("")
     assert "is a file, allowed is" in refusal(tmp_path / "m.txt")
     assert "holds no config.json" in refusal(tmp_path)

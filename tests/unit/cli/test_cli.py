@@ -85,8 +85,8 @@ def test_unknown_model_is_one_line_and_exit_code_1(run: Run) -> None:
     assert (done.code, done.out, done.err) == (
         1,
         "",
-        "error: 'gpt' is no path that exists, and no known model; give a checkpoint directory, a .gguf file, "
-        "or one of: demo\n",
+        "error: 'gpt' is no path that exists, and no known model; give a checkpoint or bundle directory, "
+        "a .gguf file, or one of: demo\n",
     )
 
 
