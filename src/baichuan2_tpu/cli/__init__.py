@@ -18,6 +18,7 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.bench import bench
 from baichuan2_tpu.cli.chat import chat
+from baichuan2_tpu.cli.estimate import estimate
 from baichuan2_tpu.cli.generate import generate
 from baichuan2_tpu.cli.info import info
 from baichuan2_tpu.cli.quantize import quantize
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (chat, generate, quantize, info, bench):
+for _verb in (chat, generate, quantize, info, bench, estimate):
     app.command()(_verb)
 
 

@@ -5,9 +5,10 @@ Not here: reading the compiler's profile (``compile.profile``), measuring an eng
 
 from baichuan2_tpu.estimate.costs import Cost, Estimate, Step, estimate, prompt_lengths
 from baichuan2_tpu.estimate.picture import draw
-from baichuan2_tpu.estimate.report import LEFT_OUT, kv_bytes_per_token, method, to_json
+from baichuan2_tpu.estimate.report import CEILINGS, LEFT_OUT, kv_bytes_per_token, method, to_json
 
 __all__ = [
+    "CEILINGS",
     "LEFT_OUT",
     "Cost",
     "Estimate",

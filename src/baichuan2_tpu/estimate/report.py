@@ -9,7 +9,13 @@ from baichuan2_tpu.artifact import Manifest
 from baichuan2_tpu.estimate.costs import FLOPS_PER_S, READ_BYTES_PER_S, Cost, Estimate, Step
 from baichuan2_tpu.memory import memory_need
 
-__all__ = ["LEFT_OUT", "kv_bytes_per_token", "method", "to_json"]
+__all__ = ["CEILINGS", "LEFT_OUT", "kv_bytes_per_token", "method", "to_json"]
+
+CEILINGS = (
+    f"{READ_BYTES_PER_S / 1e9:.1f} GB/s, the cycle model's own limit",
+    f"{FLOPS_PER_S / 1e12:.0f} TFLOPS in half precision, the data sheet of the BM1684X",
+)
+"""What the roofline is made of, with its sources."""
 
 LEFT_OUT = (
     "the host: choosing a token, gathering embeddings, building masks, starting every launch",
@@ -52,7 +58,8 @@ def to_json(found: Estimate) -> dict[str, object]:
         "kv_bytes_per_token": kv_bytes,
         "kv_bytes": {str(n): n * kv_bytes for n in first_tokens},
         "stages": {str(tokens): _parts_json(step) for tokens, step in found.stages.items()},
-        "ceilings": {"read_bytes_per_s": READ_BYTES_PER_S, "flops_per_s": FLOPS_PER_S},
+        "read_ceiling_bytes_per_s": READ_BYTES_PER_S,
+        "flops_ceiling_per_s": FLOPS_PER_S,
         "left_out": list(LEFT_OUT),
     }
 

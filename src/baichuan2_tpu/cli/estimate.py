@@ -1,0 +1,161 @@
+"""``baichuan2 estimate``: what a token of a compiled bundle will take on the device.
+
+Not here: adding up (``baichuan2_tpu.estimate``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from baichuan2_tpu.cli import options
+from baichuan2_tpu.cli.terminal import notice, write_result
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from baichuan2_tpu.artifact import Manifest
+    from baichuan2_tpu.estimate import Estimate
+
+__all__ = ["estimate"]
+
+_TABLE_WIDTH = 100
+
+
+def estimate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by baichuan2 compile.")],
+    *,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Also draw the times, as SVG.")
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a token of a compiled bundle will take on the device.
+
+    The figures are those of the compiler's cycle model, never a measurement; what it leaves out is said below
+    them. Neither a device nor the compiler is needed.
+    """
+    from baichuan2_tpu.artifact import Manifest
+    from baichuan2_tpu.estimate import draw, to_json
+    from baichuan2_tpu.estimate import estimate as add_up
+
+    found = add_up(Manifest.read(bundle))
+    if as_json:
+        write_result(json.dumps(to_json(found), ensure_ascii=False) + "\n")
+    else:
+        _show(found)
+    if picture is not None:
+        picture.write_text(draw(found, title=_title(found.manifest)), "utf-8")
+        notice(f"[picture: {picture}]")
+
+
+def _title(manifest: Manifest) -> str:
+    """Name what was compiled, in words that are no file's."""
+    layers = f"{manifest.model.layers} layers of {manifest.bits} bits"
+    return f"{manifest.chip}: {layers}, {manifest.head} head, context {manifest.context}"
+
+
+def _show(found: Estimate) -> None:
+    """Print the tables and what the model leaves out."""
+    from rich.console import Console
+
+    from baichuan2_tpu.estimate import CEILINGS, LEFT_OUT, method
+
+    console = Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False, markup=False)
+    write_result(f"{_title(found.manifest)}\nestimated, not measured, by the {method(found.manifest)}\n")
+    for table in (_token_table(found), _stage_table(found), _prompt_table(found)):
+        write_result("\n")
+        console.print(table)
+    write_result(f"\nroofline: {'; '.join(CEILINGS)}\n")
+    write_result("left out:\n" + "".join(f"- {one}\n" for one in LEFT_OUT))
+
+
+def _token_table(found: Estimate) -> Table:
+    """Show one token of the answer by part, and the whole."""
+    total = found.decode.total
+    rows = [
+        (name, cost, f"{cost.time_ms / total.time_ms:.1%}") for name, cost in found.decode.parts().items()
+    ]
+    rows.append(("a token", total, f"{found.decode_tok_per_s:.2f} tok/s"))
+    return _table(
+        ("one token", "launches", "ms", "share", "MB read", "roofline ms"),
+        (
+            (
+                name,
+                f"{cost.launches}",
+                f"{cost.time_ms:.2f}",
+                share,
+                _megabytes(cost.read_bytes),
+                f"{cost.roofline_ms:.2f}",
+            )
+            for name, cost, share in rows
+        ),
+    )
+
+
+def _stage_table(found: Estimate) -> Table:
+    """Show one launch of a layer, as the mean of all layers, by the tokens it takes."""
+    layers = {tokens: step.layers for tokens, step in found.stages.items()}
+    return _table(
+        ("one layer, new tokens", "ms", "MB read", "TFLOPS", "roofline ms"),
+        (
+            (
+                f"{tokens}",
+                f"{cost.time_ms / cost.launches:.3f}",
+                _megabytes(cost.read_bytes // cost.launches),
+                f"{cost.flops / cost.time_ms / 1e9:.2f}",
+                f"{cost.roofline_ms / cost.launches:.3f}",
+            )
+            for tokens, cost in layers.items()
+        ),
+    )
+
+
+def _prompt_table(found: Estimate) -> Table:
+    """Show the first token by the length of the prompt."""
+    from baichuan2_tpu.estimate import kv_bytes_per_token
+
+    kv_bytes = kv_bytes_per_token(found.manifest)
+    return _table(
+        ("prompt tokens", "in pieces of", "first token ms", "roofline ms", "KV cache MB"),
+        (
+            (
+                f"{length}",
+                _pieces(step.pieces),
+                f"{step.total.time_ms:.1f}",
+                f"{step.total.roofline_ms:.1f}",
+                _megabytes(length * kv_bytes),
+            )
+            for length, step in found.first_tokens.items()
+        ),
+    )
+
+
+def _pieces(pieces: tuple[int, ...]) -> str:
+    """Write pieces as sums of products: "256 x3 + 64"."""
+    counts = {tokens: pieces.count(tokens) for tokens in pieces}
+    return " + ".join(f"{tokens} x{count}" if count > 1 else f"{tokens}" for tokens, count in counts.items())
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    first, *others = columns
+    table.add_column(first, no_wrap=True)
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f}"

@@ -1,0 +1,90 @@
+"""``baichuan2 estimate`` answers from the manifest alone: no bmodel, no device and no compiler."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu.estimate import LEFT_OUT
+from bundle_manifest import bundle_manifest
+from cli_command import Run
+
+TABLES = """\
+bm1684x: 2 layers of 4 bits, w8 head, context 128
+estimated, not measured, by the cycle model of TPU-MLIR 1.30.2
+
+one token   launches     ms          share   MB read   roofline ms
+──────────────────────────────────────────────────────────────────
+layers             2   4.00          80.0%       2.1          0.12
+head               1   1.00          20.0%       0.3          0.00
+a token            3   5.00   200.00 tok/s       2.4          0.13
+
+one layer, new tokens      ms   MB read   TFLOPS   roofline ms
+──────────────────────────────────────────────────────────────
+1                       2.000       1.0     0.50         0.062
+16                      2.500       1.0     6.40         1.000
+64                      4.000       1.0    16.00         4.000
+
+prompt tokens   in pieces of   first token ms   roofline ms   KV cache MB
+─────────────────────────────────────────────────────────────────────────
+1                          1              5.0           0.1           0.0
+14                        16              6.0           2.0           0.0
+64                        64              9.0           8.0           0.1
+128                    64 x2             17.0          16.0           0.1
+
+roofline: 68.7 GB/s, the cycle model's own limit; 16 TFLOPS in half precision, the data sheet of the BM1684X
+left out:
+- the host: choosing a token, gathering embeddings, building masks, starting every launch
+- copies between launches: states, positions, masks, new rows of keys and values, logits
+- traffic between devices, other users of the memory, a lower clock when the chip is hot
+- for scale: the vendor's INT4 build takes 131.5 ms a token on an SE7-32 where this model says 100.6
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    bundle_manifest().write(folder)
+    return folder
+
+
+def test_tables_show_a_token_a_layer_and_the_first_token(run: Run, bundle: Path) -> None:
+    done = run("estimate", bundle)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == TABLES
+
+
+def test_json_is_one_object_on_one_line(run: Run, bundle: Path) -> None:
+    done = run("estimate", bundle, "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    values = json.loads(done.out)
+    assert (values["decode_ms"], values["first_token_ms"]["14"]) == (5.0, 6.0)
+    assert values["left_out"] == list(LEFT_OUT)
+
+
+def test_picture_in_the_bundle_leaves_it_valid(run: Run, bundle: Path) -> None:
+    picture = bundle / "estimate.svg"
+    done = run("estimate", bundle, "--picture", picture, "--json")
+    assert (done.code, done.err) == (0, f"[picture: {picture}]\n")
+    assert "bm1684x: 2 layers of 4 bits, w8 head, context 128" in picture.read_text("utf-8")
+    bundle_manifest().verify(bundle)
+    assert run("estimate", bundle).code == 0
+
+
+def test_picture_that_cannot_be_written_is_one_line(run: Run, bundle: Path) -> None:
+    done = run("estimate", bundle, "--json", "--picture", bundle / "no" / "estimate.svg")
+    assert done.code == 1
+    assert done.err == f"error: [Errno 2] No such file or directory: '{bundle}/no/estimate.svg'\n"
+
+
+def test_folder_without_a_manifest_names_the_next_step(run: Run, tmp_path: Path) -> None:
+    done = run("estimate", tmp_path)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: {tmp_path}: holds no manifest.json; make a bundle with baichuan2 compile\n"
+
+
+def test_missing_argument_is_wrong_usage(run: Run) -> None:
+    done = run("estimate")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: Missing argument 'BUNDLE'; see baichuan2 estimate --help\n"
