@@ -1,53 +1,45 @@
-"""Measure an engine's speed and memory, beside the limits of the machine.
+"""Measure an engine on this machine's processor, beside the limits of the machine.
 
 Not here: printing (``cli``), comparing with other programs (``benchmarks/`` beside the package).
-Source of the prompt: the vendor's demonstration asks "请使用C++写一段冒泡排序算法。".
 """
 
 from __future__ import annotations
 
-import resource
-import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from typing_extensions import Self
-
 from baichuan2_tpu import _native
+from baichuan2_tpu.bench.timing import (
+    VENDOR_PROMPT_IDS,
+    Measurement,
+    flat,
+    peak_rss_bytes,
+    spread,
+    time_answer,
+    time_prefill,
+)
 from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.engine.base import Chunk, Engine, check_room
+from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.engine.cpu import available_threads
 from baichuan2_tpu.errors import RequestError
 
 __all__ = [
     "SHAPES",
-    "VENDOR_PROMPT",
-    "VENDOR_PROMPT_IDS",
     "BenchReport",
     "BenchSettings",
     "Ceilings",
-    "Measurement",
     "RandomWeights",
     "Run",
     "Traffic",
     "available_threads",
     "measure_ceilings",
-    "peak_rss_bytes",
     "prefill_macs",
     "run_bench",
     "shape_config",
-    "vendor_prompt_ids",
 ]
-
-VENDOR_PROMPT = "请使用C++写一段冒泡排序算法。"
-VENDOR_PROMPT_IDS = (195, 92676, 1964, 92344, 62, 62, 93041, 5662, 93898, 93661, 22533, 18176, 66, 196)
-"""``VENDOR_PROMPT`` as one user turn of Baichuan2, in the ids of the official tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +70,6 @@ class BenchSettings:
                 raise RequestError(f"the benchmark needs at least 1 of its {name}, not {count}")
         if self.warmups < 0:
             raise RequestError(f"the benchmark cannot warm up {self.warmups} times; 0 is the least")
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Median, least and greatest of a value measured several times."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Summarise at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-    def scaled(self, factor: float) -> Measurement:
-        """Return the same in another unit."""
-        return Measurement(self.median * factor, self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +173,9 @@ class BenchReport:
             "kv_bytes_per_token": traffic.kv_bytes_per_token if traffic else None,
         }
         for name in ("first_token_s", "prefill_tok_per_s", "decode_tok_per_s"):
-            result |= _flat(name, getattr(self, name))
-        result |= _flat("decode_bytes_per_s", self.decode_bytes_per_s)
-        result |= _flat("prefill_mac_per_s", self.prefill_mac_per_s)
+            result |= flat(name, getattr(self, name))
+        result |= flat("decode_bytes_per_s", self.decode_bytes_per_s)
+        result |= flat("prefill_mac_per_s", self.prefill_mac_per_s)
         result["read_bytes_per_s_ceiling"] = self.ceilings.read_bytes_per_s
         result["multiply_mac_per_s_ceiling"] = self.ceilings.multiply_mac_per_s
         return result
@@ -213,46 +187,26 @@ class BenchReport:
         return [
             ("load", f"{self.load_s:.2f} s", ""),
             ("peak memory", f"{self.peak_rss_bytes / 1e9:.2f} GB", ""),
-            (f"first token after {len(settings.prompt)}", _spread(self.first_token_s, "ms", 1e3), ""),
-            (f"prefill of {settings.prefill_tokens}", _spread(self.prefill_tok_per_s, "tok/s"), ""),
+            (f"first token after {len(settings.prompt)}", spread(self.first_token_s, "ms", 1e3), ""),
+            (f"prefill of {settings.prefill_tokens}", spread(self.prefill_tok_per_s, "tok/s"), ""),
             (
                 "  multiplications",
-                _spread(macs, "GMAC/s", 1e-9),
+                spread(macs, "GMAC/s", 1e-9),
                 _share(macs, ceilings.multiply_mac_per_s, "GMAC/s"),
             ),
-            (f"decode of {settings.decode_tokens}", _spread(self.decode_tok_per_s, "tok/s"), ""),
+            (f"decode of {settings.decode_tokens}", spread(self.decode_tok_per_s, "tok/s"), ""),
             (
                 "  memory reads",
-                _spread(reads, "GB/s", 1e-9),
+                spread(reads, "GB/s", 1e-9),
                 _share(reads, ceilings.read_bytes_per_s, "GB/s"),
             ),
         ]
-
-
-def _flat(name: str, measured: Measurement | None) -> dict[str, float | None]:
-    return {
-        name: measured.median if measured else None,
-        f"{name}_low": measured.low if measured else None,
-        f"{name}_high": measured.high if measured else None,
-    }
-
-
-def _spread(measured: Measurement | None, unit: str, factor: float = 1.0) -> str:
-    if measured is None:
-        return ""
-    shown = measured.scaled(factor)
-    return f"{shown.median:.2f} {unit} ({shown.low:.2f} to {shown.high:.2f})"
 
 
 def _share(measured: Measurement | None, ceiling: float | None, unit: str) -> str:
     if measured is None or ceiling is None:
         return ""
     return f"{measured.median / ceiling:.0%} of {ceiling / 1e9:.1f} {unit}"
-
-
-def vendor_prompt_ids(config: ModelConfig) -> tuple[int, ...]:
-    """Return the vendor's prompt in official ids, folded into the vocabulary where that is smaller."""
-    return tuple(token % config.vocabulary_size for token in VENDOR_PROMPT_IDS)
 
 
 def prefill_macs(config: ModelConfig, tokens: int) -> int:
@@ -263,18 +217,6 @@ def prefill_macs(config: ModelConfig, tokens: int) -> int:
     # The head runs for one row, however long the prompt is.
     head = config.hidden_size * config.vocabulary_size
     return tokens * config.layers * (attention + feed_forward) + head
-
-
-def peak_rss_bytes() -> int:
-    """Return the most memory this process has held so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Unlike ru_maxrss, this one starts anew in a process that a large one has started.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def measure_ceilings(threads: int, bits: int) -> Ceilings:
@@ -320,35 +262,9 @@ def _measure(engine: Engine, settings: BenchSettings, tell: Callable[[str], None
     runs: list[Run] = []
     for number in range(1 - settings.warmups, settings.repetitions + 1):
         tell("warming up" if number < 1 else f"run {number} of {settings.repetitions}")
-        first_token_s, decode_s = _time_answer(engine, settings)
-        runs.append(Run(first_token_s, decode_s, _time_prefill(engine, settings.prefill_tokens)))
+        first_token_s, decode_s = time_answer(engine, settings.prompt, settings.decode_tokens)
+        runs.append(Run(first_token_s, decode_s, time_prefill(engine, settings.prefill_tokens)))
     return tuple(runs[settings.warmups :])
-
-
-def _time_answer(engine: Engine, settings: BenchSettings) -> tuple[float, float]:
-    """Answer the prompt greedily; return the time to the first token and the time of the others."""
-    with engine.open_sequence() as sequence:
-        started = time.perf_counter()
-        token = _greedy(engine, Chunk(sequence, settings.prompt))
-        first = time.perf_counter()
-        # A stop id does not end it: every repetition must have the same length.
-        for _ in range(settings.decode_tokens):
-            token = _greedy(engine, Chunk(sequence, (token,)))
-        return first - started, time.perf_counter() - first
-
-
-def _time_prefill(engine: Engine, tokens: int) -> float:
-    """Read a long prompt of made-up tokens; return the time until its last logits."""
-    # Values do not change the time; running numbers keep rows of the embedding apart.
-    prompt = [token % engine.config.vocabulary_size for token in range(1000, 1000 + tokens)]
-    with engine.open_sequence() as sequence:
-        started = time.perf_counter()
-        engine.forward([Chunk(sequence, prompt)])
-        return time.perf_counter() - started
-
-
-def _greedy(engine: Engine, chunk: Chunk) -> int:
-    return int(np.argmax(engine.forward([chunk])[0][-1]))
 
 
 def _traffic(engine: Engine) -> Traffic | None:

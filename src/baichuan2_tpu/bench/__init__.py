@@ -1,0 +1,51 @@
+"""Measure how fast a model answers: on this machine's processor, or as a bundle on whatever runs it.
+
+Not here: printing (``cli``), what the compiler's model of a chip says (``estimate``).
+"""
+
+from baichuan2_tpu.bench.bundle import BundleBenchSettings, BundleReport, prompt_lengths, run_bundle_bench
+from baichuan2_tpu.bench.processor import (
+    SHAPES,
+    BenchReport,
+    BenchSettings,
+    Ceilings,
+    RandomWeights,
+    Run,
+    Traffic,
+    available_threads,
+    measure_ceilings,
+    prefill_macs,
+    run_bench,
+    shape_config,
+)
+from baichuan2_tpu.bench.timing import (
+    VENDOR_PROMPT,
+    VENDOR_PROMPT_IDS,
+    Measurement,
+    peak_rss_bytes,
+    vendor_prompt_ids,
+)
+
+__all__ = [
+    "SHAPES",
+    "VENDOR_PROMPT",
+    "VENDOR_PROMPT_IDS",
+    "BenchReport",
+    "BenchSettings",
+    "BundleBenchSettings",
+    "BundleReport",
+    "Ceilings",
+    "Measurement",
+    "RandomWeights",
+    "Run",
+    "Traffic",
+    "available_threads",
+    "measure_ceilings",
+    "peak_rss_bytes",
+    "prefill_macs",
+    "prompt_lengths",
+    "run_bench",
+    "run_bundle_bench",
+    "shape_config",
+    "vendor_prompt_ids",
+]
