@@ -1,0 +1,238 @@
+"""Call TPU-MLIR's programs: one tpuc-opt a stage of a net, model_tool to combine and to describe.
+
+Every call has a log; a call that fails becomes a CompileError that says everything about it. Not here: what
+is compiled (``nets``), in which order (``driver``), where the programs are (``toolchain``).
+Source of the passes and their options: ``utils/mlir_shell.py`` of tpu_mlir 1.30.2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from baichuan2_tpu.compile.nets import Net
+from baichuan2_tpu.compile.settings import GROUP_SIZE
+from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.toolchain import Toolchain
+
+__all__ = ["Addresses", "Compiler", "ModelSummary", "StageSummary"]
+
+Addresses = Literal["save", "use"]
+"""Where inputs and outputs lie: one stage of a net saves its addresses, the others use them.
+
+So all stages find the same history in the same place.
+"""
+
+_ADDRESS_FILE = "../addresses.json"  # beside the weights, seen from the folder a stage is compiled in
+
+_LOG_LINES = 12
+_LOG_LINE_CHARACTERS = 300
+_OPENMP_THREADS = "1"  # several programs run at once; more threads in each gain nothing (measured)
+
+# Runs in front of every program: it dies with us, even when we are killed without a chance to clean up.
+# Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, signal, sys;"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL);"
+    "os.getppid() == int(sys.argv[1]) or os._exit(1);"
+    "os.execve(sys.argv[2], sys.argv[2:], os.environ)"
+)
+
+_STAGE = re.compile(r"^(?:input|output): (\S+), \[([\d, ]*)\], (\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """Shapes of one stage of one net, inputs and outputs in order."""
+
+    net: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What ``model_tool --info`` says of a bmodel."""
+
+    chip: str
+    device_bytes: int
+    stages: tuple[StageSummary, ...]
+
+
+@dataclass(slots=True)
+class Compiler:
+    """TPU-MLIR's programs, which may be called from several threads; ``stop`` ends what still runs.
+
+    Side effect: every call writes a log into ``logs``, which must exist.
+    """
+
+    toolchain: Toolchain
+    logs: Path
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set[subprocess.Popen[bytes]])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_stopped: bool = False
+
+    def compile(self, net: Net, folder: Path, addresses: Addresses | None = None) -> Path:
+        """Compile one stage in ``folder`` and return its bmodel; its weights are where the text says.
+
+        Raises: CompileError.
+        """
+        source = folder / f"{net.name}.mlir"
+        source.write_text(net.text, "ascii")
+        bmodel = source.with_suffix(".bmodel")
+        command = [str(self.toolchain.tpuc_opt), source.name, *_passes(net, bmodel.name, addresses)]
+        log = self._run(command, folder, f"{net.name}-{net.tokens}")
+        if not bmodel.is_file():  # some faults of tpuc-opt end with exit code 0
+            raise _failure(command, log, "ended with exit code 0 and wrote no bmodel")
+        return bmodel
+
+    def combine(self, parts: Sequence[Path], result: Path) -> None:
+        """Make one bmodel of several; stages of one net become one, what is stored twice is stored once.
+
+        Raises: CompileError.
+        """
+        command = [str(self.toolchain.model_tool), "--combine", *map(str, parts), "-o", str(result)]
+        log = self._run(command, result.parent, f"combine-{result.stem}")
+        if not result.is_file():
+            raise _failure(command, log, "ended with exit code 0 and wrote no bmodel")
+
+    def summarize(self, bmodel: Path) -> ModelSummary:
+        """Read what a bmodel holds.
+
+        Raises: CompileError, also where the program says less than it should.
+        """
+        command = [str(self.toolchain.model_tool), "--info", str(bmodel)]
+        log = self._run(command, bmodel.parent, f"info-{bmodel.stem}")
+        text = log.read_text("utf-8", errors="replace")
+        chip = re.search(r"^chip: (\w+)", text, re.MULTILINE)
+        memory = re.search(r"^device mem size: (\d+)", text, re.MULTILINE)
+        if chip is None or memory is None:
+            raise _failure(command, log, "ended with exit code 0 and did not describe the bmodel")
+        return ModelSummary(chip[1], int(memory[1]), tuple(_stages(text)))
+
+    def stop(self) -> None:
+        """Kill every program that runs, with what it started, and start no other."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._running:
+                _kill(process)
+
+    def _run(self, command: Sequence[str], folder: Path, name: str) -> Path:
+        """Run a program to its end and return its log."""
+        log = self.logs / f"{name}.log"
+        environment = self.toolchain.environment() | {"OMP_NUM_THREADS": _OPENMP_THREADS}
+        with log.open("wb") as output:
+            code = self._wait(self._start(command, folder, environment, output.fileno()))
+        if code != 0:
+            raise _failure(command, log, f"ended with {_ending(code)}")
+        return log
+
+    def _start(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: int
+    ) -> subprocess.Popen[bytes]:
+        launched = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+        with self._lock:
+            if self._is_stopped:
+                raise CompileError(f"{Path(command[0]).name} was not started: the build has stopped")
+            process = subprocess.Popen(  # noqa: S603 - a list, no shell
+                launched,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, so that what it starts can be killed with it
+            )
+            self._running.add(process)
+        return process
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            return process.wait()
+        except BaseException:
+            _kill(process)
+            process.wait()
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program and everything in its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
+    """Return the passes from the text of a net to a bmodel, in order."""
+    address_mode = "io_alone" if net.has_own_io else "basic"
+    assign = "--address-assign"
+    if addresses is not None:
+        assign += f"={addresses}_io_alone_config={_ADDRESS_FILE}"
+    return [
+        "--init=level=0",
+        f"--processor-assign=chip=bm1684x mode={net.mode} num_device=1 num_core=1 "
+        f"addr_mode={address_mode} high_precision=True",
+        "--processor-top-optimize",
+        f"--convert-top-to-tpu=asymmetric=False doWinograd=False q_group_size={GROUP_SIZE} "
+        "q_symmetric=False matmul_perchannel=False gelu_mode=normal",
+        "--canonicalize",
+        "--weight-fold",
+        "--mlir-disable-threading",
+        "--strip-io-quant=quant_input=True quant_output=True quant_input_list= quant_output_list= "
+        "quant_output_bf16=False quant_input_int8=False quant_output_int8=False",
+        "--processor-tpu-optimize",
+        "--dev-parallel",
+        "--weight-reorder",
+        "--subnet-divide=dynamic=False",
+        "--op-reorder",
+        "--topo-sort",
+        "--layer-group=opt=2 group_by_cores=auto compress_mode=none debugger=0 "
+        "disable_group_overlap=false lgcache=true config_filename= enable_lghash=false lghash_dir=",
+        "--core-parallel",
+        "--after-layergroup-weight-reorder",
+        assign,
+        f"--codegen=model_file={bmodel} embed_debug_info=False model_version=latest bmodel_only=False "
+        "gdma_check=False rvti=False",
+        "--deinit=no_save_weight=True",
+        "-o",
+        os.devnull,
+    ]
+
+
+def _stages(text: str) -> list[StageSummary]:
+    """Read the stages out of the text of ``model_tool --info``."""
+    found: list[StageSummary] = []
+    for part in re.split(r"^net \d+: ", text, flags=re.MULTILINE)[1:]:
+        name = part[1 : part.index("]")]
+        for stage in re.split(r"^stage \d+, ", part, flags=re.MULTILINE)[1:]:
+            shapes = tuple(tuple(map(int, shape.split(", "))) for _, shape, _ in _STAGE.findall(stage))
+            found.append(StageSummary(name, shapes))
+    return found
+
+
+def _ending(code: int) -> str:
+    """Say how a program ended."""
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _failure(command: Sequence[str], log: Path, complaint: str) -> CompileError:
+    """Make the error of a call, with the end of its log."""
+    text = log.read_text("utf-8", errors="replace")
+    lines = [line.rstrip()[:_LOG_LINE_CHARACTERS] for line in re.split(r"[\r\n]+", text) if line.strip()]
+    tail = "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (nothing)"
+    return CompileError(
+        f"{Path(command[0]).name} {complaint}\ncommand: {shlex.join(command)}\nlast lines of {log}:\n{tail}"
+    )
