@@ -28,10 +28,6 @@ __all__ = ["Event", "FinishReason", "Result", "Stats", "TextPiece", "TokenChosen
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
-# Prompt tokens between two looks at ``is_cancelled``: enough rows for the kernels to be at full speed, and
-# below 3 s of a 7B on two cores.
-_PREFILL_PIECE = 128
-
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
@@ -169,11 +165,12 @@ class _Answer:
         self._reused = self._sequence.keep_prefix(self._prompt_ids)
         last = len(self._prompt_ids) - 1
         logits = None
-        for start in range(self._reused, last + 1, _PREFILL_PIECE):
+        step = self._sequence.engine.prompt_piece
+        for start in range(self._reused, last + 1, step):
             if is_cancelled():
                 self._finish_reason = "cancelled"
                 return None
-            piece = self._prompt_ids[start : start + _PREFILL_PIECE]
+            piece = self._prompt_ids[start : start + step]
             logits = self._sequence.feed(piece, int(start + len(piece) > last))
         return logits
 

@@ -118,6 +118,13 @@ def test_a_long_prompt_is_fed_in_pieces_with_logits_for_its_last_token() -> None
     assert engine.rows_left == 0
 
 
+def test_the_engine_says_how_long_a_piece_is() -> None:
+    engine = scripted(b"y", END, max_context=400)
+    engine.prompt_piece = 256
+    run(engine, prompt=bytes(300))
+    assert [len(chunk) for chunk in engine.fed] == [256, 44, 1]
+
+
 @pytest.mark.parametrize(("looks", "text", "fed"), [(0, "", 0), (1, "", 128), (2, "y", 130), (4, "yes", 132)])
 def test_cancelling_keeps_what_was_said(looks: int, text: str, fed: int) -> None:
     engine = scripted(b"yes!", max_context=400)
