@@ -12,13 +12,14 @@ from pathlib import Path
 
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.toolchain.contents import SIMULATOR_FOLDER, SIMULATOR_LIBRARIES, VERSION
 from baichuan2_tpu.toolchain.machine import find_c_compiler, missing_for_compiler, missing_for_simulator
 from baichuan2_tpu.toolchain.record import Kind, Record
 
-__all__ = ["SIMULATOR_LIBRARIES", "VERSION", "Toolchain", "default_root", "find_simulator", "find_toolchain"]
+__all__ = ["KERNELS", "Toolchain", "default_root", "find_simulator", "find_toolchain"]
 
-VERSION = "1.30.2"
-SIMULATOR_LIBRARIES = ("libbmlib.so.0", "libbmrt.so", "libcmodel_bm1684x.so")
+KERNELS = "kernels"
+"""Folder of an installation for the kernels that are built while nets are compiled."""
 
 _KERNELS_KEPT = 1_000_000
 """tpuc-opt deletes the oldest kernels above this number, even one that another process is loading."""
@@ -57,8 +58,9 @@ class Toolchain:
             "TPUC_ROOT": str(self.root),
             "PPL_PROJECT_ROOT": str(kernel_compiler),
             "PPL_RUNTIME_PATH": str(kernel_compiler / "deps"),
-            "PPL_CACHE_PATH": f"{self.root / 'kernels'}/",
+            "PPL_CACHE_PATH": f"{self.root / KERNELS}/",
             "PPL_WORK_PATH": str(self.root),
+            "HOME": str(self.root),
             "CACHE_ITEMS": str(_KERNELS_KEPT),
         }
         if "TMPDIR" in os.environ:
@@ -104,7 +106,7 @@ def find_simulator(path: Path | None = None) -> Path:
     if missing is not None:
         raise BackendUnavailable(missing)
     roots = [path.absolute()] if path else [default_root("compiler"), default_root("simulator")]
-    for folder in (folder for root in roots for folder in (root / "lib", root)):
+    for folder in (folder for root in roots for folder in (root / SIMULATOR_FOLDER, root / "lib", root)):
         if all((folder / name).is_file() for name in SIMULATOR_LIBRARIES):
             return folder
     names = ", ".join(SIMULATOR_LIBRARIES)

@@ -15,7 +15,8 @@ import sys
 
 __all__ = ["find_c_compiler", "missing_for_compiler", "missing_for_simulator"]
 
-_GLIBC = (2, 34)
+_GLIBC_OF_SIMULATOR = (2, 34)
+_GLIBC_OF_COMPILER = (2, 35)
 _C_COMPILERS = ("cc", "gcc", "clang")
 _TERMINAL_LIBRARY = "libtinfo.so.6"
 
@@ -27,21 +28,26 @@ def find_c_compiler() -> str | None:
 
 def missing_for_simulator() -> str | None:
     """Say what keeps the simulator's libraries from being loaded here; None when nothing does."""
-    machine = f"{platform.system()} on {platform.machine()}"
+    return _missing_system(_GLIBC_OF_SIMULATOR)
+
+
+def _missing_system(glibc: tuple[int, int]) -> str | None:
+    """Say what is wrong with the processor, the system or its C library."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
+        machine = f"{platform.system()} on {platform.machine()}"
         return f"TPU-MLIR's programs are for x86-64 Linux, and this is {machine}; use such a machine"
-    wanted = ".".join(map(str, _GLIBC))
     library, version = platform.libc_ver()
+    wanted = f"TPU-MLIR needs glibc {glibc[0]}.{glibc[1]} or newer"
     if library != "glibc":
-        return f"TPU-MLIR needs glibc {wanted} or newer, and this system's C library is another"
-    if tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
-        return f"TPU-MLIR needs glibc {wanted} or newer, and this system has {version}; use a newer system"
+        return f"{wanted}, and this system's C library is another; use a system with glibc"
+    if tuple(int(part) for part in version.split(".")[:2]) < glibc:
+        return f"{wanted}, and this system has {version}; use a newer system"
     return None
 
 
 def missing_for_compiler() -> str | None:
     """Say what keeps the compiler from running here; None when nothing does."""
-    missing = missing_for_simulator()
+    missing = _missing_system(_GLIBC_OF_COMPILER)
     if missing is not None:
         return missing
     try:
