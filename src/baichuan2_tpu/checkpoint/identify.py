@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.artifact import MANIFEST_NAME
+from baichuan2_tpu.artifact import is_bundle
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
 
@@ -27,7 +27,7 @@ def identify(path: Path) -> CheckpointKind:
     if not path.is_dir():
         seen = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
-    if (path / MANIFEST_NAME).is_file():
+    if is_bundle(path):
         return "bundle"
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")

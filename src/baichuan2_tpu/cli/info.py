@@ -41,11 +41,11 @@ def info(
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
     and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
     """
-    from baichuan2_tpu.artifact import MANIFEST_NAME
+    from baichuan2_tpu.artifact import is_bundle
     from baichuan2_tpu.config import QuantizationConfig
 
     directory = _directory(model)
-    if (directory / MANIFEST_NAME).is_file():
+    if is_bundle(directory):
         facts = _describe_bundle(directory, context, is_verified=verify)
     else:
         if verify:
