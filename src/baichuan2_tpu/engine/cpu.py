@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from baichuan2_tpu import _native
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
-from baichuan2_tpu.engine.base import Chunk, Engine, Sequence, check_room
+from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
+from baichuan2_tpu.engine.requests import (
+    check_distinct,
+    check_new_sequence,
+    check_truncation,
+    checked_context,
+    checked_tokens,
+)
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
 __all__ = ["CpuEngine", "alibi_slopes", "available_threads"]
@@ -72,8 +79,7 @@ class CpuSequence(Sequence):
 
     def truncate(self, length: int) -> None:
         """Forget every token from ``length`` on."""
-        if not 0 <= length <= self.length:
-            raise RequestError(f"cannot truncate to {length} tokens: the sequence holds {self.length}")
+        check_truncation(self, length)
         self.native.truncate(length)
 
     def close(self) -> None:
@@ -104,7 +110,7 @@ class CpuEngine(Engine):
         kernels: str | None = None,
     ) -> None:
         self.config = weights.config
-        self.max_context = _checked_context(self.config, context)
+        self.max_context = checked_context(self.config.max_context, context)
         self.max_sequences = _MAX_SEQUENCES
         self.candidates = self.config.vocabulary_size
         self.threads = _checked_threads(threads)
@@ -128,8 +134,7 @@ class CpuEngine(Engine):
     def open_sequence(self) -> CpuSequence:
         """Return a new, empty sequence."""
         self._open_model()
-        if len(self._sequences) >= self.max_sequences:
-            raise BackendError(f"{self.max_sequences} sequences are open already; close one first")
+        check_new_sequence(len(self._sequences), self.max_sequences)
         sequence = CpuSequence(self, _native.Sequence(self._shape))
         self._sequences.add(sequence)
         return sequence
@@ -138,9 +143,11 @@ class CpuEngine(Engine):
         """Append every chunk's tokens to its sequence and return the logits that were asked for."""
         model = self._open_model()
         sequences = [self._checked_sequence(chunk) for chunk in chunks]
-        if len({id(sequence) for sequence in sequences}) < len(sequences):
-            raise RequestError("a sequence appears twice in one batch; give it one chunk")
-        tokens = [self._checked_tokens(chunk) for chunk in chunks]
+        check_distinct(sequences)
+        tokens = [
+            checked_tokens(chunk, max_context=self.max_context, vocabulary_size=self.config.vocabulary_size)
+            for chunk in chunks
+        ]
         rows = [chunk.logit_rows for chunk in chunks]
         logits = model.forward([sequence.native for sequence in sequences], tokens, rows)
         return np.split(logits, np.cumsum(rows)[:-1])
@@ -165,21 +172,6 @@ class CpuEngine(Engine):
             raise RequestError("a chunk's sequence belongs to another engine; open it with this one")
         return chunk.sequence
 
-    def _checked_tokens(self, chunk: Chunk) -> NDArray[np.int32]:
-        count = len(chunk.tokens)
-        if count == 0:
-            raise RequestError("a chunk has no tokens; give at least one")
-        if not 0 <= chunk.logit_rows <= count:
-            raise RequestError(
-                f"{chunk.logit_rows} rows of logits asked for, a chunk of {count} has 0 to {count}"
-            )
-        check_room(chunk.sequence.length, count, self.max_context)
-        tokens = np.asarray(chunk.tokens, np.int64)
-        wrong = tokens[(tokens < 0) | (tokens >= self.config.vocabulary_size)]
-        if wrong.size:
-            raise RequestError(f"token {wrong[0]} is outside the vocabulary of {self.config.vocabulary_size}")
-        return tokens.astype(np.int32)
-
 
 def available_threads() -> int:
     """Return the number of processors this process may use."""
@@ -195,16 +187,6 @@ def alibi_slopes(heads: int) -> list[float]:
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * power, 2)]
     return slopes + between[: heads - power]
-
-
-def _checked_context(config: ModelConfig, context: int | None) -> int:
-    if context is None:
-        return config.max_context
-    if not 1 <= context <= config.max_context:
-        raise RequestError(
-            f"a context of {context} tokens is not possible: this model allows 1 to {config.max_context}"
-        )
-    return context
 
 
 def _checked_threads(threads: int | None) -> int:
