@@ -6,11 +6,9 @@ and numpy release the GIL, so threads are enough. The bytes written do not depen
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,12 @@ from baichuan2_tpu.quantize.assets import check_assets, write_assets
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard, make_plan, quantization_settings
+from baichuan2_tpu.work_folder import LOCK_NAME, locked_folder
 
 __all__ = ["Progress", "QuantizeEvent", "quantize"]
 
 _SPARE_BYTES = 64 << 20  # headers, tokenizer, journal
 _JOURNAL = "journal.json"
-_LOCK = "lock"
 _FILE_MODE = 0o644  # the safetensors library makes files that only their owner can read
 
 
@@ -74,7 +72,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_assets(checkpoint)
     plan = make_plan(checkpoint.config, quantization_settings(bits, group_size, head_bits))
     partial = destination.with_name(f"{destination.name}.partial")
-    with _locked(partial):
+    with locked_folder(partial):
         sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)
         journal = Journal.open(partial / _JOURNAL, plan.quantization, sources)
         _remove_leftovers(partial, journal)
@@ -88,37 +86,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         journal.path.unlink()
         partial.replace(destination)
         # Last: a directory without it is taken for somebody else's when this is interrupted.
-        (destination / _LOCK).unlink()
-
-
-@contextmanager
-def _locked(directory: Path) -> Generator[None, None, None]:
-    """Make a directory and hold it against other processes.
-
-    Raises: RequestError when another one is at work there, or it is not ours, or cannot be made.
-    """
-    _make_directory(directory)
-    with (directory / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RequestError(f"{directory} is being written by another process; wait for it") from error
-        yield
-
-
-def _make_directory(directory: Path) -> None:
-    """Make a directory, or check that one of that name is ours: leftovers in it will be removed."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        is_ours = (directory / _LOCK).is_file() or not any(directory.iterdir())
-    except OSError as error:
-        raise RequestError(
-            f"cannot make the directory {directory}: {error.strerror}; name a destination you can write to"
-        ) from error
-    if not is_ours:
-        raise RequestError(
-            f"{directory} holds files of something else; move it away or name another destination"
-        )
+        (destination / LOCK_NAME).unlink()
 
 
 def _ignore(event: QuantizeEvent) -> None:
@@ -128,7 +96,7 @@ def _ignore(event: QuantizeEvent) -> None:
 def _remove_leftovers(directory: Path, journal: Journal) -> None:
     """Remove what another task or an interrupted write left behind."""
     for path in directory.iterdir():
-        if path.name not in (*journal.done, journal.path.name, _LOCK):
+        if path.name not in (*journal.done, journal.path.name, LOCK_NAME):
             path.unlink()
 
 

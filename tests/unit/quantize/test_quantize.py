@@ -294,7 +294,7 @@ def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest
 
 def test_two_runs_into_one_directory_do_not_mix(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
-    with driver._locked(tmp_path / "q.partial"):
+    with driver.locked_folder(tmp_path / "q.partial"):
         assert "is being written by another process" in failure(RequestError, source, tmp_path / "q")
     quantize(source, tmp_path / "q", bits=4)
 
