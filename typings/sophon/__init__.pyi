@@ -1,0 +1,1 @@
+# SOPHON's Python packages; only sail is used.
