@@ -1,0 +1,125 @@
+"""The record of an unfinished build: what is built, from which source, and which nets are finished.
+
+It lies in the work folder. A finished net is two files: its skeleton, and its weights, which move into the
+bmodel at the end. A record of other settings or another source counts as none. Not here: building.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from baichuan2_tpu.artifact import FileDigest, NetCost, digest_file
+from baichuan2_tpu.compile.bmodel_file import digest_range
+
+__all__ = ["FinishedUnit", "Journal"]
+
+_NAME = "journal.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedUnit:
+    """One finished net. ``code`` is the digest that bmodels have of its weights."""
+
+    skeleton: FileDigest
+    weights: FileDigest
+    code: str
+    costs: tuple[NetCost, ...]
+
+
+@dataclass(slots=True)
+class Journal:
+    """``task`` says what is built; ``moved`` says where in the bmodel a unit's weights begin by now."""
+
+    folder: Path
+    task: dict[str, object]
+    is_begun_anew: bool = False
+    """True when the folder held a record of another task."""
+    units: dict[str, FinishedUnit] = field(default_factory=dict[str, FinishedUnit])
+    moved: dict[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def open(cls, folder: Path, task: dict[str, object]) -> Journal:
+        """Go on with the record in ``folder`` if it is of the same task, or begin a new one.
+
+        Side effect: the files of finished units are hashed; a unit with one that differs is not finished.
+        """
+        task = cast("dict[str, object]", json.loads(json.dumps(task)))  # tuples become lists, as in the file
+        record = _read(folder / _NAME)
+        if record is None or record["task"] != task:
+            return cls(folder, task, is_begun_anew=record is not None)
+        journal = cls(folder, task, moved=record["moved"])
+        for name, values in record["units"].items():
+            unit = _unit(values)
+            if journal.holds(name, unit):
+                journal.units[name] = unit
+            else:
+                journal.moved.pop(name, None)
+        return journal
+
+    @property
+    def bmodel(self) -> Path:
+        """The bmodel that is written at the end."""
+        return self.folder / "bundle" / "model.bmodel"
+
+    def skeleton(self, name: str) -> Path:
+        """Where the skeleton of a finished unit is."""
+        return self.folder / "units" / f"{name}.bmodel"
+
+    def weights(self, name: str) -> Path:
+        """Where the weights of a finished unit are, until they move."""
+        return self.folder / "units" / f"{name}.weights"
+
+    def holds(self, name: str, unit: FinishedUnit) -> bool:
+        """Tell whether the files of a unit are there and unchanged, its weights in either place."""
+        skeleton, weights = self.skeleton(name), self.weights(name)
+        if not skeleton.is_file() or digest_file(skeleton) != unit.skeleton:
+            return False
+        if weights.is_file():
+            return digest_file(weights) == unit.weights
+        if name not in self.moved or not self.bmodel.is_file():
+            return False
+        return digest_range(self.bmodel, self.moved[name], unit.weights.nbytes) == unit.weights.sha256
+
+    def add(self, name: str, unit: FinishedUnit) -> None:
+        """Record a finished unit."""
+        self.units[name] = unit
+        self.write()
+
+    def add_moved(self, name: str, start: int) -> None:
+        """Record that the weights of a unit lie at ``start`` of the bmodel."""
+        self.moved[name] = start
+        self.write()
+
+    def write(self) -> None:
+        """Write the record, all at once."""
+        values = {
+            "format": _FORMAT,
+            "task": self.task,
+            "units": {name: asdict(unit) for name, unit in self.units.items()},
+            "moved": self.moved,
+        }
+        part = self.folder / f"{_NAME}.part"
+        part.write_text(json.dumps(values), "utf-8")
+        part.replace(self.folder / _NAME)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the record, or None where there is none that can be used."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return cast("dict[str, Any]", record) if record["format"] == _FORMAT else None
+
+
+def _unit(values: dict[str, Any]) -> FinishedUnit:
+    return FinishedUnit(
+        FileDigest(**values["skeleton"]),
+        FileDigest(**values["weights"]),
+        values["code"],
+        tuple(NetCost(**cost) for cost in values["costs"]),
+    )
