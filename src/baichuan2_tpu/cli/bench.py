@@ -6,8 +6,7 @@ Not here: measuring (``baichuan2_tpu.bench``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +18,7 @@ from baichuan2_tpu.cli.terminal import notice, write_result
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from baichuan2_tpu.bench import BenchReport, BenchSettings
+    from baichuan2_tpu.bench import BenchReport, BenchSettings, BundleBenchSettings, BundleReport
     from baichuan2_tpu.engine.base import Engine
 
 __all__ = ["bench"]
@@ -27,7 +26,8 @@ __all__ = ["bench"]
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Checkpoint directory, .gguf file, or known name.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="Checkpoint or bundle directory, .gguf file, or known name."),
     ] = None,
     *,
     shape: Annotated[
@@ -37,47 +37,110 @@ def bench(
     bits: Annotated[options.BitsName, typer.Option("--bits", help="Bits a weight, with --shape.")] = (
         options.BitsName.FOUR
     ),
-    prefill: Annotated[int, typer.Option("--prefill", min=1, help="Tokens of the long prompt.")] = 512,
-    decode: Annotated[int, typer.Option("--decode", min=1, help="Tokens of the answer.")] = 32,
-    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Runs that count.")] = 3,
+    prefill: Annotated[
+        int | None,
+        typer.Option(
+            "--prefill",
+            min=1,
+            help="Tokens of the long prompt.",
+            show_default="512; several for a bundle; none on the simulator",
+        ),
+    ] = None,
+    decode: Annotated[
+        int | None,
+        typer.Option("--decode", min=1, help="Tokens of the answer.", show_default="32; 2 on the simulator"),
+    ] = None,
+    repetitions: Annotated[
+        int | None,
+        typer.Option("--repetitions", min=1, help="Runs that count.", show_default="3; 1 on the simulator"),
+    ] = None,
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
+    device: options.Device = 0,
     exact: options.Exact = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure how fast a model answers here.
 
-    Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; the last
-    line is one JSON object.
+    Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; of a
+    bundle, the first token by the length of the prompt, and decode. The last line is one JSON object.
     """
-    from baichuan2_tpu.bench import BenchSettings, available_threads, run_bench
+    from baichuan2_tpu.artifact import is_bundle
 
     if (model is None) == (shape is None):
         raise typer.BadParameter("give either MODEL or --shape")
-    opening = EngineSettings(engine.value, context, threads, exact)
-    settings = BenchSettings(
-        prefill_tokens=prefill,
-        decode_tokens=decode,
-        repetitions=repetitions,
-        threads=threads or available_threads(),
-    )
-    if model is not None:
-        directory = resolve(model)
-        settings = replace(settings, prompt=_prompt_ids(directory))
-        open_engine = _open_directory(directory, opening)
+    opening = EngineSettings(engine.value, device, context, threads, exact)
+    wished = _Lengths(prefill, decode, repetitions)
+    if model is None:
+        report = _bench_shape(shape or "", bits, wished, opening)
+    elif is_bundle(directory := resolve(model)):
+        report = _bench_bundle(model, directory, wished, opening)
     else:
-        settings, open_engine = _random_shape(shape or "", bits, settings, opening)
-    report = run_bench(open_engine, settings, model=model or f"{shape} (random weights)", on_step=notice)
+        report = _bench_checkpoint(model, directory, wished, opening)
     _show(report, as_json=as_json)
 
 
-def _open_directory(directory: Path, opening: EngineSettings) -> Callable[[], Engine]:
-    return lambda: open_model(directory, opening)
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """What the user said of the lengths; None leaves it to the model."""
+
+    prefill: int | None
+    decode: int | None
+    repetitions: int | None
+
+    def settings(self, prompt: tuple[int, ...], threads: int | None) -> BenchSettings:
+        """Return the settings on this machine's processor."""
+        from baichuan2_tpu.bench import BenchSettings, available_threads
+
+        return BenchSettings(
+            prompt=prompt,
+            prefill_tokens=self.prefill or 512,
+            decode_tokens=self.decode or 32,
+            repetitions=self.repetitions or 3,
+            threads=threads or available_threads(),
+        )
+
+    def bundle_settings(
+        self, prompt: tuple[int, ...], context: int, *, is_simulated: bool
+    ) -> BundleBenchSettings:
+        """Return the settings for a bundle; the simulator takes seconds a token, and warms up nothing."""
+        from baichuan2_tpu.bench import BundleBenchSettings, prompt_lengths
+
+        usual = () if is_simulated else prompt_lengths(context)
+        return BundleBenchSettings(
+            prompt=prompt,
+            lengths=usual if self.prefill is None else (self.prefill,),
+            decode_tokens=self.decode or (2 if is_simulated else 32),
+            warmups=0 if is_simulated else 1,
+            repetitions=self.repetitions or (1 if is_simulated else 3),
+        )
 
 
-def _prompt_ids(directory: Path) -> tuple[int, ...]:
+def _bench_checkpoint(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BenchReport:
+    from baichuan2_tpu.bench import run_bench
+
+    prompt = _prompt_ids(directory, read_config(directory).max_context)
+    settings = wished.settings(prompt, opening.threads)
+    return run_bench(lambda: open_model(directory, opening), settings, model=model, on_step=notice)
+
+
+def _bench_bundle(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
+    from baichuan2_tpu.artifact import Manifest
+    from baichuan2_tpu.bench import run_bundle_bench
+
+    manifest = Manifest.read(directory)
+    context = manifest.checked_context(opening.context)
+    settings = wished.bundle_settings(
+        _prompt_ids(directory, context), context, is_simulated=opening.engine == "simulator"
+    )
+    return run_bundle_bench(
+        lambda: open_model(directory, opening), settings, model=model, manifest=manifest, on_step=notice
+    )
+
+
+def _prompt_ids(directory: Path, budget: int) -> tuple[int, ...]:
     """Return the vendor's prompt as this model wants it written."""
     from baichuan2_tpu.bench import VENDOR_PROMPT
     from baichuan2_tpu.text.messages import Message
@@ -85,17 +148,19 @@ def _prompt_ids(directory: Path) -> tuple[int, ...]:
     from baichuan2_tpu.text.template import open_template
 
     template = open_template(directory, open_tokenizer(directory))
-    return template.render([Message("user", VENDOR_PROMPT)], read_config(directory).max_context).ids
+    return template.render([Message("user", VENDOR_PROMPT)], budget).ids
 
 
-def _random_shape(
-    shape: str, bits: options.BitsName, settings: BenchSettings, opening: EngineSettings
-) -> tuple[BenchSettings, Callable[[], Engine]]:
+def _bench_shape(
+    shape: str, bits: options.BitsName, wished: _Lengths, opening: EngineSettings
+) -> BenchReport:
     """Make random weights before the clock runs; the load time is then the engine's own."""
-    from baichuan2_tpu.bench import vendor_prompt_ids
+    from baichuan2_tpu.bench import run_bench, vendor_prompt_ids
     from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
     from baichuan2_tpu.engine.cpu import CpuEngine
 
+    if opening.engine not in ("auto", "cpu"):
+        raise typer.BadParameter("--shape runs on the cpu engine alone")
     config = shape_config(shape, bits.bits)
     check_memory(config, opening.context)
     weights = RandomWeights(config)
@@ -103,10 +168,11 @@ def _random_shape(
     def open_engine() -> Engine:
         return CpuEngine(weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact)
 
-    return replace(settings, prompt=vendor_prompt_ids(config)), open_engine
+    settings = wished.settings(vendor_prompt_ids(config), opening.threads)
+    return run_bench(open_engine, settings, model=f"{shape} (random weights)", on_step=notice)
 
 
-def _show(report: BenchReport, *, as_json: bool) -> None:
+def _show(report: BenchReport | BundleReport, *, as_json: bool) -> None:
     """Print the figures as a table and as one JSON object, or as the object alone."""
     if not as_json:
         rows = report.rows()

@@ -44,6 +44,7 @@ def chat(
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
+    device: options.Device = 0,
     exact: options.Exact = False,
     debug: options.Debug = False,
 ) -> None:
@@ -51,7 +52,7 @@ def chat(
 
     Answers go to standard output. Without a terminal, each line of standard input is a message.
     """
-    running = EngineSettings(engine.value, context, threads, exact)
+    running = EngineSettings(engine.value, device, context, threads, exact)
     answering = AnswerSettings(
         system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop
     )
@@ -142,4 +143,5 @@ class _ChatLoop:
         if stats.tok_per_s is not None:
             parts.append(f"then {stats.tok_per_s:.1f} tok/s")
         used = stats.prompt_tokens + stats.generated_tokens
-        return "; ".join([*parts, f"context {used} of {self._engine.max_context}"])
+        parts += [f"context {used} of {self._engine.max_context}", f"engine {self._engine.name}"]
+        return "; ".join(parts)

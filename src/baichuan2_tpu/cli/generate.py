@@ -43,6 +43,7 @@ def generate(
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
+    device: options.Device = 0,
     exact: options.Exact = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -56,7 +57,7 @@ def generate(
     text = _read_file(file) if file is not None else _read_prompt(prompt or "")
     if not text.strip():
         raise RequestError("the prompt is empty; write something to answer")
-    running = EngineSettings(engine.value, context, threads, exact)
+    running = EngineSettings(engine.value, device, context, threads, exact)
     answering = AnswerSettings(
         system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop
     )

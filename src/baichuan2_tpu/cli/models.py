@@ -36,6 +36,7 @@ class EngineSettings:
     """Where and how to run; None leaves it to the model or the machine."""
 
     engine: str = "auto"
+    device: int = 0
     context: int | None = None
     threads: int | None = None
     is_exact: bool = False
@@ -85,7 +86,7 @@ def _first(said: _Value | None, default: _Value) -> _Value:
 
 
 def resolve(model: str) -> Path:
-    """Return the directory of the quantised checkpoint behind ``model``.
+    """Return the directory of the quantised checkpoint or the bundle behind ``model``.
 
     Side effect: what is not quantised yet is quantised into the user's cache, with a notice and progress.
     """
@@ -96,19 +97,28 @@ def resolve(model: str) -> Path:
 
 
 def open_model(directory: Path, settings: EngineSettings) -> Engine:
-    """Open the engine of a quantised checkpoint, after a check that its context can fit the machine.
+    """Open the engine of a quantised checkpoint or a bundle.
 
+    What runs on this machine's processor is checked against its memory first.
     Raises: ContextLengthError with the numbers, and what the engine raises.
     """
+    from baichuan2_tpu.artifact import is_bundle
     from baichuan2_tpu.engine.registry import open_engine
 
-    return open_engine(
+    context = settings.context
+    if settings.engine in ("auto", "cpu") and not is_bundle(directory):
+        context = check_memory(read_config(directory), context)
+    engine = open_engine(
         directory,
         engine=settings.engine,
-        context=check_memory(read_config(directory), settings.context),
+        device=settings.device,
+        context=context,
         threads=settings.threads,
         is_exact=settings.is_exact,
     )
+    if engine.is_simulated:
+        notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
+    return engine
 
 
 @contextmanager

@@ -16,6 +16,7 @@ __all__ = [
     "BitsName",
     "Context",
     "Debug",
+    "Device",
     "Engine",
     "EngineName",
     "Exact",
@@ -51,6 +52,9 @@ class EngineName(str, Enum):
 
     AUTO = "auto"
     CPU = "cpu"
+    BMRT = "bmrt"
+    SAIL = "sail"
+    SIMULATOR = "simulator"
 
 
 class BitsName(str, Enum):
@@ -88,7 +92,15 @@ GroupSize = Annotated[
     int, typer.Option("--group-size", min=1, help="Consecutive input columns that share a scale.")
 ]
 
-Engine = Annotated[EngineName, typer.Option("--engine", help="Where to run.")]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Where to run: a checkpoint on the cpu; a bundle on a TPU by bmrt (auto) or sail, or on the "
+        "simulator.",
+    ),
+]
+Device = Annotated[int, typer.Option("--device", min=0, help="Number of the TPU to run on.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="one a core")
 ]

@@ -87,6 +87,11 @@ class Engine(ABC):
     """Tokens of a long prompt to feed at once: enough to be at full speed, few enough to be stopped soon. Of
     the default a 7B takes below 3 s on two cores; a compiled model has its largest stage here."""
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether a time measured on it says nothing of the chip."""
+        return self.name.endswith("simulator")
+
     @abstractmethod
     def open_sequence(self) -> Sequence:
         """Return a new, empty sequence.

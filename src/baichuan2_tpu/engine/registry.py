@@ -1,38 +1,92 @@
 """Open the engine for a model directory, by name or by what the directory holds.
 
-Not here: making a checkpoint out of something else (``resolve``).
+A quantised checkpoint runs on the cpu, a compiled bundle on a device. The simulator is never chosen by
+itself: it takes minutes for what a TPU does in a second. An engine's libraries are loaded only when it is
+opened. Not here: making a checkpoint out of something else (``resolve``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from baichuan2_tpu.artifact import Manifest, find_bmodel, is_bundle
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 
+if TYPE_CHECKING:
+    from baichuan2_tpu.engine.bundle import OpenDevice
+
 __all__ = ["ENGINES", "open_engine"]
 
-ENGINES = ("auto", "cpu")
-"""What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu."""
+ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
+"""What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu, and a bundle on a TPU by bmrt."""
 
 
 def open_engine(
     path: Path,
     *,
     engine: str = "auto",
+    device: int = 0,
     context: int | None = None,
     threads: int | None = None,
     is_exact: bool = False,
 ) -> Engine:
     """Open the model in ``path``.
 
-    Raises: CheckpointError where ``path`` is no quantised checkpoint; RequestError for an unknown engine.
+    ``device`` is the number of a TPU; ``threads`` and ``is_exact`` are for the cpu alone. ``context`` None is
+    the model's own, or the compiled one.
+    Raises: CheckpointError or ArtifactError for what cannot be read; RequestError for an engine that cannot
+    run it, or a setting that this engine does not have; ContextLengthError; BackendError where it cannot run.
     """
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
-    # An engine's libraries are loaded only when it is opened.
+    if is_bundle(path):
+        if threads is not None or is_exact:
+            raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
+        return _open_bundle(path, engine, device=device, context=context)
+    if engine not in ("auto", "cpu"):
+        raise RequestError(
+            f"{path} is no compiled bundle, and engine {engine} runs nothing else; "
+            f"run baichuan2 compile {path} BUNDLE first, or use --engine cpu"
+        )
+    if device != 0:
+        raise RequestError(f"the cpu engine has no device {device}; leave --device out")
+    return _open_checkpoint(path, context=context, threads=threads, is_exact=is_exact)
+
+
+def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is_exact: bool) -> Engine:
     from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint  # noqa: PLC0415
     from baichuan2_tpu.engine.cpu import CpuEngine  # noqa: PLC0415
 
     weights = QuantizedCheckpoint(path)
     return CpuEngine(weights, context=context, threads=threads, is_exact=is_exact)
+
+
+def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -> Engine:
+    from baichuan2_tpu.engine.bundle import open_bundle  # noqa: PLC0415
+
+    if engine == "cpu":
+        raise RequestError(
+            f"{path} is a compiled bundle, which the cpu engine cannot run; name the checkpoint it was "
+            f"compiled from ({Manifest.read(path).source}), or use --engine bmrt, sail or simulator"
+        )
+    return open_bundle(path, _device_opener(engine, device), context=context)
+
+
+def _device_opener(engine: str, device: int) -> OpenDevice:
+    """Return what opens a bmodel where the user wants it; auto means a TPU through libbmrt, and nothing else.
+
+    Raises: BackendUnavailable where the simulator is asked for and not installed.
+    """
+    if engine == "sail":
+        from baichuan2_tpu.engine.sail import SailDevice  # noqa: PLC0415
+
+        return lambda bmodel, reserve_bytes: SailDevice(bmodel, device=device, reserve_bytes=reserve_bytes)
+    from baichuan2_tpu.engine.bmrt import BmrtDevice  # noqa: PLC0415
+    from baichuan2_tpu.toolchain import find_simulator  # noqa: PLC0415
+
+    folder = find_simulator() if engine == "simulator" else None
+    return lambda bmodel, reserve_bytes: BmrtDevice(
+        bmodel, device=device, simulator=folder, reserve_bytes=reserve_bytes
+    )

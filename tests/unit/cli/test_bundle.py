@@ -1,18 +1,93 @@
 """A compiled bundle on the command line, as far as it goes without a device."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu.engine import registry
 from cli_command import Run
 from fake_bundle import write_fake_bundle
+from fakes import HistoryEngine
 
 
 @pytest.fixture
 def bundle(model: Path, tmp_path: Path) -> Path:
     write_fake_bundle(tmp_path / "bundle", model)
     return tmp_path / "bundle"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Open an engine that says it is the simulator in place of a device; returns what was asked for."""
+    asked: list[dict[str, object]] = []
+
+    def open_engine(path: Path, **settings: object) -> HistoryEngine:
+        asked.append({"path": path, **settings})
+        engine = HistoryEngine(400)
+        engine.name = "bmrt-simulator"
+        return engine
+
+    monkeypatch.setattr(registry, "open_engine", open_engine)
+    return asked
+
+
+SIMULATED = "running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed\n"
+
+
+def test_generate_names_the_engine_and_keeps_the_answer_alone_on_stdout(
+    run: Run, bundle: Path, opened: list[dict[str, object]]
+) -> None:
+    words = ("generate", bundle, "hi", "--engine", "simulator", "--device", 1, "--max-tokens", 3)
+    done = run(*words, "--temperature", 0, "--json")
+    assert (done.code, done.err) == (0, SIMULATED)
+    assert json.loads(done.out)["engine"] == "bmrt-simulator"
+    assert [opened[0][name] for name in ("path", "engine", "device", "context")] == [
+        bundle,
+        "simulator",
+        1,
+        None,
+    ]
+
+
+def test_chat_runs_on_a_bundle_and_its_stats_name_the_engine(
+    run: Run, bundle: Path, opened: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n/stats\n")))
+    done = run("chat", bundle, "--engine", "simulator", "--context", 32, "--max-tokens", 2)
+    assert done.code == 0
+    assert done.err.startswith(SIMULATED)
+    assert done.err.endswith("; engine bmrt-simulator\n")
+    assert opened[0]["context"] == 32
+
+
+def test_bench_measures_a_bundle_and_labels_a_simulated_run(
+    run: Run, bundle: Path, opened: list[dict[str, object]]
+) -> None:
+    done = run("bench", bundle, "--engine", "simulator")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[0].split(maxsplit=1) == ["engine", "bmrt-simulator: no measure of a chip's speed"]
+    figures = json.loads(lines[-1])
+    assert (figures["repetitions"], figures["decode_tokens"], len(figures["first_token_ms"])) == (1, 2, 1)
+    assert len(opened) == 1
+
+
+def test_bench_waits_for_prompts_up_to_the_context_on_a_tpu(
+    run: Run, bundle: Path, opened: list[dict[str, object]]
+) -> None:
+    done = run("bench", bundle, "--engine", "bmrt", "--json", "--decode", 3, "--repetitions", 1)
+    assert list(json.loads(done.out)["first_token_ms"])[-1] == "64"
+    shorter = run("bench", bundle, "--engine", "bmrt", "--json", "--decode", 3, "--prefill", 40)
+    assert list(json.loads(shorter.out)["first_token_ms"])[-1] == "40"
+
+
+def test_bench_of_random_weights_runs_on_the_cpu_alone(run: Run) -> None:
+    done = run("bench", "--shape", "tiny", "--engine", "simulator")
+    assert done.code == 2
+    assert "--shape runs on the cpu engine alone" in done.err
 
 
 def test_info_shows_what_was_compiled(run: Run, bundle: Path) -> None:

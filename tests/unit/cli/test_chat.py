@@ -51,6 +51,7 @@ def test_second_turn_prefills_only_what_is_new(say: Run) -> None:
     stats = [line for line in notices if line.startswith("prompt ")]
     first, second = (int(line.split(", ")[1].split()[0]) for line in stats)
     assert (first, second > 0) == (0, True)
+    assert all(line.endswith("; engine cpu") for line in stats)
 
 
 def test_conversation_is_saved_and_gone_on_with(say: Run, tmp_path: Path) -> None:
