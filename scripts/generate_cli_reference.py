@@ -5,6 +5,7 @@ Not here: explanations of more than a line, which belong into the README.
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -31,12 +32,22 @@ def help_text(*words: str) -> str:
     return result.stdout.strip()
 
 
+def commands(group: object, *words: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of every verb, those of a verb's own verbs after it."""
+    for verb, command in getattr(
+        group, "commands", {}
+    ).items():  # the class that has them is private to Typer
+        yield (*words, verb)
+        yield from commands(command, *words, verb)
+
+
 def render() -> str:
     """Return the whole page."""
-    group = typer.main.get_command(app)
-    verbs: list[str] = list(getattr(group, "commands"))  # noqa: B009 - the class that has it is private to Typer
     parts = [HEAD, f"```text\n{help_text()}\n```\n"]
-    parts += [f"## baichuan2 {verb}\n\n```text\n{help_text(verb)}\n```\n" for verb in verbs]
+    parts += [
+        f"## baichuan2 {' '.join(words)}\n\n```text\n{help_text(*words)}\n```\n"
+        for words in commands(typer.main.get_command(app))
+    ]
     return "\n".join(parts)
 
 

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"quantize", "engine", "memory", "compile"},
     {"resolve", "generate"},
     {"chat"},
-    {"bench", "server", "evaluate", "estimate"},
+    {"bench", "server", "evaluate", "estimate", "selfcheck"},
     {"cli"},
 ]
 NATIVE_USERS = {"quantize", "engine", "bench"}

@@ -23,6 +23,7 @@ from baichuan2_tpu.cli.generate import generate
 from baichuan2_tpu.cli.info import info
 from baichuan2_tpu.cli.quantize import quantize
 from baichuan2_tpu.cli.terminal import notice, printable
+from baichuan2_tpu.cli.toolchain import toolchain
 from baichuan2_tpu.errors import Baichuan2Error
 
 __all__ = ["app", "main"]
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for _verb in (chat, generate, quantize, info, bench, estimate):
     app.command()(_verb)
+app.add_typer(toolchain)
 
 
 @runtime_checkable

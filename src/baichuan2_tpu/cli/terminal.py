@@ -9,14 +9,14 @@ Source: ECMA-48, control functions C0 and C1.
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from baichuan2_tpu.quantize import Progress, QuantizeEvent
 
-__all__ = ["notice", "printable", "progress_bar", "write_result"]
+__all__ = ["byte_bar", "notice", "printable", "progress_bar", "write_result"]
 
 _DROPPED = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -40,7 +40,21 @@ def notice(text: str) -> None:
 
 @contextmanager
 def progress_bar(title: str) -> Generator[Progress | None, None, None]:
-    """Give a callback that draws a bar on standard error, or None where that is no terminal."""
+    """Give a callback for events that draws a bar on standard error, or None where that is no terminal."""
+    with byte_bar(title) as draw:
+        if draw is None:
+            yield None
+            return
+
+        def draw_event(event: QuantizeEvent) -> None:
+            draw(event.done_bytes, event.total_bytes)
+
+        yield draw_event
+
+
+@contextmanager
+def byte_bar(title: str) -> Generator[Callable[[int, int], None] | None, None, None]:
+    """Give a callback for done and total bytes that draws a bar on standard error, or None as above."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -50,7 +64,7 @@ def progress_bar(title: str) -> Generator[Progress | None, None, None]:
     with Bars(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, visible=False)
 
-        def draw(event: QuantizeEvent) -> None:
-            bars.update(task, completed=event.done_bytes, total=event.total_bytes, visible=True)
+        def draw(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total, visible=True)
 
         yield draw

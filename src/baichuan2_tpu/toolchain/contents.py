@@ -1,6 +1,6 @@
 """Which files of the TPU-MLIR wheel an installation needs, and where they go.
 
-Of 945 MB unpacked the compiler needs 264 MB and the simulator 19 MB; nothing of it is Python. The wheel's
+Of 945 MB unpacked the compiler needs 283 MB and the simulator 19 MB; nothing of it is Python. The wheel's
 own libc, libm and libpthread (glibc 2.35) stay out: with them a child process on a newer system dies with
 "version GLIBC_2.36 not found".
 Source: files opened for BM1684X by tpuc-opt, model_tool, ppl-compile and the C compiler (strace), and
