@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from baichuan2_tpu.artifact import NetCost
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gptq import dequantize
 from baichuan2_tpu.config import QuantizationConfig
@@ -113,3 +114,26 @@ def test_plainly_rounded_weights_run_in_the_engine(checkpoint: FloatCheckpoint) 
     with CpuEngine(rounded, is_exact=True) as engine, engine.open_sequence() as sequence:
         logits = engine.forward([Chunk(sequence, TOKENS, len(TOKENS))])[0]
     assert np.abs(logits - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_one_layer_stands_for_all_of_them() -> None:
+    script = importlib.import_module("estimate_7b")
+    config = script.with_head(script.shape_config(script.SHAPE, 4), "w4")
+    settings = script.settings_for(config, 512, "w4")
+    layer = [NetCost("block_cache_0", tokens, 512, 2.0 + tokens / 100, 10, 10) for tokens in settings.stages]
+    row = script.our_row(config, settings, [*layer, NetCost("lm_head", 1, 0, 5.0, 10, 10)])
+    assert row.decode_ms == pytest.approx(32 * 2.01 + 5)
+    assert row.first_token_ms[14] == pytest.approx(32 * 2.16 + 5)
+    lines = script.table([row])
+    assert lines[-1].startswith("| ours | 4 | 512 | w4 | 2.01 ms | 5.00 ms | 69.3 ms | 14.43 | 74 ms |")
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+
+
+def test_the_vendors_form_gives_keys_and_values_of_every_position() -> None:
+    config = importlib.import_module("estimate_7b").shape_config("tiny", 4)
+    script = importlib.import_module("vendor_form")
+    whole = script.vendor_block(config, 4, 64, has_history=False)
+    one = script.vendor_block(config, 4, 64, has_history=True)
+    assert (whole.tokens, whole.history, one.tokens, one.history) == (64, 0, 1, 64)
+    assert "-> (tensor<1x64x128xf32>, tensor<1x64x4x32xf32>, tensor<1x64x4x32xf32>)" in whole.text
+    assert "-> (tensor<1x1x128xf32>, tensor<1x1x4x32xf32>, tensor<1x1x4x32xf32>)" in one.text
