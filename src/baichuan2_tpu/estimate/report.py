@@ -21,10 +21,9 @@ LEFT_OUT = (
     "the host: choosing a token, gathering embeddings, building masks, starting every launch",
     "copies between launches: states, positions, masks, new rows of keys and values, logits",
     "traffic between devices, other users of the memory, a lower clock when the chip is hot",
-    "for scale: the vendor's INT4 build takes 131.5 ms a token on an SE7-32 where this model says 100.6",
+    "for scale: the vendor's builds, measured on an SE7-32, take 1.1 to 1.4 times what is estimated",
 )
-"""What a real device adds to the time of the launches. Source of the scale: 7.603 tok/s in the benchmark of
-the vendor's sample (sophon-demo, Baichuan2), and docs/performance-bm1684x.md."""
+"""What a real device adds to the time of the launches. Source of the scale: docs/performance-bm1684x.md."""
 
 
 def to_json(found: Estimate) -> dict[str, object]:
