@@ -7,7 +7,7 @@ and keeps every score, on purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.config import ModelConfig
 
-__all__ = ["alibi_slopes", "reference_logits", "rms_norm", "rotate"]
+__all__ = ["alibi_slopes", "reference_logits", "reference_states", "rms_norm", "rotate"]
 
 Weights = Mapping[str, NDArray[np.floating[Any]]]
 Values = NDArray[np.float64]
@@ -35,12 +35,21 @@ def reference_logits(
     Shapes: tokens (T,) -> (T, V).
     """
     model = _Model(config, weights, kv_dtype)
-    states = model.matrix("model.embed_tokens")[np.asarray(tokens)]
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}"
-        states = states + _attention(model, prefix, model.norm(f"{prefix}.input_layernorm", states))
-        states = states + _mlp(model, prefix, model.norm(f"{prefix}.post_attention_layernorm", states))
+    *_, states = _states(model, tokens)
     return model.norm("model.norm", states) @ model.head().T
+
+
+def reference_states(
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Sequence[int],
+    kv_dtype: type[np.floating[Any]] | None = None,
+) -> list[Values]:
+    """Return the states of every token behind the embedding and behind each layer.
+
+    Shapes: tokens (T,) -> layers + 1 times (T, E).
+    """
+    return list(_states(_Model(config, weights, kv_dtype), tokens))
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,16 @@ class _Model:
 
     def cached(self, values: Values) -> Values:
         return values if self.kv_dtype is None else values.astype(self.kv_dtype).astype(np.float64)
+
+
+def _states(model: _Model, tokens: Sequence[int]) -> Iterator[Values]:
+    states = model.matrix("model.embed_tokens")[np.asarray(tokens)]
+    yield states
+    for layer in range(model.config.layers):
+        prefix = f"model.layers.{layer}"
+        states = states + _attention(model, prefix, model.norm(f"{prefix}.input_layernorm", states))
+        states = states + _mlp(model, prefix, model.norm(f"{prefix}.post_attention_layernorm", states))
+        yield states
 
 
 def _attention(model: _Model, prefix: str, states: Values) -> Values:
@@ -104,11 +123,14 @@ def rms_norm(states: Values, weight: Values, eps: float) -> Values:
     return states / np.sqrt((states**2).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(states: Values, theta: float) -> Values:
-    """Apply RoPE at positions 0 … T-1, first half against second half. Shapes: (H, T, D) -> (H, T, D)."""
+def rotate(states: Values, theta: float, positions: NDArray[np.integer[Any]] | None = None) -> Values:
+    """Apply RoPE at positions 0 … T-1 or the given ones, first half against second half.
+
+    Shapes: (H, T, D) -> (H, T, D).
+    """
     length, size = states.shape[-2:]
     frequencies = theta ** (-np.arange(0, size, 2) / size)
-    angles = np.arange(length)[:, None] * frequencies
+    angles = (np.arange(length) if positions is None else positions)[:, None] * frequencies
     low, high = states[..., : size // 2], states[..., size // 2 :]
     return np.concatenate(
         [low * np.cos(angles) - high * np.sin(angles), high * np.cos(angles) + low * np.sin(angles)], axis=-1

@@ -1,0 +1,251 @@
+"""A device in numpy: the compiled nets as they behave, traps included, with nothing installed.
+
+Two forms: ``own``, as our bundles are (one net a layer, a stage for every number of new tokens, history in
+the net's own memory), and ``converter``, as the vendor's converters write them (a net for prompts, one for
+single tokens, memory shared by all nets). Foreign memory is copied into a net's own first, as libbmrt does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.device import (
+    DTYPES,
+    Buffer,
+    Device,
+    DeviceMemory,
+    NetInfo,
+    Shape,
+    StageInfo,
+    TensorInfo,
+)
+from baichuan2_tpu.engine.device_checks import (
+    check_copy,
+    check_launch,
+    check_memory,
+    check_values,
+    check_view,
+)
+from baichuan2_tpu.errors import DeviceError
+from reference import rms_norm, rotate
+
+__all__ = ["NumpyBuffer", "NumpyDevice"]
+
+Form = Literal["own", "converter"]
+HeadOutput = Literal["logits", "token", "sample"]
+Values = NDArray[np.float64]
+
+_CANDIDATES = 64
+
+
+class NumpyBuffer(Buffer):
+    def __init__(self, array: NDArray[Any], dtype: str) -> None:
+        self.array = array
+        self.dtype = dtype
+        self.shape = array.shape
+
+
+class NumpyDevice(Device):
+    """``free_bytes`` None is a device that cannot tell. The nets' own memory holds garbage at first.
+
+    ``fail_at`` is the number of the launch that fails, counted from 0.
+    """
+
+    name = "numpy"
+    chip = "bm1684x"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, NDArray[np.float32]],
+        *,
+        context: int = 64,
+        stages: Sequence[int] = (1, 16),
+        form: Form = "own",
+        head: HeadOutput = "logits",
+        has_embedding: bool = False,
+        free_bytes: int | None = 1 << 30,
+    ) -> None:
+        self.config = config
+        self.context = context
+        self.weights = {name.removesuffix(".weight"): one.astype(np.float64) for name, one in weights.items()}
+        self.head_output = head
+        self.free_bytes = free_bytes
+        self.launches: list[tuple[str, int]] = []
+        self.fail_at: int | None = None
+        self.is_closed = False
+        self.nets = {net.name: net for net in self._make_nets(stages, form, has_embedding)}
+        self._own = {
+            name: [
+                NumpyBuffer(self._garbage(one), one.dtype)
+                for one in (*net.stages[0].inputs, *net.stages[0].outputs)
+            ]
+            for name, net in self.nets.items()
+        }
+
+    def memory(self) -> DeviceMemory | None:
+        return None if self.free_bytes is None else DeviceMemory(1 << 30, self.free_bytes)
+
+    def allocate(self, dtype: str, shape: Shape) -> NumpyBuffer:
+        check_memory(math.prod(shape) * DTYPES[dtype].itemsize, self.memory(), "a buffer")
+        return NumpyBuffer(np.zeros(shape, DTYPES[dtype]), dtype)
+
+    def view(self, buffer: Buffer, offset: int, shape: Shape) -> NumpyBuffer:
+        check_view(buffer, offset, shape)
+        flat = self._array(buffer).reshape(-1)
+        return NumpyBuffer(flat[offset : offset + math.prod(shape)].reshape(shape), buffer.dtype)
+
+    def input(self, net: str, index: int, stage: int = 0) -> NumpyBuffer:
+        assert self.nets[net].has_own_io
+        shape = self.nets[net].stages[stage].inputs[index].shape
+        return self.view(self._own[net][index], 0, shape)
+
+    def output(self, net: str, index: int, stage: int = 0) -> NumpyBuffer:
+        assert self.nets[net].has_own_io
+        info = self.nets[net].stages[stage]
+        return self.view(self._own[net][len(info.inputs) + index], 0, info.outputs[index].shape)
+
+    def upload(self, buffer: Buffer, values: NDArray[Any]) -> None:
+        check_values(buffer, values)
+        self._array(buffer)[...] = values
+
+    def download(self, buffer: Buffer) -> NDArray[Any]:
+        return self._array(buffer).copy()
+
+    def copy(self, destination: Buffer, source: Buffer) -> None:
+        check_copy(destination, source)
+        assert not np.shares_memory(self._array(destination), self._array(source))
+        self._array(destination)[...] = self._array(source).reshape(destination.shape)
+
+    def launch(self, net: str, stage: int, inputs: Sequence[Buffer], outputs: Sequence[Buffer]) -> None:
+        info = self.nets[net]
+        check_launch(info, stage, inputs, outputs)
+        if self.fail_at == len(self.launches):
+            raise DeviceError("the device has fallen off the bus")
+        self.launches.append((net, stage))
+        own = [self.view(one, 0, buffer.shape) for one, buffer in zip(self._own[net], inputs, strict=False)]
+        for mine, theirs in zip(own, inputs, strict=True):
+            if not np.shares_memory(mine.array, self._array(theirs)):
+                mine.array[...] = self._array(theirs)
+        results = self._compute(net, [one.array for one in own])
+        for buffer, values in zip(outputs, results, strict=True):
+            self._array(buffer)[...] = values.reshape(buffer.shape).astype(DTYPES[buffer.dtype])
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _compute(self, net: str, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        if net == "lm_head":
+            return self._head(inputs[0].astype(np.float64))
+        if net.startswith("embedding"):
+            return [self.weights["model.embed_tokens"][inputs[0]]]
+        return list(self._block(int(net.rpartition("_")[2]), inputs))
+
+    def _head(self, states: Values) -> list[NDArray[Any]]:
+        normed = rms_norm(states, self.weights["model.norm"], self.config.norm_eps)
+        logits = (normed @ self.weights["lm_head"].T).astype(np.float32)
+        best = np.argsort(-logits[0], kind="stable")[:_CANDIDATES]
+        return {
+            "logits": [logits],
+            "token": [best[:1]],
+            "sample": [logits[0][best], best],
+        }[self.head_output]
+
+    def _block(self, layer: int, inputs: list[NDArray[Any]]) -> tuple[Values, Values, Values]:
+        config, prefix = self.config, f"model.layers.{layer}"
+        states, positions, mask = (one.astype(np.float64) for one in inputs[:3])
+        states, mask = states[0], mask[0]
+
+        def linear(name: str, values: Values) -> Values:
+            return values @ self.weights[f"{prefix}.{name}_proj"].T
+
+        def norm(name: str) -> Values:
+            return rms_norm(states, self.weights[f"{prefix}.{name}"], config.norm_eps)
+
+        normed = norm("input_layernorm")
+        heads = [
+            linear(f"self_attn.{one}", normed).reshape(len(states), -1, config.head_size).transpose(1, 0, 2)
+            for one in "qkv"
+        ]
+        queries, keys = (rotate(one, config.rope_theta, positions[0]) for one in heads[:2])
+        keys, values = (one.transpose(1, 0, 2).astype(np.float16) for one in (keys, heads[2]))
+        seen = [
+            np.concatenate([*(old[0] for old in inputs[3 + one : 4 + one]), new]).astype(np.float64)
+            for one, new in enumerate((keys, values))
+        ]
+        shared = config.heads // config.kv_heads
+        all_keys, all_values = (np.repeat(one.transpose(1, 0, 2), shared, axis=0) for one in seen)
+        scores = queries @ all_keys.transpose(0, 2, 1) / math.sqrt(config.head_size) + mask
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        states = states + linear(
+            "self_attn.o", (weights @ all_values).transpose(1, 0, 2).reshape(len(states), -1)
+        )
+        normed = norm("post_attention_layernorm")
+        gate = linear("mlp.gate", normed)
+        states = states + linear("mlp.down", gate / (1 + np.exp(-gate)) * linear("mlp.up", normed))
+        return states, keys.astype(np.float64), values.astype(np.float64)
+
+    def _make_nets(self, stages: Sequence[int], form: Form, has_embedding: bool) -> list[NetInfo]:
+        # As compiled, the longest stage comes first.
+        longest_first = sorted(stages, reverse=True)
+        nets: list[NetInfo] = []
+        for layer in range(self.config.layers):
+            if form == "own":
+                blocks = tuple(self._block_stage(tokens, self.context) for tokens in longest_first)
+                nets.append(NetInfo(f"block_cache_{layer}", False, True, blocks))
+                continue
+            prompt, single = self._block_stage(longest_first[0], 0), self._block_stage(1, self.context)
+            nets.append(NetInfo(f"block_{layer}", False, False, (prompt,)))
+            nets.append(NetInfo(f"block_cache_{layer}", False, False, (single,)))
+        if has_embedding:
+            nets += [
+                NetInfo("embedding", False, False, (self._embedding_stage(longest_first[0]),)),
+                NetInfo("embedding_cache", False, False, (self._embedding_stage(1),)),
+            ]
+        return [*nets, self._head_net()]
+
+    def _block_stage(self, tokens: int, history: int) -> StageInfo:
+        config = self.config
+        states = TensorInfo("states", "float16", (1, tokens, config.hidden_size))
+        row = (config.kv_heads, config.head_size)
+        new, old = (1, tokens, *row), (1, history, *row)
+        inputs = [
+            states,
+            TensorInfo("position_ids", "int32", (1, tokens)),
+            TensorInfo("attention_mask", "float16", (1, 1, tokens, history + tokens)),
+            TensorInfo("history_k", "float16", old),
+            TensorInfo("history_v", "float16", old),
+        ]
+        outputs = (states, TensorInfo("k", "float16", new), TensorInfo("v", "float16", new))
+        return StageInfo(tuple(inputs if history else inputs[:3]), outputs)
+
+    def _embedding_stage(self, tokens: int) -> StageInfo:
+        states = TensorInfo("states", "float16", (1, tokens, self.config.hidden_size))
+        return StageInfo((TensorInfo("ids", "int32", (1, tokens)),), (states,))
+
+    def _head_net(self) -> NetInfo:
+        states = TensorInfo("states", "float16", (1, self.config.hidden_size))
+        outputs = {
+            "logits": [TensorInfo("logits", "float32", (1, self.config.vocabulary_size))],
+            "token": [TensorInfo("token", "int32", (1, 1))],
+            "sample": [
+                TensorInfo("logits", "float32", (1, _CANDIDATES)),
+                TensorInfo("ids", "int32", (1, _CANDIDATES)),
+            ],
+        }[self.head_output]
+        return NetInfo("lm_head", False, False, (StageInfo((states,), tuple(outputs)),))
+
+    def _garbage(self, info: TensorInfo) -> NDArray[Any]:
+        filling = np.nan if np.issubdtype(DTYPES[info.dtype], np.floating) else -1
+        return np.full(info.shape, filling, DTYPES[info.dtype])
+
+    def _array(self, buffer: Buffer) -> NDArray[Any]:
+        assert isinstance(buffer, NumpyBuffer)
+        return buffer.array
