@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
 
-__all__ = ["HEAD_BITS", "ModelConfig", "Position", "QuantizationConfig"]
+__all__ = ["HEAD_BITS", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
 
 Position = Literal["rope", "alibi"]
 
@@ -168,6 +168,17 @@ class ModelConfig:
         if self.quantization is not None:
             values["quantization_config"] = self.quantization.to_json()
         return values
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return the score's slope of every head.
+
+    Source: Baichuan2-13B ``_get_interleave``; above a power of two every other slope of twice that power.
+    """
+    power = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * power, 2)]
+    return slopes + between[: heads - power]
 
 
 _CONTEXT_KEY: dict[Position, str] = {"rope": "max_position_embeddings", "alibi": "model_max_length"}

@@ -1,12 +1,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.errors import CheckpointError
+from reference import alibi_slopes as reference_slopes
 from tiny_checkpoint import alibi_config, rope_config
 
 BAICHUAN2_7B: dict[str, object] = {
@@ -172,3 +174,8 @@ def test_a_quantisation_that_cannot_run_is_refused(change: dict[str, object], me
     with pytest.raises(CheckpointError) as caught:
         QuantizationConfig.from_json(QUANTIZED | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 32, 40])
+def test_slopes_are_the_references(heads: int) -> None:
+    np.testing.assert_allclose(alibi_slopes(heads), reference_slopes(heads), rtol=1e-12)

@@ -203,7 +203,7 @@ class _Build:
         if unit.kind == "head":
             return head_weights(self.source, self.settings)
         if unit.kind == "embedding":
-            return embedding_weights(self.source)
+            return embedding_weights(self.source, self.settings)
         return block_weights(self.source, self.settings, unit.layer)
 
     def _check(self, unit: Unit, combined: Path) -> None:

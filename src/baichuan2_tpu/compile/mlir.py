@@ -1,7 +1,8 @@
 """The text of one net in the compiler's Top dialect, an operation at a time.
 
 A small typed function an operation: it takes values, knows the shape of its result, and appends one line.
-Every float is written as ``f32`` here; the compiler's mode decides in which type it computes.
+Every computed float is written as ``f32`` here; the compiler's mode decides in which type it computes.
+Weights of 16 bits must be of the mode's own type.
 Not here: which operations make a model (``nets``), running the compiler.
 Source: ``TopOps.td`` and ``llm/LlmConverter.py`` of tpu_mlir 1.30.2.
 """
@@ -15,7 +16,7 @@ from typing import Literal
 
 __all__ = ["Element", "Graph", "Shape", "Value"]
 
-Element = Literal["f32", "si32", "ui8"]
+Element = Literal["f32", "f16", "bf16", "si32", "ui8"]
 Shape = tuple[int, ...]
 
 _ARITHMETIC = {"do_relu": "false", "is_scalar": "false", "relu_limit": "-1.000000e+00 : f64"}
@@ -102,6 +103,27 @@ class Graph:
         """Multiply two tensors element by element; axes of one are repeated."""
         return self._operation("Mul", name, [left, right], _joint_shape(left, right), _ARITHMETIC)
 
+    def subtract(self, name: str, left: Value, right: Value) -> Value:
+        """Subtract ``right`` from ``left``; axes of one are repeated."""
+        attributes = {**_ARITHMETIC, "is_reverse": "false"}
+        return self._operation("Sub", name, [left, right], _joint_shape(left, right), attributes)
+
+    def scale(self, name: str, values: Value, factor: float) -> Value:
+        """Multiply every element with one number."""
+        attributes = {**_ARITHMETIC, "const_val": _float(factor)}
+        return self._operation("MulConst", name, [values], values.shape, attributes)
+
+    def softmax(self, name: str, values: Value) -> Value:
+        """Turn the last axis into shares of one."""
+        axis = len(values.shape) - 1
+        return self._operation("Softmax", name, [values], values.shape, {"axis": f"{axis} : si32"})
+
+    def permute(self, name: str, values: Value, order: Shape) -> Value:
+        """Reorder the axes."""
+        shape = tuple(values.shape[axis] for axis in order)
+        attributes = {"order": f"[{', '.join(str(axis) for axis in order)}]"}
+        return self._operation("Permute", name, [values], shape, attributes)
+
     def silu(self, name: str, values: Value) -> Value:
         """Multiply every element with its sigmoid."""
         return self._operation("SiLU", name, [values], values.shape)
@@ -111,14 +133,16 @@ class Graph:
         assert math.prod(shape) == math.prod(values.shape), (values.shape, shape)  # noqa: S101 - our own invariant
         return self._operation("Reshape", name, [values], shape, {"flatten_start_dim": "-1 : i64"})
 
-    def concatenate(self, name: str, parts: Sequence[Value], axis: int) -> Value:
-        """Put tensors behind each other along one axis."""
+    def concatenate(
+        self, name: str, parts: Sequence[Value], axis: int, *, is_in_place: bool = False
+    ) -> Value:
+        """Put tensors behind each other along one axis; in place, every part is computed where it belongs."""
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
         attributes = {
             "axis": f"{axis} : si32",
             "do_relu": "false",
-            "only_merge": "true",
+            "only_merge": "true" if is_in_place else "false",
             "relu_limit": "-1.000000e+00 : f64",
             "round_mode": '"HalfAwayFromZero"',
         }
@@ -163,10 +187,10 @@ class Graph:
         shape = (values.shape[0], count)
         reference, result = self._next_reference(), _tensor(shape)
         attributes = _attributes({"K": f"{count} : i64", "axis": "1 : i64"})
-        first, second = (self._location(name) for name in names)
+        both = self._define(f"fused[{', '.join(self._location(name) for name in names)}]")
         self._lines.append(
             f'    {reference}:2 = "top.TopK"({values.reference}){attributes} : ({values.type}) -> '
-            f"({result}, {result}) loc(fused[{first}, {second}])"
+            f"({result}, {result}) loc({both})"
         )
         return Value(f"{reference}#0", shape), Value(f"{reference}#1", shape)
 
@@ -191,7 +215,7 @@ class Graph:
             f"    return {returned} : {results} loc(unknown)",
             "  } loc(unknown)",
             "} loc(unknown)",
-            *(f'#loc{index} = loc("{name}")' for index, name in enumerate(self._locations, 1)),
+            *(f"#loc{index} = loc({one})" for index, one in enumerate(self._locations, 1)),
         ]
         return "\n".join(lines) + "\n"
 
@@ -215,8 +239,12 @@ class Graph:
         self._lines.append(f"    {line} loc({self._location(name)})")
 
     def _location(self, name: str) -> str:
-        assert name not in self._locations, name  # noqa: S101 - our own invariant
-        self._locations.append(name)
+        quoted = f'"{name}"'
+        assert quoted not in self._locations, name  # noqa: S101 - our own invariant
+        return self._define(quoted)
+
+    def _define(self, location: str) -> str:
+        self._locations.append(location)
         return f"#loc{len(self._locations)}"
 
     def _next_reference(self) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baichuan2_tpu.artifact import Float
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import dequantize, unpack_zeros
+from baichuan2_tpu.checkpoint.gptq import unpack_zeros
 from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
-from baichuan2_tpu.checkpoint.weights import PackedLinear, Weights
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.compile.alibi import alibi_arrays
+from baichuan2_tpu.compile.float_rows import Source, float_rows, read_norm
 from baichuan2_tpu.compile.nets import COSINES, EMBEDDING, FINAL_NORM, HEAD, SINES
 from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
 from baichuan2_tpu.config import ModelConfig
@@ -23,49 +26,61 @@ from baichuan2_tpu.config import ModelConfig
 __all__ = ["Arrays", "Source", "block_weights", "embedding_weights", "head_weights"]
 
 Arrays = dict[str, NDArray[Any]]
-Source = Weights | FloatCheckpoint
-"""A quantised checkpoint, or a float one where everything is compiled with 16 bits."""
 
 
 def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arrays:
     """Return what every stage of one layer's block reads; the source's pages are given back.
 
-    Shapes: integers (N, K * bits / 8), the lower bits first; scales float32 and zeros (N, K / 64).
+    Shapes: integers (N, K * bits / 8), the lower bits first; scales float32 and zeros (N, K / 64); with 16
+    bits (N, K) of the settings' type, bfloat16 as its bits.
     """
     config = source.config
-    arrays = _rotary_tables(config, settings.context) if config.position == "rope" else {}
+    make_tables = _rotary_arrays if config.position == "rope" else alibi_arrays
+    arrays: Arrays = {**make_tables(config, settings.context)}
     prefix = f"model.layers.{layer}."
     for name in layer_norms(layer):
-        arrays[f"{name.removeprefix(prefix)}.weight"] = _read_array(source, name)
-    for name in layer_linears(config, layer):
-        arrays |= _linear_arrays(source, name, name.removeprefix(prefix), settings.bits)
+        arrays[f"{name.removeprefix(prefix)}.weight"] = read_norm(source, name)
+    for name, shape in layer_linears(config, layer).items():
+        key = name.removeprefix(prefix)
+        if settings.bits == 16:
+            arrays[f"{key}.weight"] = _float_array(source, name, shape, settings.dtype)
+        else:
+            arrays |= _packed_arrays(source, name, key)
     return arrays
 
 
 def head_weights(source: Source, settings: CompileSettings) -> Arrays:
-    """Return what the head reads, the final norm included."""
-    bits = 16 if settings.head == "f16" else 8
-    norm = {f"{FINAL_NORM}.weight": _read_array(source, "model.norm")}
-    return norm | _linear_arrays(source, "lm_head", HEAD, bits)
+    """Return what the head reads, the final norm included; see ``block_weights`` for the shapes."""
+    arrays: Arrays = {f"{FINAL_NORM}.weight": read_norm(source, "model.norm")}
+    if settings.head != "f16":
+        return arrays | _packed_arrays(source, "lm_head", HEAD)
+    shape = (source.config.vocabulary_size, source.config.hidden_size)
+    return arrays | {f"{HEAD}.weight": _float_array(source, "lm_head", shape, settings.dtype)}
 
 
-def embedding_weights(source: Source) -> Arrays:
+def embedding_weights(source: Source, settings: CompileSettings) -> Arrays:
     """Return what the embedding reads. Shapes: (V, E)."""
-    return {f"{EMBEDDING}.weight": _read_array(source, "model.embed_tokens")}
+    shape = (source.config.vocabulary_size, source.config.hidden_size)
+    return {f"{EMBEDDING}.weight": _float_array(source, "model.embed_tokens", shape, settings.dtype)}
 
 
-def _linear_arrays(source: Source, name: str, key: str, bits: int) -> Arrays:
-    """Return the arrays of one linear, as floats or as its own integers."""
-    if isinstance(source, FloatCheckpoint):
-        return {f"{key}.weight": _read_array(source, name)}
-    linear = source.linear(name)
-    arrays = {f"{key}.weight": dequantize(linear)} if bits == 16 else _packed_arrays(linear, key)
-    del linear
+def _float_array(source: Source, name: str, shape: tuple[int, int], dtype: Float) -> NDArray[Any]:
+    values = np.empty(shape, np.float16 if dtype == "float16" else np.uint16)
+    start = 0
+    for rows in float_rows(source, name, shape, dtype):
+        values[start : start + len(rows)] = rows
+        start += len(rows)
+    return values
+
+
+def _packed_arrays(source: Source, name: str, key: str) -> Arrays:
+    assert not isinstance(source, FloatCheckpoint), name  # noqa: S101 - the settings are checked before
+    arrays = _repack(source.linear(name), key)
     source.release(name)
     return arrays
 
 
-def _packed_arrays(linear: PackedLinear, key: str) -> Arrays:
+def _repack(linear: PackedLinear, key: str) -> Arrays:
     repeats = linear.group_size // GROUP_SIZE
     # Little-endian words hold the lowest input first, just as the compiler wants its bytes.
     words = np.ascontiguousarray(linear.qweight.T).astype("<i4", copy=False)
@@ -82,7 +97,7 @@ def _spread(values: NDArray[Any], repeats: int, groups: int) -> NDArray[Any]:
     return np.ascontiguousarray(np.repeat(values, repeats, axis=1)[:, :groups])
 
 
-def _rotary_tables(config: ModelConfig, context: int) -> Arrays:
+def _rotary_arrays(config: ModelConfig, context: int) -> dict[str, NDArray[np.float32]]:
     """Return the cosines and sines of every position. Shapes: (S, 1, D), the second half as the first."""
     exponents = np.arange(0, config.head_size, 2) / config.head_size
     angles = np.arange(context)[:, None] * config.rope_theta**-exponents
@@ -91,10 +106,3 @@ def _rotary_tables(config: ModelConfig, context: int) -> Arrays:
         f"{COSINES}.weight": np.cos(angles).astype(np.float32),
         f"{SINES}.weight": np.sin(angles).astype(np.float32),
     }
-
-
-def _read_array(source: Source, name: str) -> NDArray[np.float32]:
-    values = source.read(name) if isinstance(source, FloatCheckpoint) else source.array(name)
-    values = np.array(values, np.float32)
-    source.release(name)
-    return values

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baichuan2_tpu.compile.mlir import Graph, Value
+from baichuan2_tpu.artifact import Float
+from baichuan2_tpu.compile import alibi
+from baichuan2_tpu.compile.mlir import Element, Graph, Value
 from baichuan2_tpu.compile.settings import GROUP_SIZE, SAMPLE_CANDIDATES, CompileSettings
 from baichuan2_tpu.config import ModelConfig
 
@@ -35,7 +37,10 @@ WEIGHT_FILE = "../weights.npz"
 COSINES, SINES = "rotary_cos", "rotary_sin"
 HEAD, FINAL_NORM, EMBEDDING = "lm_head", "norm", "embedding"
 
-_MODE_SUFFIXES = {"float16": "F16", "bfloat16": "BF16"}
+Heads = tuple[Value, Value, Value]
+"""Queries, keys and values."""
+
+_ELEMENTS: dict[Float, Element] = {"float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,10 @@ def head_net(config: ModelConfig, settings: CompileSettings) -> Net:
     bits = {"w4": 4, "w8": 8, "f16": 16}[settings.head]
     graph = Graph(HEAD, WEIGHT_FILE)
     states = graph.input("states", (1, config.hidden_size))
+    states = graph.reshape("row", states, (1, 1, config.hidden_size))
     normed = _norm(graph, FINAL_NORM, states, config.norm_eps)
-    logits = _linear(graph, "logits", normed, HEAD, (config.vocabulary_size, bits))
+    logits = _linear(graph, "head", normed, HEAD, _Form(config.vocabulary_size, bits, settings.dtype))
+    logits = graph.reshape("logits", logits, (1, config.vocabulary_size))
     outputs = [logits]
     if settings.head_output == "token":
         outputs = [graph.top(("best_logit", "token"), logits, 1)[1]]
@@ -84,9 +91,19 @@ def embedding_net(config: ModelConfig, settings: CompileSettings, tokens: int) -
     """Return the stage of ``tokens`` tokens of the embedding. Shapes: ids (1, T) → states (1, T, E)."""
     graph = Graph(EMBEDDING, WEIGHT_FILE)
     ids = graph.input("input_ids", (1, tokens), "si32")
-    table = graph.weight(f"{EMBEDDING}.weight", (config.vocabulary_size, config.hidden_size))
+    shape = (config.vocabulary_size, config.hidden_size)
+    table = graph.weight(f"{EMBEDDING}.weight", shape, _ELEMENTS[settings.dtype])
     states = graph.gather("states", table, ids)
     return Net(EMBEDDING, tokens, 0, graph.text([states]), _mode(settings, 16), has_own_io=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The outputs of a linear, and how its weights are stored."""
+
+    outputs: int
+    bits: int
+    dtype: Float
 
 
 class _Block:
@@ -95,7 +112,7 @@ class _Block:
     def __init__(self, graph: Graph, config: ModelConfig, settings: CompileSettings) -> None:
         self.graph = graph
         self.config = config
-        self.bits = settings.bits
+        self.settings = settings
         self.history = settings.context
 
     def text(self, tokens: int) -> str:
@@ -104,30 +121,42 @@ class _Block:
         states = graph.input("input_states", (1, tokens, config.hidden_size))
         positions = graph.input("position_ids", (1, tokens), "si32")
         mask = graph.input("attention_mask", (1, 1, tokens, history + tokens))
-        old_keys, old_values = graph.input("history_k", old), graph.input("history_v", old)
+        past = graph.input("history_k", old), graph.input("history_v", old)
 
-        normed = self.norm("input_layernorm", states)
-        queries, keys, values = self.heads(normed, positions)
-        all_keys = graph.concatenate("keys", [old_keys, keys], 1)
-        all_values = graph.concatenate("values", [old_values, values], 1)
-        mixed = graph.attention("attention", queries, all_keys, all_values, mask)
+        heads = self.heads(self.norm("input_layernorm", states), positions)
+        mixed = self.attend(heads, past, mask, positions)
         output = self.linear("self_attn.o_proj", mixed, config.hidden_size)
         states = graph.add("attention_states", states, output)
         states = graph.add("output_states", states, self.mlp(self.norm("post_attention_layernorm", states)))
-        return graph.text([states, keys, values])
+        return graph.text([states, heads[1], heads[2]])
 
-    def heads(self, states: Value, positions: Value) -> tuple[Value, Value, Value]:
-        """Project to queries, keys and values, and turn the first two by their positions."""
-        graph, config = self.graph, self.config
-        queries = self.project("q", states, config.heads, "queries")
-        keys = self.project("k", states, config.kv_heads, "unturned_k")
-        values = self.project("v", states, config.kv_heads, "v")
+    def heads(self, states: Value, positions: Value) -> Heads:
+        """Project to queries, keys and values; RoPE turns the first two by their positions."""
+        is_rope = self.config.position == "rope"
+        queries = self.project("q", states, self.config.heads, "queries")
+        keys = self.project("k", states, self.config.kv_heads, "unturned_k" if is_rope else "k")
+        values = self.project("v", states, self.config.kv_heads, "v")
+        if is_rope:
+            queries, keys = self.turn(queries, keys, positions)
+        return queries, keys, values
+
+    def turn(self, queries: Value, keys: Value, positions: Value) -> tuple[Value, Value]:
+        """Apply RoPE to new queries and keys; those of the history are turned already."""
+        graph, shape = self.graph, (self.history, 1, self.config.head_size)
         sines, cosines = (
-            graph.gather(name, graph.weight(f"{name}.weight", (self.history, 1, config.head_size)), positions)
-            for name in (SINES, COSINES)
+            graph.gather(name, graph.weight(f"{name}.weight", shape), positions) for name in (SINES, COSINES)
         )
         queries = graph.rotate("turned_queries", queries, sines, cosines)
-        return queries, graph.rotate("k", keys, sines, cosines), values
+        return queries, graph.rotate("k", keys, sines, cosines)
+
+    def attend(self, heads: Heads, past: tuple[Value, Value], mask: Value, positions: Value) -> Value:
+        """Attend to the history and to the new tokens themselves."""
+        queries, keys, values = heads
+        all_keys = self.graph.concatenate("keys", [past[0], keys], 1, is_in_place=True)
+        all_values = self.graph.concatenate("values", [past[1], values], 1, is_in_place=True)
+        if self.config.position == "alibi":
+            return alibi.attend(self.graph, (queries, all_keys, all_values), mask, positions)
+        return self.graph.attention("attention", queries, all_keys, all_values, mask)
 
     def project(self, letter: str, states: Value, heads: int, name: str) -> Value:
         size = self.config.head_size
@@ -144,7 +173,9 @@ class _Block:
         return _norm(self.graph, name, states, self.config.norm_eps)
 
     def linear(self, name: str, states: Value, outputs: int) -> Value:
-        return _linear(self.graph, name, states, name, (outputs, self.bits))
+        return _linear(
+            self.graph, name, states, name, _Form(outputs, self.settings.bits, self.settings.dtype)
+        )
 
 
 def _norm(graph: Graph, name: str, states: Value, eps: float) -> Value:
@@ -152,22 +183,21 @@ def _norm(graph: Graph, name: str, states: Value, eps: float) -> Value:
     return graph.rms_norm(name, states, weight, eps)
 
 
-def _linear(graph: Graph, name: str, states: Value, source: str, form: tuple[int, int]) -> Value:
-    """Multiply with the layer ``source``; ``form`` is its outputs and bits."""
-    outputs, bits = form
+def _linear(graph: Graph, name: str, states: Value, source: str, form: _Form) -> Value:
+    """Multiply with the weights of ``source``."""
     inputs = states.shape[-1]
-    if bits == 16:
-        weight = graph.weight(f"{source}.weight", (outputs, inputs))
+    if form.bits == 16:
+        weight = graph.weight(f"{source}.weight", (form.outputs, inputs), _ELEMENTS[form.dtype])
         return graph.matmul(name, states, weight, is_right_transposed=True)
-    groups = (outputs, inputs // GROUP_SIZE)
+    groups = (form.outputs, inputs // GROUP_SIZE)
     packed = (
-        graph.weight(f"{source}.qweight", (outputs, inputs * bits // 8), "ui8"),
+        graph.weight(f"{source}.qweight", (form.outputs, inputs * form.bits // 8), "ui8"),
         graph.weight(f"{source}.scales", groups),
         graph.weight(f"{source}.qzeros", groups, "ui8"),
     )
-    return graph.packed_matmul(name, states, packed, bits)
+    return graph.packed_matmul(name, states, packed, form.bits)
 
 
 def _mode(settings: CompileSettings, bits: int) -> str:
-    suffix = _MODE_SUFFIXES[settings.dtype]
+    suffix = _ELEMENTS[settings.dtype].upper()
     return suffix if bits == 16 else f"W{bits}{suffix}"

@@ -164,7 +164,7 @@ def _head(config: ModelConfig, settings: CompileSettings) -> Unit:
 def _bytes(count: int, bits: int, floats: int) -> tuple[int, int]:
     """Return the bytes of weights and single floats in the bmodel, and as the compiler reads them."""
     if bits == 16:
-        return (count + floats) * _FLOAT_BYTES, 2 * (count + floats) * _FLOAT_BYTES
+        return (count + floats) * _FLOAT_BYTES, (count + 2 * floats) * _FLOAT_BYTES
     groups = count // GROUP_SIZE
     packed = count * bits // 8 + groups  # a byte for each zero
     return packed + (groups + floats) * _FLOAT_BYTES, packed + 2 * (groups + floats) * _FLOAT_BYTES

@@ -68,7 +68,7 @@ class CompileSettings:
         self._check_lengths(config)
         self._check_bits(config)
         self._check_head(config)
-        self._check_devices(config)
+        self._check_heads(config)
 
     def _check_lengths(self, config: ModelConfig) -> None:
         most = min(config.max_context, MOST_CONTEXT)
@@ -97,8 +97,8 @@ class CompileSettings:
                 f"the checkpoint's blocks have {stored} bits and --bits asks for {self.bits}; integers are "
                 f"never quantised again: choose {stored} or 16, or quantise with --bits {self.bits}"
             )
-        for name, (_, columns) in layer_linears(config, 0).items():
-            _check_columns(name, columns)
+        for name, shape in layer_linears(config, 0).items():
+            _check_shape(name, shape)
 
     def _check_head(self, config: ModelConfig) -> None:
         if self.head == "f16":
@@ -115,9 +115,14 @@ class CompileSettings:
                 f"the checkpoint's head has {stored} bits and --head asks for {self.head}; choose w{stored} "
                 f"or f16, or quantise with --head-bits {wanted}"
             )
-        _check_columns("lm_head", config.hidden_size)
+        _check_shape("lm_head", (config.vocabulary_size, config.hidden_size))
 
-    def _check_devices(self, config: ModelConfig) -> None:
+    def _check_heads(self, config: ModelConfig) -> None:
+        if config.position == "alibi" and config.kv_heads != config.heads:
+            raise RequestError(
+                f"{config.heads} ALiBi heads over {config.kv_heads} key-value heads cannot be compiled; "
+                "with ALiBi every head must have its own"
+            )
         if self.devices < 1 or config.kv_heads % self.devices:
             raise RequestError(
                 f"{self.devices} devices cannot share the {config.kv_heads} key-value heads; choose a divisor"
@@ -141,12 +146,15 @@ def default_prefill(context: int) -> tuple[int, ...]:
     return tuple(stage for stage in _USUAL_PREFILL if stage <= context)
 
 
-def _check_columns(name: str, columns: int) -> None:
-    """Check that a packed layer's columns fill whole groups of the compiler."""
-    if columns % GROUP_SIZE:
+def _check_shape(name: str, shape: tuple[int, int]) -> None:
+    """Check that a packed layer has whole groups of columns and of rows.
+
+    With other rows the compiler (1.30.2) would store floats in place of the integers, without a word.
+    """
+    if any(size % GROUP_SIZE for size in shape):
         raise RequestError(
-            f"{name} has {columns} columns, which 4 and 8 bits need to be a multiple of {GROUP_SIZE}; "
-            "compile with --bits 16 --head f16"
+            f"{name} has {shape[0]} rows and {shape[1]} columns, which 4 and 8 bits need to be multiples of "
+            f"{GROUP_SIZE}; compile with --bits 16 --head f16"
         )
 
 

@@ -9,7 +9,6 @@ Not here: the arithmetic (``native``), reading files (``checkpoint``).
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu import _native
 from baichuan2_tpu.checkpoint.weights import Weights
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
 from baichuan2_tpu.engine.requests import (
     check_distinct,
@@ -30,7 +29,7 @@ from baichuan2_tpu.engine.requests import (
 )
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
-__all__ = ["CpuEngine", "alibi_slopes", "available_threads"]
+__all__ = ["CpuEngine", "available_threads"]
 
 _EMBEDDING = "model.embed_tokens"
 _HEAD = "lm_head"
@@ -176,17 +175,6 @@ class CpuEngine(Engine):
 def available_threads() -> int:
     """Return the number of processors this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def alibi_slopes(heads: int) -> list[float]:
-    """Return the score's slope of every head.
-
-    Source: Baichuan2-13B ``_get_interleave``; above a power of two every other slope of twice that power.
-    """
-    power = 2 ** int(math.log2(heads))
-    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
-    between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * power, 2)]
-    return slopes + between[: heads - power]
 
 
 def _checked_threads(threads: int | None) -> int:

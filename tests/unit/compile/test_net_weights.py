@@ -1,16 +1,23 @@
 """The arrays for the compiler hold exactly the integers of the checkpoint."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 
+import baichuan2_tpu.compile.float_rows
+from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gptq import dequantize, unpack_linear
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.compile.alibi import alibi_arrays
+from baichuan2_tpu.compile.float_rows import float_rows
 from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_weights, head_weights
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.errors import CheckpointError
+from tiny_checkpoint import alibi_config, rope_config, write_official
 
 SETTINGS = CompileSettings(bits=8, head="w8", context=32, prefill=(4,))
 
@@ -60,7 +67,7 @@ def test_sixteen_bits_hold_the_floats_that_the_integers_stand_for(bits: Literal[
     weights = random_weights(bits)
     arrays = block_weights(weights, replace(SETTINGS, bits=16), 0)
     wanted = dequantize(weights.linear("model.layers.0.mlp.up_proj"))
-    assert np.array_equal(arrays["mlp.up_proj.weight"], wanted)
+    assert np.array_equal(arrays["mlp.up_proj.weight"], wanted.astype(np.float16))
     assert not any(name.endswith("qweight") for name in arrays)
 
 
@@ -74,8 +81,62 @@ def test_the_head_has_its_own_bits_and_the_final_norm(bits: Literal[4, 8]) -> No
 
 def test_the_embedding_is_the_checkpoints() -> None:
     weights = random_weights(8)
-    arrays = embedding_weights(weights)
+    arrays = embedding_weights(weights, SETTINGS)
     assert np.array_equal(arrays["embedding.weight"], weights.array("model.embed_tokens"))
+
+
+def test_bfloat16_is_rounded_to_the_nearest_and_to_even_between_two() -> None:
+    weights = random_weights(8)
+    arrays = head_weights(weights, replace(SETTINGS, head="f16", dtype="bfloat16"))
+    found = (arrays["lm_head.weight"].astype(np.uint32) << 16).view(np.float32)
+    wanted = dequantize(weights.linear("lm_head"))
+    unit = np.float32(2.0) ** (np.frexp(wanted)[1] - 8)
+    assert np.array_equal(found, np.round(wanted / unit) * unit)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> FloatCheckpoint:
+    config = rope_config(is_head_normalized=True)
+    write_official(tmp_path, config)
+    return FloatCheckpoint.open(tmp_path)
+
+
+def test_a_float_checkpoint_is_split_and_its_head_normalised(checkpoint: FloatCheckpoint) -> None:
+    settings = replace(SETTINGS, bits=16, head="f16", dtype="bfloat16")
+    arrays = block_weights(checkpoint, settings, 1)
+    keys = checkpoint.read("model.layers.1.self_attn.k_proj")
+    # The checkpoint itself is of bfloat16: nothing is rounded.
+    bits = arrays["self_attn.k_proj.weight"].astype(np.uint32) << 16
+    assert np.array_equal(bits.view(np.float32), keys)
+    head = head_weights(checkpoint, replace(settings, dtype="float16"))["lm_head.weight"]
+    np.testing.assert_allclose(np.linalg.norm(head.astype(np.float64), axis=1), 1, rtol=1e-3)
+
+
+def test_slices_join_to_the_whole(checkpoint: FloatCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baichuan2_tpu.compile.float_rows, "_SLICE_WEIGHTS", 1)
+    weights = random_weights(4)
+    for source in (checkpoint, weights):
+        shape = (source.config.vocabulary_size, source.config.hidden_size)
+        slices = list(float_rows(source, "lm_head", shape, "float16"))
+        assert [len(one) for one in slices] == [64] * (shape[0] // 64)
+    assert np.array_equal(np.concatenate(slices), dequantize(weights.linear("lm_head")).astype(np.float16))
+
+
+def test_a_weight_beyond_float16_is_refused(
+    checkpoint: FloatCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = np.full((64, 128), 7e4, np.float32)
+    monkeypatch.setattr(checkpoint, "read", lambda *_: huge)
+    with pytest.raises(CheckpointError, match=r"lm_head has the weight 70000.* --dtype bfloat16"):
+        next(float_rows(checkpoint, "lm_head", (64, 128), "float16"))
+    assert next(float_rows(checkpoint, "lm_head", (64, 128), "bfloat16")).dtype == np.uint16
+
+
+def test_alibi_positions_are_exact_in_float16() -> None:
+    arrays = alibi_arrays(alibi_config(), 4096)
+    coarse, fine = (arrays[f"alibi.{part}.row"].astype(np.float16) for part in ("coarse", "fine"))
+    assert np.array_equal((coarse.astype(np.int64) + fine.astype(np.int64)).ravel(), np.arange(4096))
+    assert np.array_equal(arrays["alibi.fine.table"].ravel(), arrays["alibi.fine.row"].ravel())
 
 
 def test_rotary_tables_end_with_the_context() -> None:
