@@ -38,19 +38,25 @@ def test_cost_is_read_from_the_totals(profile: Path) -> None:
     assert found == NetCost("block_cache_0", 1, 512, 2.279813, 119387658 + 512, 413286912)
 
 
-def test_totals_of_several_subnets_add_up(profile: Path) -> None:
-    profile.write_text(HEAD + TOTALS + HEAD + TOTALS + OPERATIONS)
-    found = read_cost(profile, net="net", tokens=1, history=0)
-    assert (found.time_ms, found.read_bytes, found.flops) == (2 * 2.279813, 2 * 119388170, 413286912)
-
-
 @pytest.mark.parametrize(
-    "text", ["", HEAD, HEAD + TOTALS, HEAD + OPERATIONS, HEAD + TOTALS[:90] + OPERATIONS]
+    "text",
+    [
+        "",
+        HEAD,
+        HEAD + OPERATIONS,
+        HEAD + TOTALS[:90] + OPERATIONS,
+        HEAD + TOTALS + HEAD + TOTALS + OPERATIONS,
+    ],
 )
-def test_profile_without_its_totals_is_refused(profile: Path, text: str) -> None:
+def test_profile_without_one_of_each_total_is_refused(profile: Path, text: str) -> None:
     profile.write_text(text)
     with pytest.raises(CompileError, match=rf"{PROFILE_NAME}: has \d totals of cycles, .* compile net again"):
         read_cost(profile, net="net", tokens=1, history=0)
+
+
+def test_a_net_that_only_copies_has_no_operations(profile: Path) -> None:
+    profile.write_text(HEAD + TOTALS)
+    assert read_cost(profile, net="embedding", tokens=1, history=0).flops == 0
 
 
 def test_missing_profile_names_the_net(profile: Path) -> None:
