@@ -7,6 +7,7 @@ import pytest
 
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.toolchain import Toolchain, find_toolchain, install_toolchain
+from tiny_bundle import TinyBundles
 
 # No test may depend on the clock: machines differ, and a shared one stalls for half a second now and then.
 hypothesis.settings.register_profile(
@@ -24,3 +25,9 @@ def toolchain() -> Toolchain:
         return find_toolchain()
     except CompileError:
         pytest.skip("run: baichuan2 toolchain install")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> TinyBundles:
+    """Bundles of a tiny random model by their bits, each compiled when it is first asked for."""
+    return TinyBundles(tmp_path_factory.mktemp("bundles"), toolchain)

@@ -11,26 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from baichuan2_tpu import __version__
 from baichuan2_tpu.artifact import MANIFEST_NAME, Float, Manifest, digest_file
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.compile.bmodel_file import align, copy_range, fill_skeleton, read_stages
+from baichuan2_tpu.compile.float_rows import Source, float_rows
 from baichuan2_tpu.compile.journal import Journal
-from baichuan2_tpu.compile.net_weights import Source
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
 
 __all__ = ["BundleFacts", "copy_assets", "join_nets", "open_source", "write_embedding", "write_manifest"]
 
-EMBEDDING_NAME = "embedding.bin"
-_EMBEDDING = "model.embed_tokens"
-_ROWS_AT_ONCE = 4096
+_EMBEDDING_NAME = "embedding.bin"
 _ASSETS = (
     "config.json",
     "generation_config.json",
@@ -60,7 +55,7 @@ def open_source(path: Path) -> QuantizedCheckpoint | FloatCheckpoint:
     kind = identify(path)
     if kind == "gguf":
         raise RequestError(f"{path}: is a GGUF file; first run baichuan2 quantize SRC DST, then compile DST")
-    if kind == "bundle":
+    if kind in ("bundle", "bmodel"):
         raise RequestError(f"{path}: is compiled already; name the checkpoint it was compiled from")
     return QuantizedCheckpoint(path) if kind == "quantized" else FloatCheckpoint.open(path)
 
@@ -90,12 +85,10 @@ def join_nets(compiler: Compiler, journal: Journal, *, keeps_work: bool) -> Mode
 
 def write_embedding(source: Source, dtype: Float, folder: Path) -> None:
     """Write the embedding as raw numbers of ``dtype``. Shapes: (V, E)."""
-    rows = source.config.vocabulary_size
-    with (folder / EMBEDDING_NAME).open("wb") as file:
-        for start in range(0, rows, _ROWS_AT_ONCE):
-            values = _embedding_rows(source, start, min(start + _ROWS_AT_ONCE, rows))
-            file.write(_as_bytes(values, dtype))
-    source.release(_EMBEDDING)
+    shape = (source.config.vocabulary_size, source.config.hidden_size)
+    with (folder / _EMBEDDING_NAME).open("wb") as file:
+        for rows in float_rows(source, "model.embed_tokens", shape, dtype):
+            file.write(rows.tobytes())
 
 
 def copy_assets(checkpoint: Path, folder: Path) -> None:
@@ -162,24 +155,6 @@ def _own_io_bytes(bmodel: Path) -> int:
     for stage in read_stages(bmodel):
         largest[stage.net] = max(largest.get(stage.net, 0), stage.own_io_bytes)
     return sum(largest.values())
-
-
-def _embedding_rows(source: Source, start: int, stop: int) -> NDArray[np.float32]:
-    if isinstance(source, FloatCheckpoint):
-        return source.read(_EMBEDDING, start, stop)
-    return source.array(_EMBEDDING)[start:stop].astype(np.float32)
-
-
-def _as_bytes(values: NDArray[np.float32], dtype: Float) -> bytes:
-    """Round to the nearest number of ``dtype``, to even between two."""
-    if dtype == "float16":
-        return values.astype("<f2").tobytes()
-    bits = values.view(np.uint32)
-    return (
-        ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16))
-        .astype("<u2")
-        .tobytes()
-    )
 
 
 def _describe(checkpoint: Path) -> str:

@@ -48,6 +48,7 @@ _DIE_WITH_PARENT = (
     "os.execve(sys.argv[2], sys.argv[2:], os.environ)"
 )
 
+_STACK_TRACE = re.compile(r"^(?:PLEASE submit a bug report|Stack dump:)", re.MULTILINE)
 _STAGE = re.compile(r"^(?:input|output): (\S+), \[([\d, ]*)\], (\w+)", re.MULTILINE)
 
 
@@ -231,6 +232,7 @@ def _ending(code: int) -> str:
 def _failure(command: Sequence[str], log: Path, complaint: str) -> CompileError:
     """Make the error of a call, with the end of its log."""
     text = log.read_text("utf-8", errors="replace")
+    text = _STACK_TRACE.split(text, maxsplit=1)[0]
     lines = [line.rstrip()[:_LOG_LINE_CHARACTERS] for line in re.split(r"[\r\n]+", text) if line.strip()]
     tail = "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (nothing)"
     return CompileError(

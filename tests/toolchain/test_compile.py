@@ -1,0 +1,280 @@
+"""Bundles that TPU-MLIR really compiles: what is in them, and that no interruption changes a byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from baichuan2_tpu.artifact import Manifest
+from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.compile import driver
+from baichuan2_tpu.compile.bmodel_file import read_stages
+from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent, Progress, compile_bundle
+from baichuan2_tpu.compile.net_weights import Arrays, Source
+from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.compile.tpuc import Compiler
+from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.toolchain import Toolchain
+from tiny_bundle import TINY_SETTINGS, TinyBundles, write_tiny_checkpoint
+
+SMALL = replace(TINY_SETTINGS, context=64, prefill=(16,))
+BUILD = """
+import sys
+from pathlib import Path
+from baichuan2_tpu.compile.driver import BuildSettings, compile_bundle
+from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.toolchain import Toolchain
+settings = CompileSettings(bits=4, head="w8", context=64, prefill=(16,))
+toolchain = Toolchain(Path(sys.argv[3]), sys.argv[4])
+compile_bundle(Path(sys.argv[1]), Path(sys.argv[2]), settings, BuildSettings(toolchain))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, toolchain: Toolchain) -> Path:
+    """A bundle that was built at one go."""
+    folder = checkpoint.with_name("whole")
+    compile_bundle(checkpoint, folder, SMALL, BuildSettings(toolchain))
+    return folder
+
+
+class Make:
+    """Builds ``out`` from the tiny checkpoint."""
+
+    def __init__(self, checkpoint: Path, out: Path, toolchain: Toolchain) -> None:
+        self.checkpoint = checkpoint
+        self.out = out
+        self.partial = out.with_name(f"{out.name}.partial")
+        self.toolchain = toolchain
+
+    def __call__(
+        self,
+        settings: CompileSettings = SMALL,
+        *,
+        jobs: int = 2,
+        keeps_work: bool = False,
+        progress: Progress | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        build = BuildSettings(self.toolchain, jobs, keeps_work)
+        compile_bundle(self.checkpoint, self.out, settings, build, progress=progress, notice=notice)
+
+
+@pytest.fixture
+def make(checkpoint: Path, tmp_path: Path, toolchain: Toolchain) -> Make:
+    return Make(checkpoint, tmp_path / "out", toolchain)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_bundle_holds_what_its_manifest_says(tiny_bundle: TinyBundles, bits: Literal[4, 8]) -> None:
+    made = tiny_bundle(bits)
+    manifest = Manifest.read(made.folder)
+    manifest.verify(made.folder)
+    assert set(manifest.files) == {path.name for path in made.folder.iterdir()} - {"manifest.json"}
+    assert {"config.json", "generation_config.json", "tokenizer.model"} < set(manifest.files)
+    config = manifest.model
+    assert (manifest.bits, manifest.prefill, manifest.chip) == (bits, TINY_SETTINGS.prefill, "bm1684x")
+    stages = [(cost.net, cost.tokens) for cost in manifest.costs]
+    blocks = [(f"block_cache_{layer}", tokens) for layer in range(config.layers) for tokens in (64, 16, 1)]
+    assert stages == [*blocks, ("lm_head", 1)]
+    history = 2 * 2 * config.kv_heads * config.head_size * manifest.context * config.layers
+    assert manifest.device_bytes > history
+    assert not made.folder.with_name(f"{made.folder.name}.partial").exists()
+
+
+def test_the_embedding_lies_beside_the_bmodel(tiny_bundle: TinyBundles) -> None:
+    made = tiny_bundle(4)
+    expected = QuantizedCheckpoint(made.checkpoint).array("model.embed_tokens")
+    stored = np.fromfile(made.folder / "embedding.bin", np.float16).reshape(expected.shape)
+    np.testing.assert_array_equal(stored, expected)
+
+
+def test_all_stages_of_a_layer_share_weights_and_history(tiny_bundle: TinyBundles) -> None:
+    stages = [stage for stage in read_stages(tiny_bundle(4).folder / "model.bmodel") if "0" in stage.net]
+    assert len(stages) == 3
+    assert len({(stage.weights.start, stage.weights.nbytes) for stage in stages}) == 1
+    assert len({stage.inputs[3:5] for stage in stages}) == 1
+
+
+def test_a_joined_bmodel_is_what_model_tool_makes_of_it(
+    tiny_bundle: TinyBundles, toolchain: Toolchain, tmp_path: Path
+) -> None:
+    made = tiny_bundle(4).folder / "model.bmodel"
+    compiler = Compiler(toolchain, tmp_path)
+    compiler.combine([made], tmp_path / "combined.bmodel")
+    ours, theirs = compiler.summarize(made), compiler.summarize(tmp_path / "combined.bmodel")
+    assert ours == theirs
+    codes = [stage.weights.code for stage in read_stages(made)]
+    assert codes == [stage.weights.code for stage in read_stages(tmp_path / "combined.bmodel")]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_bytes_do_not_depend_on_jobs_or_place(whole: Path, make: Make, jobs: int) -> None:
+    elsewhere = Make(make.checkpoint, make.out.with_name("other name"), make.toolchain)
+    elsewhere(jobs=jobs)
+    assert contents(elsewhere.out) == contents(whole)
+
+
+def built(partial: Path) -> list[str]:
+    return sorted(path.stem for path in (partial / "units").glob("*.bmodel"))
+
+
+def has_a_net(partial: Path) -> bool:
+    return bool(built(partial))
+
+
+def is_joining(partial: Path) -> bool:
+    return (partial / "bundle" / "model.bmodel").exists()
+
+
+@pytest.mark.parametrize("moment", [lambda partial: partial.exists(), has_a_net, is_joining])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+    whole: Path, make: Make, moment: Callable[[Path], bool]
+) -> None:
+    words = [make.checkpoint, make.out, make.toolchain.root, make.toolchain.version]
+    process = subprocess.Popen([sys.executable, "-c", BUILD, *map(str, words)])
+    while not moment(make.partial) and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    make()
+    assert contents(make.out) == contents(whole)
+    assert not make.partial.exists()
+
+
+class StoppedError(Exception):
+    """Stands for a kill in the tests that stop a build at a chosen step."""
+
+
+def stop_in(step: str, calls: int, build: Callable[[], None]) -> None:
+    """Run a build that ends behind the given call of a step, as if it were killed there."""
+    owner, name = (driver.Journal, step) if hasattr(driver.Journal, step) else (driver, step)
+    real, done = getattr(owner, name), []
+
+    def stop(*arguments: object, **named: object) -> object:
+        result = real(*arguments, **named)
+        done.append(name)
+        if len(done) == calls:
+            raise StoppedError
+        return result
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, stop)
+        with pytest.raises(StoppedError):
+            build()
+
+
+@pytest.mark.parametrize(("step", "calls"), [("add_moved", 1), ("add_moved", 3), ("write_embedding", 1)])
+def test_weights_that_moved_are_found_again(make: Make, whole: Path, step: str, calls: int) -> None:
+    stop_in(step, calls, make)
+    events: list[CompileEvent] = []
+    make(progress=events.append)
+    assert [event.done for event in events] == [5]  # nothing was compiled again
+    assert contents(make.out) == contents(whole)
+
+
+@pytest.mark.parametrize("name", ["block_cache_1.weights", "block_cache_1.bmodel"])
+def test_a_finished_net_that_was_damaged_is_compiled_again(make: Make, whole: Path, name: str) -> None:
+    stop_in("add", 3, make)
+    damaged = make.partial / "units" / name
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    events: list[CompileEvent] = []
+    make(progress=events.append)
+    assert [event.done for event in events] == [3, 4, 5]
+    assert contents(make.out) == contents(whole)
+
+
+def test_moved_weights_that_were_damaged_are_compiled_again(make: Make, whole: Path) -> None:
+    stop_in("add_moved", 3, make)
+    bmodel = make.partial / "bundle" / "model.bmodel"
+    stage = next(stage for stage in read_stages(bmodel) if stage.net == "block_cache_1")
+    with bmodel.open("r+b") as file:
+        file.seek(stage.weights.start)
+        file.write(b"?" * 8)
+    events: list[CompileEvent] = []
+    make(progress=events.append)
+    assert [event.done for event in events] == [3, 4, 5]
+    assert contents(make.out) == contents(whole)
+
+
+def test_other_settings_start_over_and_say_so(make: Make) -> None:
+    stop_in("add", 2, make)
+    notices: list[str] = []
+    make(replace(SMALL, head_output="token"), notice=notices.append)
+    assert notices == [f"{make.partial} holds a build of other settings or another checkpoint; starting over"]
+    assert Manifest.read(make.out).head_output == "token"
+
+
+def test_going_on_says_how_much_is_there(make: Make) -> None:
+    stop_in("add", 2, make)
+    notices: list[str] = []
+    make(notice=notices.append)
+    assert notices == ["going on: 2 of 3 nets are finished"]
+
+
+def test_work_can_be_kept(make: Make, whole: Path) -> None:
+    make(keeps_work=True)
+    assert contents(make.out) == contents(whole)
+    assert built(make.partial) == ["block_cache_0", "block_cache_1", "lm_head"]
+    assert (make.partial / "logs" / "block_cache_0-16.log").is_file()
+    assert (make.partial / "units" / "lm_head.weights").is_file()
+
+
+def test_floats_and_an_embedding_for_the_device(make: Make) -> None:
+    settings = CompileSettings(
+        bits=16, head="f16", context=32, prefill=(8,), dtype="bfloat16", embedding="device"
+    )
+    make(settings)
+    manifest = Manifest.read(make.out)
+    assert (manifest.bits, manifest.head, manifest.dtype) == (16, "f16", "bfloat16")
+    assert [cost.tokens for cost in manifest.costs if cost.net == "embedding"] == [8, 1]
+    assert "embedding.bin" not in manifest.files
+
+
+def test_an_embedding_for_a_bfloat16_bundle_is_bfloat16(make: Make) -> None:
+    make(replace(SMALL, dtype="bfloat16"))
+    exact = QuantizedCheckpoint(make.checkpoint).array("model.embed_tokens").astype(np.float32)
+    bits = np.fromfile(make.out / "embedding.bin", np.uint16).astype(np.uint32) << 16
+    stored = bits.view(np.float32).reshape(exact.shape)
+    np.testing.assert_array_equal(stored, exact)  # the tiny model's embedding is of bfloat16
+
+
+def test_a_failing_compiler_stops_the_build_and_keeps_what_is_finished(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = driver.block_weights
+
+    def lose_a_weight(source: Source, settings: CompileSettings, layer: int) -> Arrays:
+        found = arrays(source, settings, layer)
+        if layer == 1:
+            found.pop("self_attn.o_proj.qweight")
+        return found
+
+    monkeypatch.setattr(driver, "block_weights", lose_a_weight)
+    with pytest.raises(CompileError) as failed:
+        make(jobs=1)
+    message = str(failed.value)
+    assert message.startswith("tpuc-opt ended with signal SIGABRT\ncommand: ")
+    assert f"\nlast lines of {make.partial / 'logs' / 'block_cache_1-16.log'}:\n" in message
+    assert "o_proj.qweight" in message
+    assert not make.out.exists()
+    assert built(make.partial) == ["block_cache_0", "lm_head"]
