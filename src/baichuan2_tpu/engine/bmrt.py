@@ -12,7 +12,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,24 @@ class _Handles:
     device: ctypes.c_void_p
     runtime: int = 0
     allocated_bytes: int = 0
+    memories: dict[int, MemoryStruct] = field(default_factory=dict[int, MemoryStruct])
+    """What was allocated beside the nets, by its address."""
     is_open: bool = True
 
     def close(self) -> None:
         if not self.is_open:
             return
         self.is_open = False
+        # The simulator ends the process with 255 where some is left.
+        for memory in list(self.memories.values()):
+            self.free(memory)
         if self.runtime:
             self.library.destroy(self.runtime)
         self.library.dev_free(self.device)
 
     def free(self, memory: MemoryStruct) -> None:
-        if self.is_open:
+        """Free memory, unless that was done when the device was closed."""
+        if self.memories.pop(memory.address, None) is not None:
             self.library.free_device(self.device, memory)
             self.allocated_bytes -= memory.size
 
@@ -158,8 +164,8 @@ class BmrtDevice(Device):
         memory = MemoryStruct()
         self._check(self._library.malloc_device_byte(handle, memory, nbytes), f"allocating {nbytes} bytes")
         self._handles.allocated_bytes += nbytes
+        self._handles.memories[memory.address] = memory
         buffer = BmrtBuffer(memory, dtype, shape)
-        # Memory that is given back after the device was closed went with it.
         weakref.finalize(buffer, self._handles.free, memory).atexit = False
         zero = ctypes.c_int(0)
         self._check(self._library.memset_device_ext(handle, ctypes.byref(zero), 1, memory), "clearing memory")

@@ -212,6 +212,7 @@ class SailDevice(Device):
         A net with memory of its own copies every other buffer into it first, KV history too, and out of it
         afterwards: hand over ``input(...)`` itself for whatever should stay where it is.
         """
+        self._open_engine()
         check_launch(self._net(net), stage, inputs, outputs)
         fed = [self._own(buffer)[1] for buffer in inputs]
         filled = [self._own(buffer) for buffer in outputs]
