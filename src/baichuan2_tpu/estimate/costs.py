@@ -6,7 +6,7 @@ Not here: what is shown and how (``report``, ``picture``), which stages a prompt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from typing_extensions import Self
 
@@ -105,7 +105,7 @@ class _Launches:
     """The launches of a manifest, by net and new tokens."""
 
     manifest: Manifest
-    costs: Mapping[tuple[str, int], NetCost] = field(default_factory=dict[tuple[str, int], NetCost])
+    costs: Mapping[tuple[str, int], NetCost]
 
     def step(self, pieces: tuple[int, ...]) -> Step:
         """Return the cost of running these pieces, and the head for the last row."""
