@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.gptq import dequantize
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from tiny_checkpoint import alibi_config, rope_config
 
@@ -41,7 +42,7 @@ def random_weights(
     return RandomWeights(replace(SHAPES[shape], quantization=quantization), seed=seed)
 
 
-def float_weights(weights: RandomWeights) -> dict[str, NDArray[np.float32]]:
+def float_weights(weights: Weights) -> dict[str, NDArray[np.float32]]:
     """Return the exact float weights by their names in a Llama checkpoint."""
     config: ModelConfig = weights.config
     arrays = ["model.embed_tokens", "model.norm"]
