@@ -18,6 +18,7 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.bench import bench
 from baichuan2_tpu.cli.chat import chat
+from baichuan2_tpu.cli.compile import compile_checkpoint
 from baichuan2_tpu.cli.estimate import estimate
 from baichuan2_tpu.cli.generate import generate
 from baichuan2_tpu.cli.info import info
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for _verb in (chat, generate, quantize, info, bench, estimate):
     app.command()(_verb)
+app.command("compile")(compile_checkpoint)
 app.add_typer(toolchain)
 
 

@@ -1,0 +1,234 @@
+"""``baichuan2 compile``: make a bundle for the TPU out of a checkpoint, or say what that would take.
+
+Not here: how (``baichuan2_tpu.compile``).
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from baichuan2_tpu.cli import options
+from baichuan2_tpu.cli.terminal import byte_bar, notice, progress_bar, write_result
+
+if TYPE_CHECKING:
+    from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent
+    from baichuan2_tpu.compile.plan import Plan
+    from baichuan2_tpu.compile.settings import CompileSettings
+
+__all__ = ["compile_checkpoint"]
+
+_FROM_CHECKPOINT = "the checkpoint's own"
+
+
+class _Bits(str, Enum):
+    FOUR = "4"
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+    @property
+    def number(self) -> Literal[4, 8, 16]:
+        """The width as a number."""
+        if self is _Bits.FOUR:
+            return 4
+        return 8 if self is _Bits.EIGHT else 16
+
+
+class _Head(str, Enum):
+    W4 = "w4"
+    W8 = "w8"
+    F16 = "f16"
+
+
+class _HeadOutput(str, Enum):
+    LOGITS = "logits"
+    TOKEN = "token"  # noqa: S105 - no password
+    SAMPLE = "sample"
+
+
+class _Embedding(str, Enum):
+    DISK = "disk"
+    DEVICE = "device"
+
+
+class _Dtype(str, Enum):
+    F16 = "f16"
+    BF16 = "bf16"
+
+
+_Checkpoint = Annotated[
+    str, typer.Argument(metavar="QCKPT", help="Directory of a checkpoint, or known name (demo).")
+]
+_Destination = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the bundle to make.")]
+_Context = Annotated[int, typer.Option("--context", min=1, help="Tokens a conversation can hold.")]
+_Prefill = Annotated[
+    str | None,
+    typer.Option(
+        "--prefill",
+        metavar="T,T,…",
+        help="Stages of so many new tokens, beside one of 1; an empty text for none.",
+        show_default="16,64,256",
+    ),
+]
+_LayerBits = Annotated[
+    _Bits | None, typer.Option("--bits", help="Bits a weight of the layers.", show_default=_FROM_CHECKPOINT)
+]
+_HeadForm = Annotated[
+    _Head | None, typer.Option("--head", help="Form of the head.", show_default=_FROM_CHECKPOINT)
+]
+_HeadGives = Annotated[
+    _HeadOutput, typer.Option("--head-output", help="All logits, the likeliest token, or the 64 likeliest.")
+]
+_EmbeddingPlace = Annotated[_Embedding, typer.Option("--embedding", help="Where the embedding is looked up.")]
+_Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of activations and of the cache.")]
+_Devices = Annotated[int, typer.Option("--devices", min=1, help="TPUs that share the model.")]
+_Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers at work at once.")]
+_KeepWork = Annotated[
+    bool, typer.Option("--keep-work", help="Leave logs and intermediate files in OUT.partial.")
+]
+_Place = Annotated[
+    Path | None, typer.Option("--toolchain", help="Folder of TPU-MLIR.", show_default="the user's cache")
+]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be made and what it takes, and stop.")
+]
+_PlanJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
+
+
+def compile_checkpoint(
+    checkpoint: _Checkpoint,
+    destination: _Destination,
+    *,
+    context: _Context = 512,
+    prefill: _Prefill = None,
+    bits: _LayerBits = None,
+    head: _HeadForm = None,
+    head_output: _HeadGives = _HeadOutput.LOGITS,
+    embedding: _EmbeddingPlace = _Embedding.DISK,
+    dtype: _Float = _Dtype.F16,
+    devices: _Devices = 1,
+    jobs: _Jobs = 2,
+    keep_work: _KeepWork = False,
+    toolchain: _Place = None,
+    dry_run: _DryRun = False,
+    as_json: _PlanJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compile the checkpoint QCKPT into the bundle OUT, for the BM1684X.
+
+    The integers of a quantised checkpoint are taken as they are. What is finished stays beside OUT when it is
+    interrupted; the same command goes on.
+    """
+    from baichuan2_tpu.compile.bundle import open_source
+    from baichuan2_tpu.compile.driver import BuildSettings
+    from baichuan2_tpu.compile.plan import make_plan
+    from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill
+    from baichuan2_tpu.toolchain import find_toolchain
+
+    if as_json and not dry_run:
+        raise typer.BadParameter("--json goes with --dry-run")
+    directory = _directory(checkpoint, bits)
+    config = open_source(directory).config
+    settings = CompileSettings(
+        bits=default_bits(config) if bits is None else bits.number,
+        head=default_head(config) if head is None else head.value,
+        context=context,
+        prefill=default_prefill(context) if prefill is None else _parse_stages(prefill),
+        dtype="float16" if dtype is _Dtype.F16 else "bfloat16",
+        head_output=head_output.value,
+        embedding=embedding.value,
+        devices=devices,
+    )
+    settings.check(config)
+    plan = make_plan(config, settings, jobs)
+    if dry_run:
+        _show(_facts(plan, settings), as_json=as_json)
+        return
+    _warn_of_memory(plan)
+    _build(directory, destination, settings, BuildSettings(find_toolchain(toolchain), jobs, keep_work))
+
+
+def _build(checkpoint: Path, destination: Path, settings: CompileSettings, build: BuildSettings) -> None:
+    """Build with a progress bar."""
+    from baichuan2_tpu.compile.driver import compile_bundle
+
+    with byte_bar("compiling") as draw:
+
+        def draw_event(event: CompileEvent) -> None:
+            if draw is not None:
+                draw(event.done_bytes, event.total_bytes)
+
+        compile_bundle(checkpoint, destination, settings, build, progress=draw_event, notice=notice)
+    notice(f"wrote {destination}")
+
+
+def _parse_stages(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise typer.BadParameter(f"--prefill is {text!r}, allowed are numbers such as 16,64,256") from error
+
+
+def _directory(checkpoint: str, bits: _Bits | None) -> Path:
+    """Return the checkpoint's directory; a known name is quantised first, a path is taken as it is."""
+    from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings, resolve_model
+
+    if checkpoint not in KNOWN_MODELS:
+        return Path(checkpoint).expanduser()
+    number = None if bits is None else bits.number
+    settings = ResolveSettings(None if number == 16 else number)
+    with progress_bar("quantising") as progress:
+        return resolve_model(checkpoint, settings, notice=notice, progress=progress)
+
+
+def _warn_of_memory(plan: Plan) -> None:
+    from baichuan2_tpu.memory import machine_memory_bytes
+
+    has_bytes = machine_memory_bytes()
+    if plan.memory_bytes > has_bytes:
+        notice(
+            f"warning: compiling takes about {plan.memory_bytes / 1e9:.1f} GB of memory, this machine has "
+            f"{has_bytes / 1e9:.1f} GB; --jobs 1 takes less"
+        )
+
+
+def _facts(plan: Plan, settings: CompileSettings) -> dict[str, object]:
+    """Return everything that is shown, by its name in the JSON form."""
+    return {
+        "nets": len(plan.units),
+        "stages": list(settings.stages),
+        "compiler_calls": plan.stages,
+        "bits": settings.bits,
+        "head": settings.head,
+        "head_output": settings.head_output,
+        "embedding": settings.embedding,
+        "dtype": settings.dtype,
+        "context": settings.context,
+        "jobs": plan.jobs,
+        "time_s": round(plan.time_s),
+        "memory_bytes": plan.memory_bytes,
+        "peak_disk_bytes": plan.peak_disk_bytes,
+        "bundle_bytes": plan.result_bytes,
+        "device_bytes": plan.device_bytes,
+    }
+
+
+def _show(facts: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        write_result(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        write_result(f"{name:<24}{_shown(name, value)}\n")
+
+
+def _shown(name: str, value: object) -> str:
+    """Write a value for a person."""
+    if isinstance(value, int) and name.endswith("_bytes"):
+        return f"{value / 1e9:.2f} GB"
+    if isinstance(value, list):
+        return ", ".join(str(one) for one in cast("list[object]", value))
+    return f"about {value} s" if name == "time_s" else str(value)
