@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 from baichuan2_tpu.engine.bmrt_library import (
     IO_ALONE,
@@ -25,6 +28,7 @@ from baichuan2_tpu.engine.bmrt_library import (
     NetStruct,
     TensorStruct,
 )
+from baichuan2_tpu.engine.simulator import prepare_simulator
 from sail_double_tensor import (
     EXCEPTIONS,
     Chip,
@@ -37,7 +41,7 @@ from sail_double_tensor import (
     Trap,
 )
 
-__all__ = ["make_sail"]
+__all__ = ["install_sail", "make_sail"]
 
 MEGABYTE = 1 << 20
 
@@ -248,6 +252,17 @@ def structs(tensors: Sequence[Tensor]) -> ctypes.Array[TensorStruct]:
         struct.shape.dims[: len(shape)] = shape
         struct.memory = tensor.device_memory
     return made
+
+
+def install_sail(patch: pytest.MonkeyPatch, simulator: Path, **options: Any) -> ModuleType:
+    """Make ``sophon.sail`` the double until ``patch`` is undone, on the libraries in ``simulator``."""
+    prepare_simulator(simulator)
+    sail = make_sail(BmrtLibrary(simulator), **options)
+    package = ModuleType("sophon")
+    vars(package)["sail"] = sail
+    patch.setitem(sys.modules, "sophon", package)
+    patch.setitem(sys.modules, "sophon.sail", sail)
+    return sail
 
 
 def make_sail(library: BmrtLibrary, *, is_soc: bool = False, total_bytes: int = 1 << 30) -> ModuleType:
