@@ -23,10 +23,12 @@ from baichuan2_tpu.engine.bmodel_file import BmodelFile
 from baichuan2_tpu.engine.bmrt_library import (
     DTYPE_NAMES,
     HARDWARE_LIBRARIES,
+    MAX_DIMENSIONS,
     SHARE_MEMORY,
     BmrtLibrary,
     DeviceStat,
     MemoryStruct,
+    ShapeStruct,
     TensorStruct,
 )
 from baichuan2_tpu.engine.bmrt_nets import read_nets
@@ -47,6 +49,7 @@ __all__ = ["BmrtBuffer", "BmrtDevice"]
 _CHIPS = {0x1684: "bm1684", 0x1686: "bm1684x", 0x1688: "bm1688"}  # bm_get_chipid
 _MOST_BYTES = (1 << 32) - 1  # bm_device_mem_t counts in 32 bits
 _MEGABYTE = 1 << 20
+_DTYPE_VALUES = {name: value for value, name in enumerate(DTYPE_NAMES)}
 _STATUSES = {
     1: "device not ready",
     2: "general failure",
@@ -61,13 +64,19 @@ _STATUSES = {
 
 
 class BmrtBuffer(Buffer):
-    """Device memory; ``owner`` is the allocation that a view lies in, kept alive by it."""
+    """Device memory; ``owner`` is the allocation that a view lies in, kept alive by it.
+
+    ``tensor`` says it all for a launch; made once, for a layer is launched with the same buffers every time.
+    """
 
     def __init__(self, memory: MemoryStruct, dtype: str, shape: Shape, owner: Buffer | None = None) -> None:
+        if len(shape) > MAX_DIMENSIONS:
+            raise DeviceError(f"{len(shape)} dimensions are not possible: {MAX_DIMENSIONS} are")
         self.memory = memory
         self.dtype = dtype
         self.shape = shape
         self.owner = owner
+        self.tensor = TensorStruct(_DTYPE_VALUES[dtype], ShapeStruct(len(shape), shape), memory)
 
 
 @dataclass(slots=True)
@@ -294,17 +303,15 @@ def _chip(library: BmrtLibrary, handle: ctypes.c_void_p) -> str:
     return _CHIPS.get(chip_id.value, f"chip {chip_id.value:#x}")
 
 
-def _memory(buffer: Buffer) -> MemoryStruct:
+def _own(buffer: Buffer) -> BmrtBuffer:
     if not isinstance(buffer, BmrtBuffer):
         raise DeviceError("a buffer belongs to another kind of device; allocate it on this one")
-    return buffer.memory
+    return buffer
+
+
+def _memory(buffer: Buffer) -> MemoryStruct:
+    return _own(buffer).memory
 
 
 def _tensors(buffers: Items[Buffer]) -> ctypes.Array[TensorStruct]:
-    tensors = (TensorStruct * len(buffers))()
-    for tensor, buffer in zip(tensors, buffers, strict=True):
-        tensor.dtype = DTYPE_NAMES.index(buffer.dtype)
-        tensor.shape.num_dims = len(buffer.shape)
-        tensor.shape.dims[: len(buffer.shape)] = buffer.shape
-        tensor.memory = _memory(buffer)
-    return tensors
+    return (TensorStruct * len(buffers))(*[_own(buffer).tensor for buffer in buffers])
