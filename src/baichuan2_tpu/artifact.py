@@ -17,7 +17,7 @@ from typing_extensions import Self
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
 
-__all__ = ["MANIFEST_NAME", "FileDigest", "Manifest", "NetCost", "digest_file", "is_bundle"]
+__all__ = ["MANIFEST_NAME", "FileDigest", "Manifest", "NetCost", "digest_file", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
@@ -171,6 +171,22 @@ class Manifest:
 def is_bundle(path: Path) -> bool:
     """Tell whether a compiled bundle lies at ``path``."""
     return (path / MANIFEST_NAME).is_file()
+
+
+def find_bmodel(path: Path) -> Path | None:
+    """Return the bmodel of a folder without manifest, as the vendor ships it; None beside weights.
+
+    Raises: ArtifactError when there are several to choose from.
+    """
+    is_other = is_bundle(path) or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.bin"))
+    found = [] if is_other else sorted(path.glob("*.bmodel"))
+    if len(found) > 1:
+        names = ", ".join(one.name for one in found)
+        raise ArtifactError(
+            f"{path}: holds {len(found)} bmodels ({names}); put each into a folder of its own with "
+            "the tokenizer.model, and name that folder"
+        )
+    return found[0] if found else None
 
 
 def digest_file(path: Path) -> FileDigest:

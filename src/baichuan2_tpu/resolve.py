@@ -96,7 +96,7 @@ def resolve_model(
     known = KNOWN_MODELS.get(model)
     if known is None:
         path = find_source(model, notice)
-        if identify(path) in ("quantized", "bundle"):
+        if identify(path) in ("quantized", "bundle", "bmodel"):
             return path
         name, fingerprint, bits = path.resolve().stem, _fingerprint(path), settings.bits or _DEFAULT_BITS
     else:

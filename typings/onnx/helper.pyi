@@ -1,10 +1,19 @@
 from collections.abc import Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    ValueInfoProto,
+)
 
 def make_node(
     op_type: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = ..., **attributes: int
 ) -> NodeProto: ...
+def make_attribute(key: str, value: int | list[int]) -> AttributeProto: ...
 def make_tensor_value_info(name: str, elem_type: int, shape: Sequence[int | str]) -> ValueInfoProto: ...
 def make_graph(
     nodes: Sequence[NodeProto],

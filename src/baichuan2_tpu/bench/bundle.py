@@ -50,7 +50,8 @@ class BundleReport:
 
     model: str
     engine: str
-    manifest: Manifest
+    manifest: Manifest | None
+    """None for a bmodel that came without one."""
     settings: BundleBenchSettings
     load_s: float
     peak_rss_bytes: int
@@ -61,16 +62,12 @@ class BundleReport:
 
     def to_json(self) -> dict[str, object]:
         """Return one object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
-        manifest, settings = self.manifest, self.settings
+        settings = self.settings
         result: dict[str, object] = {
             "model": self.model,
             "engine": self.engine,
             "is_measure_of_speed": not self.is_simulated,
-            "chip": manifest.chip,
-            "bits": manifest.bits,
-            "head": manifest.head,
-            "head_output": manifest.head_output,
-            "context": manifest.context,
+            **_facts(self.manifest),
             "prompt_tokens": len(settings.prompt),
             "decode_tokens": settings.decode_tokens,
             "warmups": settings.warmups,
@@ -110,7 +107,7 @@ def run_bundle_bench(
     settings: BundleBenchSettings,
     *,
     model: str,
-    manifest: Manifest,
+    manifest: Manifest | None,
     on_step: Callable[[str], None],
 ) -> BundleReport:
     """Open an engine, measure it and close it.
@@ -135,6 +132,14 @@ def run_bundle_bench(
         decode_tok_per_s=Measurement.of(rates),
         is_simulated=is_simulated,
     )
+
+
+def _facts(manifest: Manifest | None) -> dict[str, object]:
+    """Return what was compiled, as far as a manifest tells."""
+    if manifest is None:
+        return {}
+    names = ("chip", "bits", "head", "head_output", "context")
+    return {name: getattr(manifest, name) for name in names}
 
 
 def _measure(

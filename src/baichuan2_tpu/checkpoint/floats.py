@@ -63,7 +63,7 @@ class FloatCheckpoint:
         if kind == "gguf":
             gguf = GgufFile(path)
             return cls(path, gguf.config, gguf, gguf.metadata)
-        if kind in ("quantized", "bundle"):
+        if kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
         config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
         if has_weights(path, SAFETENSORS_NAME):

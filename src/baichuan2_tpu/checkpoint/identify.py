@@ -1,17 +1,17 @@
-"""Tell what lies at a path: a float or quantised checkpoint, a GGUF file, a bundle, or nothing we read."""
+"""Tell what lies at a path: a checkpoint, a GGUF file, a bundle, a bmodel without one, or nothing we read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.artifact import is_bundle
+from baichuan2_tpu.artifact import find_bmodel, is_bundle
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
 
 __all__ = ["BIN_NAME", "SAFETENSORS_NAME", "CheckpointKind", "has_weights", "identify"]
 
-CheckpointKind = Literal["float", "quantized", "gguf", "bundle"]
+CheckpointKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
 
 SAFETENSORS_NAME = "model.safetensors"
 BIN_NAME = "pytorch_model.bin"
@@ -25,10 +25,14 @@ def identify(path: Path) -> CheckpointKind:
     if path.is_file() and path.suffix == ".gguf":
         return "gguf"
     if not path.is_dir():
+        if path.suffix == ".bmodel" and path.exists():
+            raise CheckpointError(f"{path}: is one file of a model; name its folder")
         seen = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
     if is_bundle(path):
         return "bundle"
+    if find_bmodel(path):
+        return "bmodel"
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
     if not any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):

@@ -67,7 +67,7 @@ def bench(
     Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; of a
     bundle, the first token by the length of the prompt, and decode. The last line is one JSON object.
     """
-    from baichuan2_tpu.artifact import is_bundle
+    from baichuan2_tpu.artifact import find_bmodel, is_bundle
 
     if (model is None) == (shape is None):
         raise typer.BadParameter("give either MODEL or --shape")
@@ -77,6 +77,8 @@ def bench(
         report = _bench_shape(shape or "", bits, wished, opening)
     elif is_bundle(directory := resolve(model)):
         report = _bench_bundle(model, directory, wished, opening)
+    elif find_bmodel(directory):
+        report = _bench_bmodel(model, directory, wished, opening)
     else:
         report = _bench_checkpoint(model, directory, wished, opening)
     _show(report, as_json=as_json)
@@ -103,12 +105,12 @@ class _Lengths:
         )
 
     def bundle_settings(
-        self, prompt: tuple[int, ...], context: int, *, is_simulated: bool
+        self, prompt: tuple[int, ...], lengths: tuple[int, ...], *, is_simulated: bool
     ) -> BundleBenchSettings:
         """Return the settings for a bundle; the simulator takes seconds a token, and warms up nothing."""
-        from baichuan2_tpu.bench import BundleBenchSettings, prompt_lengths
+        from baichuan2_tpu.bench import BundleBenchSettings
 
-        usual = () if is_simulated else prompt_lengths(context)
+        usual = () if is_simulated else lengths
         return BundleBenchSettings(
             prompt=prompt,
             lengths=usual if self.prefill is None else (self.prefill,),
@@ -128,15 +130,29 @@ def _bench_checkpoint(model: str, directory: Path, wished: _Lengths, opening: En
 
 def _bench_bundle(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
     from baichuan2_tpu.artifact import Manifest
-    from baichuan2_tpu.bench import run_bundle_bench
+    from baichuan2_tpu.bench import prompt_lengths, run_bundle_bench
 
     manifest = Manifest.read(directory)
     context = manifest.checked_context(opening.context)
     settings = wished.bundle_settings(
-        _prompt_ids(directory, context), context, is_simulated=opening.engine == "simulator"
+        _prompt_ids(directory, context),
+        prompt_lengths(context),
+        is_simulated=opening.engine == "simulator",
     )
     return run_bundle_bench(
         lambda: open_model(directory, opening), settings, model=model, manifest=manifest, on_step=notice
+    )
+
+
+def _bench_bmodel(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
+    """Measure a bmodel without a manifest: after the vendor's prompt alone, as the vendor does."""
+    from baichuan2_tpu.bench import run_bundle_bench
+    from baichuan2_tpu.engine.vendor import read_vendor_config
+
+    prompt = _prompt_ids(directory, read_vendor_config(directory).max_context)
+    settings = wished.bundle_settings(prompt, (), is_simulated=opening.engine == "simulator")
+    return run_bundle_bench(
+        lambda: open_model(directory, opening), settings, model=model, manifest=None, on_step=notice
     )
 
 

@@ -41,15 +41,17 @@ def info(
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
     and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
     """
-    from baichuan2_tpu.artifact import is_bundle
+    from baichuan2_tpu.artifact import find_bmodel, is_bundle
     from baichuan2_tpu.config import QuantizationConfig
 
     directory = _directory(model)
+    if verify and not is_bundle(directory):
+        raise typer.BadParameter("--verify is for a compiled bundle")
     if is_bundle(directory):
         facts = _describe_bundle(directory, context, is_verified=verify)
+    elif bmodel := find_bmodel(directory):
+        facts = _describe_bmodel(bmodel)
     else:
-        if verify:
-            raise typer.BadParameter("--verify is for a compiled bundle")
         facts = _describe(directory, context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
     if as_json:
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
@@ -133,6 +135,23 @@ def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool)
         "kv_cache_bytes": tokens * memory_need(manifest.model).kv_bytes_per_token,
         "source": manifest.source,
         "tools": dict(manifest.tools),
+    }
+
+
+def _describe_bmodel(bmodel: Path) -> dict[str, object]:
+    """Return what a bmodel without a manifest tells of itself before it is loaded."""
+    from baichuan2_tpu.engine.bmodel_file import BmodelFile
+    from baichuan2_tpu.engine.vendor import read_vendor_config
+
+    file = BmodelFile.read(bmodel)
+    return {
+        "path": str(bmodel),
+        "is_bundle": False,
+        **_shapes(read_vendor_config(bmodel.parent)),
+        "chip": file.chip,
+        "devices": file.devices,
+        "disk_bytes": bmodel.stat().st_size,
+        "device_bytes": file.device_bytes,
     }
 
 

@@ -102,11 +102,12 @@ def open_model(directory: Path, settings: EngineSettings) -> Engine:
     What runs on this machine's processor is checked against its memory first.
     Raises: ContextLengthError with the numbers, and what the engine raises.
     """
-    from baichuan2_tpu.artifact import is_bundle
+    from baichuan2_tpu.artifact import find_bmodel, is_bundle
     from baichuan2_tpu.engine.registry import open_engine
 
     context = settings.context
-    if settings.engine in ("auto", "cpu") and not is_bundle(directory):
+    is_compiled = is_bundle(directory) or find_bmodel(directory) is not None
+    if settings.engine in ("auto", "cpu") and not is_compiled:
         context = check_memory(read_config(directory), context)
     engine = open_engine(
         directory,

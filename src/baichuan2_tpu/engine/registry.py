@@ -41,9 +41,12 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
-    if is_bundle(path):
+    bmodel = find_bmodel(path)
+    if bmodel or is_bundle(path):
         if threads is not None or is_exact:
             raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
+        if bmodel:
+            return _open_vendor(bmodel, engine, device=device, context=context)
         return _open_bundle(path, engine, device=device, context=context)
     if engine not in ("auto", "cpu"):
         raise RequestError(
@@ -72,6 +75,16 @@ def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -
             f"compiled from ({Manifest.read(path).source}), or use --engine bmrt, sail or simulator"
         )
     return open_bundle(path, _device_opener(engine, device), context=context)
+
+
+def _open_vendor(bmodel: Path, engine: str, *, device: int, context: int | None) -> Engine:
+    from baichuan2_tpu.engine.vendor import open_vendor_bmodel  # noqa: PLC0415
+
+    if engine == "cpu":
+        raise RequestError(
+            f"{bmodel} is compiled, which the cpu engine cannot run; use --engine bmrt, sail or simulator"
+        )
+    return open_vendor_bmodel(bmodel, _device_opener(engine, device), context=context)
 
 
 def _device_opener(engine: str, device: int) -> OpenDevice:

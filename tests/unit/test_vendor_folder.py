@@ -1,0 +1,60 @@
+"""A folder with a bmodel and no manifest, as the vendor's files are put together; nothing is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu.artifact import MANIFEST_NAME, find_bmodel
+from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.vendor import read_vendor_config
+from baichuan2_tpu.errors import ArtifactError, CheckpointError, RequestError
+from baichuan2_tpu.resolve import resolve_model
+from tiny_checkpoint import rope_config, write_config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "baichuan2-7b_int8_1dev.bmodel").touch()
+    (tmp_path / "tokenizer.model").touch()
+    return tmp_path
+
+
+def test_it_is_a_model_where_it_lies(folder: Path) -> None:
+    assert find_bmodel(folder) == folder / "baichuan2-7b_int8_1dev.bmodel"
+    assert identify(folder) == "bmodel"
+    assert resolve_model(str(folder), notice=pytest.fail) == folder
+
+
+def test_a_manifest_or_weights_beside_the_bmodel_go_first(folder: Path) -> None:
+    for name in (MANIFEST_NAME, "model.safetensors", "pytorch_model.bin"):
+        (folder / name).touch()
+        assert find_bmodel(folder) is None
+        (folder / name).unlink()
+
+
+def test_two_bmodels_in_a_folder_are_named_and_refused(folder: Path) -> None:
+    (folder / "baichuan2-7b_int4_1dev.bmodel").touch()
+    with pytest.raises(
+        ArtifactError,
+        match=r"holds 2 bmodels \(baichuan2-7b_int4_1dev.bmodel, baichuan2-7b_int8_1dev.bmodel\)",
+    ):
+        identify(folder)
+
+
+def test_the_file_itself_is_no_model(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is one file of a model; name its folder"):
+        identify(folder / "baichuan2-7b_int8_1dev.bmodel")
+
+
+def test_the_cpu_cannot_run_it(folder: Path) -> None:
+    with pytest.raises(RequestError, match="is compiled, which the cpu engine cannot run"):
+        open_engine(folder, engine="cpu")
+    with pytest.raises(RequestError, match="for the cpu engine alone"):
+        open_engine(folder, threads=2)
+
+
+def test_it_is_taken_for_the_7b_unless_a_config_is_there(folder: Path) -> None:
+    assert (read_vendor_config(folder).layers, read_vendor_config(folder).vocabulary_size) == (32, 125_696)
+    write_config(folder, rope_config(layers=3))
+    assert read_vendor_config(folder).layers == 3
