@@ -1,0 +1,125 @@
+"""One answer while it grows: from rows of logits to tokens, text and the reason of its end.
+
+Not here: where the logits come from (``loop`` for one conversation, the server's scheduler for many).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.generate.events import FinishReason, Result, Stats, TokenChosen
+from baichuan2_tpu.generate.sampling import choose, logprobs
+from baichuan2_tpu.generate.settings import GenerationSettings
+from baichuan2_tpu.generate.stops import StopStrings
+from baichuan2_tpu.text.stream import StreamDecoder
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+__all__ = ["Answer"]
+
+
+class Answer:
+    """The state of one answer: ``choose`` a token, ``read`` it, and so on until it ``is_over``.
+
+    ``eos_ids`` and ``max_context`` are the engine's. Time counts from here to the first token, and then from
+    each ``start_token``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        eos_ids: Sequence[int],
+        max_context: int,
+        clock_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.reused_tokens = 0
+        """Tokens of the prompt that were not computed again; set by who feeds it."""
+        self._settings = settings
+        self._stop_ids = settings.stop_ids | tokenizer.stop_ids | frozenset(eos_ids)
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopStrings(settings.stop)
+        self._generator = np.random.default_rng(settings.sampling.seed)
+        # The token that fills the context's last place is fed, and the one after it still chosen.
+        self._limit = min(settings.max_tokens, max_context - len(prompt_ids) + 1)
+        self._history = np.zeros(len(prompt_ids) + self._limit, np.intp)
+        self._history[: len(prompt_ids)] = prompt_ids
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._finish_reason: FinishReason | None = None
+        self._tokens_s: list[float] = []
+        self._clock_s = clock_s
+        self._started_s = clock_s()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more tokens may be chosen."""
+        return self._finish_reason is not None
+
+    def start_token(self) -> None:
+        """Begin to count the time of the next token."""
+        self._started_s = self._clock_s()
+
+    def choose(self, logits: NDArray[np.float32]) -> TokenChosen | None:
+        """Choose the next token; None when it is one that ends the answer.
+
+        Shapes: logits (V,). Raises: BackendError when they are no numbers.
+        """
+        length = len(self.prompt_ids) + len(self._ids)
+        token_id = choose(logits, self._settings.sampling, self._history[:length], self._generator)
+        self._tokens_s.append(self._clock_s() - self._started_s)
+        if token_id in self._stop_ids:
+            self._finish_reason = "stop"
+            return None
+        self._history[length] = token_id
+        self._ids.append(token_id)
+        if self._settings.logprobs is None:
+            return TokenChosen(token_id)
+        own, *top = logprobs(logits, token_id, self._settings.logprobs)
+        return TokenChosen(token_id, own.logprob, tuple(top))
+
+    def read(self, token_id: int) -> str:
+        """Return the text this token lets be shown."""
+        text = self._stops.push(self._decoder.push(token_id))
+        self._texts.append(text)
+        if self._stops.matched is not None:
+            self._finish_reason = "stop"
+        elif len(self._ids) == self._limit:
+            self._finish_reason = "length"
+        return text
+
+    def cancel(self) -> None:
+        """End the answer here; no effect on one that is over."""
+        self._finish_reason = self._finish_reason or "cancelled"
+
+    def read_rest(self) -> str:
+        """Return the text that was held back, now that no more comes."""
+        if self._stops.matched is not None:
+            return ""
+        text = self._stops.push(self._decoder.flush())
+        if self._stops.matched is None:
+            text += self._stops.flush()
+        else:
+            self._finish_reason = "stop"
+        self._texts.append(text)
+        return text
+
+    def result(self) -> Result:
+        """Return the answer as it is now; one that is not over counts as cancelled."""
+        later_s = self._tokens_s[1:]
+        stats = Stats(
+            prompt_tokens=len(self.prompt_ids),
+            reused_tokens=self.reused_tokens,
+            generated_tokens=len(self._ids),
+            first_token_s=self._tokens_s[0] if self._tokens_s else None,
+            median_token_s=median(later_s) if later_s else None,
+            tok_per_s=len(later_s) / sum(later_s) if later_s else None,
+        )
+        return Result("".join(self._texts), tuple(self._ids), self._finish_reason or "cancelled", stats)
