@@ -110,10 +110,11 @@ class Journal:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the record, or None where there is none that can be used."""
     try:
-        record = json.loads(path.read_bytes())
+        record: object = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return cast("dict[str, Any]", record) if record["format"] == _FORMAT else None
+    values = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
+    return values if values.get("format") == _FORMAT else None
 
 
 def _unit(values: dict[str, Any]) -> FinishedUnit:

@@ -1,0 +1,204 @@
+"""Bmodels without and with their weights, on a small file made here by the rules of flatbuffers."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu.compile.bmodel_file import (
+    align,
+    copy_range,
+    detach_weights,
+    digest_range,
+    fill_skeleton,
+    read_stages,
+)
+from baichuan2_tpu.errors import CompileError
+
+FIRMWARE, COMMANDS = b"firmware" * 100, b"commands" * 10
+TIME = b"Mon Nov 23 05:14:59 2026\n"
+
+
+class Table:
+    """A flatbuffer table: fields by number, each a number of 8 bytes, a struct, or something pointed to."""
+
+    def __init__(self, **fields: "bytes | Table | list[Table] | tuple[int, ...]") -> None:
+        self.fields = {int(name[1:]): value for name, value in fields.items()}
+
+
+def place(buffer: bytearray, value: "bytes | Table | Sequence[Table]") -> int:
+    """Append a value and return its position; what it points to lies behind it."""
+    if isinstance(value, bytes):
+        position = len(buffer)
+        buffer += struct.pack("<I", len(value)) + value + bytes(1 + -len(value) % 4)
+        return position
+    if not isinstance(value, Table):
+        position = len(buffer)
+        buffer += struct.pack("<I", len(value)) + bytes(4 * len(value))
+        for index, one in enumerate(value):
+            point(buffer, position + 4 + 4 * index, one)
+        return position
+    count = max(value.fields) + 1
+    vtable = len(buffer)
+    offsets, size = [0] * count, 4
+    for number, field in value.fields.items():
+        offsets[number] = size
+        size += 8 * len(field) if isinstance(field, tuple) else 4
+    buffer += struct.pack(f"<{count + 2}H", 4 + 2 * count, size, *offsets)
+    position = len(buffer)
+    buffer += struct.pack("<i", position - vtable) + bytes(size - 4)
+    for number, field in value.fields.items():
+        at = position + offsets[number]
+        if isinstance(field, tuple):
+            struct.pack_into(f"<{len(field)}Q", buffer, at, *field)
+        else:
+            point(buffer, at, field)
+    return position
+
+
+def point(buffer: bytearray, at: int, value: "bytes | Table | Sequence[Table]") -> None:
+    struct.pack_into("<I", buffer, at, place(buffer, value) - at)
+
+
+def stage(code: bytes, start: int, nbytes: int, address: int, own_io: int) -> Table:
+    tensors = [Table(f3=(address,)), Table(f0=b"positions")]
+    return Table(f0=tensors, f4=Table(f1=code, f2=(start, nbytes)), f18=(own_io,))
+
+
+def write_bmodel(path: Path, weights: Sequence[bytes], time: bytes = TIME) -> Path:
+    """Write a net with a stage for every one of ``weights``; equal ones are stored once."""
+    data, starts = FIRMWARE.ljust(align(len(FIRMWARE)), b"\0"), {}
+    for one in weights:
+        starts.setdefault(one, len(data))
+        if starts[one] == len(data):
+            data += one.ljust(align(len(one)), b"\0")
+    data += COMMANDS
+    stages = [
+        stage(hashlib.sha256(one).digest(), starts[one], len(one), 1000 + index, 64 * index)
+        for index, one in enumerate(weights)
+    ]
+    buffer = bytearray(4)
+    point(buffer, 0, Table(f2=time, f4=[Table(f0=b"block_cache_0", f3=stages)]))
+    buffer += bytes(align(64 + len(buffer)) - 64 - len(buffer))
+    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), len(data)).ljust(64, b"\0")
+    path.write_bytes(head + buffer + data)
+    return path
+
+
+WEIGHTS = b"first" * 2000
+OTHERS = b"second" * 1000
+
+
+@pytest.fixture
+def bmodel(tmp_path: Path) -> Path:
+    return write_bmodel(tmp_path / "whole.bmodel", [WEIGHTS, OTHERS, WEIGHTS])
+
+
+def test_stages_tell_where_their_things_are(bmodel: Path) -> None:
+    stages = read_stages(bmodel)
+    assert [one.net for one in stages] == ["block_cache_0"] * 3
+    assert [(one.inputs, one.own_io_bytes) for one in stages] == [
+        ((1000, 0), 0),
+        ((1001, 0), 64),
+        ((1002, 0), 128),
+    ]
+    content = bmodel.read_bytes()
+    for one, weights in zip(stages, (WEIGHTS, OTHERS, WEIGHTS), strict=True):
+        assert content[one.weights.start : one.weights.start + one.weights.nbytes] == weights
+        assert one.weights.code == hashlib.sha256(weights).hexdigest()
+
+
+def test_a_skeleton_has_everything_but_the_weights(bmodel: Path, tmp_path: Path) -> None:
+    skeleton = tmp_path / "skeleton.bmodel"
+    detach_weights(bmodel, skeleton)
+    content = skeleton.read_bytes()
+    assert FIRMWARE in content
+    assert content.endswith(COMMANDS)
+    assert WEIGHTS not in content
+    for one in read_stages(skeleton):
+        digest = content[one.weights.start : one.weights.start + one.weights.nbytes]
+        assert digest.hex() == one.weights.code
+
+
+def test_weights_can_lie_anywhere_behind_a_skeleton(bmodel: Path, tmp_path: Path) -> None:
+    skeleton, result = tmp_path / "skeleton.bmodel", tmp_path / "result.bmodel"
+    detach_weights(bmodel, skeleton)
+    first = align(skeleton.stat().st_size)
+    second = align(first + len(WEIGHTS))
+    codes = [hashlib.sha256(one).hexdigest() for one in (WEIGHTS, OTHERS)]
+    places = {codes[0]: (first, len(WEIGHTS)), codes[1]: (second, len(OTHERS))}
+    end = align(second + len(OTHERS))
+    fill_skeleton(skeleton, result, places, end)
+    with result.open("r+b") as target:
+        for weights, start in ((WEIGHTS, first), (OTHERS, second)):
+            target.seek(start)
+            target.write(weights)
+    fill_skeleton(skeleton, result, places, end)  # again, as after an interruption
+    content = result.read_bytes()
+    assert len(content) == end
+    assert [(one.weights.start, one.weights.nbytes) for one in read_stages(result)] == [
+        (first, len(WEIGHTS)),
+        (second, len(OTHERS)),
+        (first, len(WEIGHTS)),
+    ]
+    assert content[first : first + len(WEIGHTS)] == WEIGHTS
+    assert content[second : second + len(OTHERS)] == OTHERS
+
+
+def test_the_time_of_creation_leaves_no_trace(tmp_path: Path) -> None:
+    results: list[bytes] = []
+    for time in (TIME, b"Tue Nov 24 17:00:00 2026\n"):
+        made = write_bmodel(tmp_path / "a.bmodel", [WEIGHTS], time)
+        detach_weights(made, tmp_path / "b.bmodel")
+        end = align(made.stat().st_size)
+        code = hashlib.sha256(WEIGHTS).hexdigest()
+        fill_skeleton(tmp_path / "b.bmodel", tmp_path / "c.bmodel", {code: (end, 10_000)}, end + 12288)
+        results.append((tmp_path / "c.bmodel").read_bytes())
+        (tmp_path / "c.bmodel").unlink()
+    assert results[0] == results[1]
+    assert b"1970" in results[0]
+
+
+def test_a_time_of_another_form_is_refused(tmp_path: Path) -> None:
+    made = write_bmodel(tmp_path / "a.bmodel", [WEIGHTS], b"2026-11-23")
+    with pytest.raises(CompileError, match="time of creation has an unknown form; use TPU-MLIR"):
+        fill_skeleton(made, tmp_path / "b.bmodel", {}, 0)
+
+
+def test_a_file_that_is_no_bmodel_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmodel"
+    for content in (b"", b"no bmodel at all"):
+        path.write_bytes(content)
+        with pytest.raises(CompileError, match=r"a\.bmodel: is no bmodel; compile again"):
+            read_stages(path)
+
+
+@pytest.mark.parametrize("nbytes", [64, 100, 5000, -1])
+def test_a_bmodel_that_is_cut_off_is_named(bmodel: Path, nbytes: int) -> None:
+    bmodel.write_bytes(bmodel.read_bytes()[:nbytes])
+    with pytest.raises(CompileError, match=r"whole\.bmodel: is cut off; compile again"):
+        read_stages(bmodel)
+
+
+def test_a_net_without_weights_is_of_an_unknown_form(tmp_path: Path) -> None:
+    buffer = bytearray(4)
+    point(buffer, 0, Table(f2=TIME, f4=[Table(f0=b"empty", f3=[Table(f0=[])])]))
+    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), 0).ljust(64, b"\0")
+    (tmp_path / "a.bmodel").write_bytes(head + buffer)
+    with pytest.raises(CompileError, match="unknown form; use TPU-MLIR"):
+        read_stages(tmp_path / "a.bmodel")
+
+
+def test_a_range_beyond_the_end_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    assert digest_range(path, 2, 3) == hashlib.sha256(b"234").hexdigest()
+    assert digest_range(path, 8, 3) is None
+    with (
+        path.open("rb") as source,
+        (tmp_path / "copy").open("wb") as target,
+        pytest.raises(CompileError, match="file: is cut off; compile again"),
+    ):
+        copy_range(source, 8, target, 0, 3)
