@@ -1,0 +1,145 @@
+"""libbmrt on the simulator: what it would abort on is refused, and a process around it stays clean."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baichuan2_tpu.artifact import Manifest
+from baichuan2_tpu.engine.bmodel_file import BmodelFile
+from baichuan2_tpu.engine.bmrt import BmrtDevice
+from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable
+from baichuan2_tpu.toolchain import find_simulator
+from tiny_bundle import TinyBundles
+
+RUN = """
+import sys
+from functools import partial
+from pathlib import Path
+from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.engine.bmrt import BmrtDevice
+from baichuan2_tpu.engine.bundle import open_bundle
+simulator, folder = map(Path, sys.argv[1:])
+engine = open_bundle(folder, lambda path, size: BmrtDevice(path, simulator=simulator, reserve_bytes=size))
+print(engine.forward([Chunk(engine.open_sequence(), [1, 2, 3])])[0].shape)
+"""
+"""Run in a process of its own, which ends without closing the engine."""
+
+FIRMWARE_BYTES = 5_600_000
+"""Every bmodel carries it; model_tool does not count it as device memory, the header's reader does."""
+
+
+@pytest.fixture(scope="module")
+def bmodel(tiny_bundle: TinyBundles) -> Path:
+    folder = tiny_bundle(4).folder
+    return folder / Manifest.read(folder).bmodel
+
+
+def test_standard_output_has_the_programs_lines_alone_and_the_end_is_clean(
+    bmodel: Path, tiny_bundle: TinyBundles
+) -> None:
+    command = [sys.executable, "-c", RUN, str(find_simulator()), str(bmodel.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(1, 448)\n"), done.stderr
+    assert "cmodel" in done.stderr  # it did print
+
+
+def test_the_header_tells_chip_and_memory(bmodel: Path) -> None:
+    found = BmodelFile.read(bmodel)
+    device_bytes = Manifest.read(bmodel.parent).device_bytes
+    assert (found.chip, found.devices) == ("bm1684x", 1)
+    assert found.device_bytes == pytest.approx(device_bytes + FIRMWARE_BYTES, rel=0.05)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_bmodel_cut_anywhere_is_refused(bmodel: Path, tmp_path: Path, share: float) -> None:
+    data = bmodel.read_bytes()
+    short = tmp_path / "short.bmodel"
+    short.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ArtifactError, match=r"is no bmodel|has \d+ bytes, its"):
+        BmodelFile.read(short)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(64, 8000), value=st.integers(0, 255))
+def test_a_damaged_description_is_refused_or_harmless(
+    bmodel: Path, tmp_path: Path, position: int, value: int
+) -> None:
+    data = bytearray(bmodel.read_bytes())
+    data[position] = value
+    damaged = tmp_path / "damaged.bmodel"
+    damaged.write_bytes(data)
+    try:
+        assert BmodelFile.read(damaged).devices >= 1
+    except ArtifactError as error:
+        assert "damaged.bmodel" in str(error)  # noqa: PT017 - either may happen
+
+
+def test_a_bmodel_for_another_chip_is_refused(bmodel: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.bmodel"
+    other.write_bytes(bmodel.read_bytes().replace(b"BM1684X", b"BM1688X"))
+    with pytest.raises(ArtifactError, match="was compiled for bm1688x, the device is a bm1684x"):
+        BmrtDevice(other, simulator=find_simulator())
+
+
+def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(
+    bmodel: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BackendUnavailable, match=r"libbmlib\.so\.0: not found; install libsophon 0\.5\.1"):
+        BmrtDevice(bmodel, libraries=tmp_path)
+
+
+def test_a_second_copy_of_the_libraries_in_one_process_is_refused(bmodel: Path, tmp_path: Path) -> None:
+    BmrtDevice(bmodel, simulator=find_simulator()).close()
+    for name in ("libbmlib.so.0", "libbmrt.so"):
+        shutil.copyfile(find_simulator() / name, tmp_path / name)
+    with pytest.raises(BackendUnavailable, match="another copy is in use in this process already"):
+        BmrtDevice(bmodel, libraries=tmp_path)
+
+
+def test_devices_may_be_opened_one_after_the_other_and_together(bmodel: Path) -> None:
+    simulator = find_simulator()
+    with BmrtDevice(bmodel, simulator=simulator) as first, BmrtDevice(bmodel, simulator=simulator) as second:
+        assert first.nets == second.nets
+    with BmrtDevice(bmodel, simulator=simulator) as third:
+        assert third.chip == "bm1684x"
+
+
+def test_memory_beside_the_nets_is_counted_before_loading(bmodel: Path) -> None:
+    with pytest.raises(
+        BackendError, match=r"needs [\d,.]+ MB of device memory, 4,295.0 MB of 4,295.0 MB are free"
+    ):
+        BmrtDevice(bmodel, simulator=find_simulator(), reserve_bytes=1 << 33)
+
+
+class _Stat:
+    """Answers ``bm_get_stat`` as a SoC does."""
+
+    def __init__(self, status: int, total_mb: int) -> None:
+        self.status = status
+        self.total_mb = total_mb
+
+    def __call__(self, handle: Any, stat: Any) -> int:
+        stat.total_mb, stat.used_mb = self.total_mb, 100
+        return self.status
+
+
+def test_hardware_is_asked_for_its_memory(bmodel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with BmrtDevice(bmodel, simulator=find_simulator()) as device:
+        monkeypatch.setattr(device, "_total_bytes", 0)
+        monkeypatch.setattr(device._library, "get_stat", _Stat(0, 1000))
+        memory = device.memory()
+        assert memory is not None
+        assert (memory.total, memory.free) == (1000 << 20, 900 << 20)
+        monkeypatch.setattr(device._library, "get_stat", _Stat(0, 0))
+        assert device.memory() is None
+        monkeypatch.setattr(device._library, "get_stat", _Stat(2, 1000))
+        assert device.memory() is None

@@ -1,0 +1,93 @@
+"""What is missing or wrong before the simulator starts is said, with the next step."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu.engine import elf
+from baichuan2_tpu.engine.bmrt_library import BmrtLibrary
+from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
+from baichuan2_tpu.errors import BackendUnavailable
+
+LIBRARIES = ("libbmlib.so.0", "libbmrt.so", "libcmodel_bm1684x.so")
+MAPS = Path("/proc/self/maps")
+
+
+def loaded_library(name: str) -> Path:
+    """Return where a library that this process has loaded lies."""
+    lines = MAPS.read_text("utf-8").splitlines()
+    return Path(next(line.split()[-1] for line in lines if f"/{name}" in line))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three files of the right names that are no libraries."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("TPUKERNEL_FIRMWARE_PATH", "nowhere")
+    for name in LIBRARIES:
+        (tmp_path / name).write_bytes(b"no library")
+    return tmp_path
+
+
+def test_another_machine_is_told_to_use_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(
+        BackendUnavailable, match="x86_64 only, this is Linux with aarch64; use the cpu engine"
+    ):
+        prepare_simulator(folder)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_missing_library_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BackendUnavailable, match=f"{name}: not found; run baichuan2 toolchain install"):
+        prepare_simulator(folder)
+
+
+def test_a_file_that_is_no_library_is_named(folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"libcmodel_bm1684x\.so: cannot be loaded"):
+        prepare_simulator(folder)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86_64 machine: so is the simulator")
+def test_a_library_of_another_version_is_named(folder: Path) -> None:
+    shutil.copyfile(loaded_library("libm.so"), folder / "libcmodel_bm1684x.so")
+    with pytest.raises(
+        BackendUnavailable, match=r"does not call pthread_mutex_unlock, as tpu_mlir 1\.30\.2's"
+    ):
+        prepare_simulator(folder)
+
+
+def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CMODEL_GLOBAL_MEM_SIZE", raising=False)
+    assert simulator_memory_bytes() == 4 << 30
+    monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "0x10000000")
+    assert simulator_memory_bytes() == 256 << 20
+    monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "much")
+    with pytest.raises(BackendUnavailable, match="CMODEL_GLOBAL_MEM_SIZE=much: is no number of bytes"):
+        simulator_memory_bytes()
+
+
+def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is no 64-bit ELF library"):
+        elf.call_slots(folder / LIBRARIES[0], "free")
+
+
+def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is not loaded"):
+        elf.load_address(folder / LIBRARIES[0])
+
+
+def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"libbmlib\.so\.0: not found; install libsophon 0\.5\.1"):
+        BmrtLibrary(tmp_path)
+
+
+def test_a_library_that_cannot_be_loaded_is_named(folder: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"libbmlib\.so\.0: cannot be loaded"):
+        BmrtLibrary(folder)
