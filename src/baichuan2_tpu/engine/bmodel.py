@@ -40,7 +40,7 @@ class BmodelSequence(Sequence):
 
     def __init__(self, engine: BmodelEngine) -> None:
         self._engine: BmodelEngine | None = engine
-        self._length = 0
+        self._tokens: list[int] = []
         self.filled = 0
         self.saved = 0
         self.store: SavedRows | None = None
@@ -48,7 +48,7 @@ class BmodelSequence(Sequence):
     @property
     def length(self) -> int:
         """Number of tokens whose keys and values are held."""
-        return self._length
+        return len(self._tokens)
 
     def belongs_to(self, engine: BmodelEngine) -> bool:
         """Tell whether this sequence was opened by ``engine``.
@@ -59,14 +59,18 @@ class BmodelSequence(Sequence):
             raise BackendError("this sequence is closed; open a new one")
         return self._engine is engine
 
-    def extend(self, tokens: int) -> None:
-        """Count tokens whose rows are filled."""
-        self._length += tokens
+    def held(self, start: int) -> list[int]:
+        """Return the tokens from number ``start`` on."""
+        return self._tokens[start:]
+
+    def extend(self, tokens: Items[int]) -> None:
+        """Hold tokens whose rows are filled."""
+        self._tokens.extend(tokens)
 
     def truncate(self, length: int) -> None:
         """Forget every token from ``length`` on."""
         check_truncation(self, length)
-        self._length = length
+        del self._tokens[length:]
 
     def close(self) -> None:
         """Give the cache back."""
@@ -135,7 +139,7 @@ class BmodelEngine(Engine):
             for sequence, new, chunk in zip(sequences, tokens, chunks, strict=True)
         ]
         for sequence, new in zip(sequences, tokens, strict=True):
-            sequence.extend(len(new))
+            sequence.extend(new.tolist())
         return logits
 
     def forget(self, sequence: BmodelSequence) -> None:
@@ -155,14 +159,17 @@ class BmodelEngine(Engine):
         self, loop: BlockLoop, sequence: BmodelSequence, tokens: NDArray[np.int32], rows: int
     ) -> NDArray[np.float32]:
         self._activate(loop, sequence)
+        start = self._plan.start(sequence.length, len(tokens))
+        tokens = np.concatenate([np.array(sequence.held(start), np.int32), tokens])
+        sequence.saved = min(sequence.saved, start)
         logits = np.full((rows, self.config.vocabulary_size), -np.inf, np.float32)
         done, first = 0, len(tokens) - rows
-        for piece in self._plan.cut(sequence.length, len(tokens)):
-            states = loop.run(piece, tokens[done : done + piece.count], sequence.length + done)
+        for piece in self._plan.cut(start, len(tokens)):
+            states = loop.run(piece, tokens[done : done + piece.count], start + done)
             for row in range(max(first - done, 0), piece.count):
                 self._fill(logits[done + row - first], loop.head(states, row))
             done += piece.count
-            sequence.filled = sequence.length + done
+            sequence.filled = max(sequence.filled, start + done)
         return logits
 
     def _fill(self, row: NDArray[np.float32], outputs: list[NDArray[Any]]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from baichuan2_tpu.engine.device import NetInfo, StageInfo
-from baichuan2_tpu.engine.pieces import cut_tokens
+from baichuan2_tpu.engine.pieces import cut_tokens, launch_cost
 from baichuan2_tpu.errors import ArtifactError
 
 __all__ = ["BlockStage", "HeadPlan", "NetPlan", "Piece", "TokenStage", "plan_nets"]
@@ -87,6 +87,19 @@ class NetPlan:
     head: HeadPlan
     embeddings: tuple[TokenStage, ...]
     """Empty where the embedding is gathered on the host."""
+
+    def start(self, length: int, count: int) -> int:
+        """Return from which token on to compute, for ``count`` new ones behind ``length`` held ones.
+
+        It is ``length``, or 0 where going over everything again takes less time: behind held tokens the
+        vendor's nets take one at a time, and nine of them take longer than the prompt's net does for all.
+        """
+        if all(stage.reads_history for stage in self.stages):
+            return length
+        return 0 if self._cost(0, length + count) < self._cost(length, count) else length
+
+    def _cost(self, length: int, count: int) -> int:
+        return sum(launch_cost(piece.stage.tokens) for piece in self.cut(length, count))
 
     def cut(self, length: int, count: int) -> Iterator[Piece]:
         """Yield the pieces of ``count`` new tokens behind ``length`` held ones; only the last is padded."""

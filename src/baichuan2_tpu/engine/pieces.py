@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["cut_tokens"]
+__all__ = ["cut_tokens", "launch_cost"]
 
 _LAUNCH_TOKENS = 64
 """A launch reads every weight, in about the time that this many tokens take to multiply."""
+
+
+def launch_cost(tokens: int) -> int:
+    """Return what a launch of a stage takes, in the time that one token takes to multiply."""
+    return tokens + _LAUNCH_TOKENS
 
 
 def cut_tokens(tokens: int, stages: Sequence[int]) -> tuple[int, ...]:
@@ -25,7 +30,7 @@ def cut_tokens(tokens: int, stages: Sequence[int]) -> tuple[int, ...]:
     while True:
         covering = next((stage for stage in stages if stage >= rest), None)
         if covering is not None:
-            total = spent + covering + _LAUNCH_TOKENS
+            total = spent + launch_cost(covering)
             if least < 0 or total < least:
                 least, kept, last = total, len(pieces), covering
         fitting = [stage for stage in stages if stage < rest]
@@ -33,4 +38,4 @@ def cut_tokens(tokens: int, stages: Sequence[int]) -> tuple[int, ...]:
             return (*pieces[:kept], last)
         pieces.append(fitting[-1])
         rest -= fitting[-1]
-        spent += fitting[-1] + _LAUNCH_TOKENS
+        spent += launch_cost(fitting[-1])

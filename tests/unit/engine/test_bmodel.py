@@ -77,13 +77,31 @@ def test_a_prompt_takes_the_converters_prompt_net_and_later_tokens_the_other() -
     engine = open_engine(form="converter", has_embedding=True)
     with engine.open_sequence() as sequence:
         engine.forward([Chunk(sequence, random_tokens(15), 0)])
-        engine.forward([Chunk(sequence, random_tokens(2), 0)])
+        for token in random_tokens(2):
+            engine.forward([Chunk(sequence, [token], 0)])
     nets = [net for net, _ in device_of(engine).launches]
     assert nets == ["embedding", "block_0", "block_1"] + 2 * [
         "embedding_cache",
         "block_cache_0",
         "block_cache_1",
     ]
+
+
+def test_a_second_prompt_goes_over_the_first_again_where_that_takes_fewer_launches() -> None:
+    engine = open_engine(form="converter", has_embedding=True, stages=(1, 32))
+    tokens = random_tokens(30)
+    with engine.open_sequence() as sequence, engine.open_sequence() as rival:
+        engine.forward([Chunk(sequence, tokens[:10], 0)])
+        engine.forward([Chunk(rival, tokens[:4], 0)])
+        launched = len(device_of(engine).launches)
+        found = engine.forward([Chunk(sequence, tokens[10:], 20)])[0]
+        nets = [net for net, _ in device_of(engine).launches[launched:]]
+        engine.forward([Chunk(rival, tokens[4:5], 0)])
+        after = engine.forward([Chunk(sequence, [7])])[0]
+    assert nets == ["embedding", "block_0", "block_1"] + 20 * ["lm_head"]
+    expected = reference_logits(MODEL.config, FLOATS, [*tokens, 7], np.float16)
+    np.testing.assert_allclose(found, expected[10:30], atol=0.01)
+    np.testing.assert_allclose(after, expected[30:], atol=0.01)
 
 
 def test_sequences_that_take_turns_have_the_same_bits_as_alone(engine: BmodelEngine) -> None:
@@ -121,9 +139,10 @@ def test_rows_behind_a_truncation_are_written_anew_though_they_were_saved(engine
             np.testing.assert_array_equal(engine.forward([Chunk(fresh, tokens[20:], 4)])[0], found)
 
 
+@pytest.mark.parametrize("form", ["own", "converter"])
 @pytest.mark.parametrize("launches", [0, 1, 3, 5])
-def test_a_fault_of_the_device_leaves_every_sequence_as_it_was(launches: int) -> None:
-    engine = open_engine()
+def test_a_fault_of_the_device_leaves_every_sequence_as_it_was(launches: int, form: str) -> None:
+    engine = open_engine(form=form)
     device = device_of(engine)
     tokens = random_tokens(8)
     with engine.open_sequence() as first, engine.open_sequence() as second:
