@@ -69,6 +69,7 @@ class CompileSettings:
         self._check_bits(config)
         self._check_head(config)
         self._check_heads(config)
+        self._check_devices()
 
     def _check_lengths(self, config: ModelConfig) -> None:
         most = min(config.max_context, MOST_CONTEXT)
@@ -123,9 +124,14 @@ class CompileSettings:
                 f"{config.heads} ALiBi heads over {config.kv_heads} key-value heads cannot be compiled; "
                 "with ALiBi every head must have its own"
             )
-        if self.devices < 1 or config.kv_heads % self.devices:
+
+    def _check_devices(self) -> None:
+        # With num_device=2 TPU-MLIR 1.30.2 compiles these nets and gives each device all weights and heads:
+        # none of the patterns of its DevParallel pass fits them.
+        if self.devices != 1:
             raise RequestError(
-                f"{self.devices} devices cannot share the {config.kv_heads} key-value heads; choose a divisor"
+                f"{self.devices} devices cannot share the model: TPU-MLIR 1.30.2 would put all of it on each; "
+                "compile for 1 device, with fewer bits or a shorter context if memory is short"
             )
 
 
