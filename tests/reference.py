@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.config import ModelConfig
 
-__all__ = ["alibi_slopes", "reference_logits", "reference_states", "rms_norm", "rotate"]
+__all__ = ["alibi_slopes", "reference_layer", "reference_logits", "reference_states", "rms_norm", "rotate"]
 
 Weights = Mapping[str, NDArray[np.floating[Any]]]
 Values = NDArray[np.float64]
@@ -50,6 +50,11 @@ def reference_states(
     Shapes: tokens (T,) -> layers + 1 times (T, E).
     """
     return list(_states(_Model(config, weights, kv_dtype), tokens))
+
+
+def reference_layer(config: ModelConfig, weights: Weights, layer: int, states: Values) -> Values:
+    """Return the states behind one layer, of a sequence whose states before it are given. Shapes: (T, E)."""
+    return _layer(_Model(config, weights, None), layer, states)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ def _states(model: _Model, tokens: Sequence[int]) -> Iterator[Values]:
         states = states + _attention(model, prefix, model.norm(f"{prefix}.input_layernorm", states))
         states = states + _mlp(model, prefix, model.norm(f"{prefix}.post_attention_layernorm", states))
         yield states
+
+
+def _layer(model: _Model, layer: int, states: Values) -> Values:
+    prefix = f"model.layers.{layer}"
+    states = states + _attention(model, prefix, model.norm(f"{prefix}.input_layernorm", states))
+    return states + _mlp(model, prefix, model.norm(f"{prefix}.post_attention_layernorm", states))
 
 
 def _attention(model: _Model, prefix: str, states: Values) -> Values:

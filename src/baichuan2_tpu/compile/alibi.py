@@ -30,7 +30,7 @@ def alibi_arrays(config: ModelConfig, context: int) -> dict[str, NDArray[np.floa
     fine = np.arange(context, dtype=np.float32) % _STEP
     coarse = np.arange(context, dtype=np.float32) - fine
     slopes: NDArray[np.float32] = np.array(alibi_slopes(config.heads), np.float32)
-    arrays: dict[str, NDArray[np.float32]] = {_SLOPES: slopes.reshape(1, -1, 1, 1)}
+    arrays: dict[str, NDArray[np.float32]] = {_SLOPES: slopes.reshape(1, 1, -1, 1)}
     for part, values in zip(_PARTS, (coarse, fine), strict=True):
         arrays[f"alibi.{part}.table"] = values.reshape(-1, 1)
         arrays[f"alibi.{part}.row"] = values.reshape(1, 1, 1, -1)
@@ -45,30 +45,39 @@ def attend(graph: Graph, heads: tuple[Value, Value, Value], mask: Value, positio
     """
     queries, keys, values = heads
     _, tokens, count, size = queries.shape
-    history = keys.shape[1] - tokens
-    left, right = (
-        graph.permute("alibi.q", queries, (0, 2, 1, 3)),
-        graph.permute("alibi.k", keys, (0, 2, 3, 1)),
+    columns = keys.shape[1]
+    scores = graph.scale(
+        "alibi.scores", _by_head(graph, "alibi.qk", queries, keys, is_right_transposed=True), size**-0.5
     )
-    scores = graph.scale("alibi.scores", graph.matmul("alibi.qk", left, right), size**-0.5)
     distances = graph.add(
-        "alibi.distances", *(_differences(graph, part, positions, history) for part in _PARTS)
+        "alibi.distances", *(_differences(graph, part, positions, columns - tokens) for part in _PARTS)
     )
-    slopes = graph.weight(_SLOPES, (1, count, 1, 1))
+    slopes = graph.weight(_SLOPES, (1, 1, count, 1))
     scores = graph.add("alibi.biased", scores, graph.multiply("alibi.bias", distances, slopes))
+    mask = graph.reshape("alibi.mask", mask, (1, tokens, 1, columns))
     weights = graph.softmax("alibi.weights", graph.add("alibi.masked", scores, mask))
-    mixed = graph.matmul("alibi.mixed", weights, graph.permute("alibi.v", values, (0, 2, 1, 3)))
-    by_token = graph.permute("alibi.by_token", mixed, (0, 2, 1, 3))
-    return graph.reshape("alibi.attention", by_token, (1, tokens, count * size))
+    mixed = _by_head(graph, "alibi.mixed", weights, values, is_right_transposed=False)
+    return graph.reshape("alibi.attention", mixed, (1, tokens, count * size))
+
+
+def _by_head(graph: Graph, name: str, left: Value, right: Value, *, is_right_transposed: bool) -> Value:
+    """Multiply for each head. Shapes: (1, T, H, J), (1, J, H, K) → (1, T, H, K); transposed, (1, K, H, J).
+
+    The compiler turns these permutations into strides, as what lies between two products has this order too;
+    with heads outside of tokens two of them are real copies (31 ms, not 23, for 256 tokens after 4096).
+    """
+    left = graph.permute(f"{name}.left", left, (0, 2, 1, 3))
+    right = graph.permute(f"{name}.right", right, (0, 2, 3, 1) if is_right_transposed else (0, 2, 1, 3))
+    return graph.permute(name, graph.matmul(f"{name}.product", left, right), (0, 2, 1, 3))
 
 
 def _differences(graph: Graph, part: str, positions: Value, history: int) -> Value:
-    """Return one part of the position of every key less that of every query. Shapes: (1, 1, T, S + T)."""
+    """Return one part of the position of every key less that of every query. Shapes: (1, T, 1, S + T)."""
     name, tokens = f"alibi.{part}", positions.shape[1]
     new = graph.gather(f"{name}.new", graph.weight(f"{name}.table", (history, 1)), positions)
     old_keys = graph.weight(f"{name}.row", (1, 1, 1, history))
     new_keys = graph.reshape(f"{name}.new_keys", new, (1, 1, 1, tokens))
     keys = graph.concatenate(f"{name}.keys", [old_keys, new_keys], 3)
     return graph.subtract(
-        f"{name}.differences", keys, graph.reshape(f"{name}.queries", new, (1, 1, tokens, 1))
+        f"{name}.differences", keys, graph.reshape(f"{name}.queries", new, (1, tokens, 1, 1))
     )
