@@ -19,8 +19,9 @@ from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.toolchain import Toolchain
+from baichuan2_tpu.toolchain import Toolchain, find_simulator
 from reference import reference_logits
+from sail_double import install_sail
 from tiny_checkpoint import rope_config, write_config
 from tiny_tokenizer import write_sentencepiece
 from vendor_bmodel import (
@@ -98,6 +99,19 @@ def test_a_prompt_fed_a_token_at_a_time_gives_the_same_token(engine: Engine) -> 
     with engine.open_sequence() as sequence:
         rows = [engine.forward([Chunk(sequence, [token])])[0] for token in PROMPT]
     assert rows[-1].argmax() == best_of_reference(PROMPT)
+
+
+def test_sail_gives_the_same_tokens(
+    bmodels: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_sail(monkeypatch, find_simulator(), total_bytes=64 << 20)
+    write_config(tmp_path, VENDOR_CONFIG)
+    shutil.copy(bmodels / "int8.bmodel", tmp_path)
+    with open_engine(tmp_path, engine="sail") as engine, engine.open_sequence() as sequence:
+        answer = greedy_answer(engine, Chunk(sequence, PROMPT), 4)
+        second = greedy_answer(engine, Chunk(sequence, SECOND_PROMPT), 4)
+    assert answer == expected_answer(PROMPT, 4)
+    assert second == expected_answer([*PROMPT, *answer[:-1], *SECOND_PROMPT], 4)
 
 
 def test_two_sequences_take_turns(engine: Engine) -> None:
