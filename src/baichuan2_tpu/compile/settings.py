@@ -130,7 +130,7 @@ class CompileSettings:
         # none of the patterns of its DevParallel pass fits them.
         if self.devices != 1:
             raise RequestError(
-                f"{self.devices} devices cannot share the model: TPU-MLIR 1.30.2 would put all of it on each; "
+                f"{self.devices} devices cannot share the model: TPU-MLIR 1.30.2 puts all of it on each; "
                 "compile for 1 device, with fewer bits or a shorter context if memory is short"
             )
 

@@ -54,7 +54,7 @@ def test_a_setting_that_the_model_cannot_have_leaves_nothing(checkpoint: Path, t
 def test_several_devices_are_refused_as_they_would_not_share_anything(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RequestError, match="2 devices cannot share the model: .* compile for 1 device"):
+    with pytest.raises(RequestError, match=r"2 devices cannot share the model: .* compile for 1 device"):
         compile_bundle(checkpoint, tmp_path / "out", replace(TINY_SETTINGS, devices=2), NOWHERE)
 
 
