@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baichuan2_tpu.artifact import Manifest
+from baichuan2_tpu.engine import bmrt
 from baichuan2_tpu.engine.bmodel_file import BmodelFile
 from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable
+from baichuan2_tpu.engine.bmrt_library import BmrtLibrary
+from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.toolchain import find_simulator
 from tiny_bundle import TinyBundles
 
@@ -118,6 +121,66 @@ def test_memory_beside_the_nets_is_counted_before_loading(bmodel: Path) -> None:
         BackendError, match=r"needs [\d,.]+ MB of device memory, 4,295.0 MB of 4,295.0 MB are free"
     ):
         BmrtDevice(bmodel, simulator=find_simulator(), reserve_bytes=1 << 33)
+
+
+FAULTS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "no driver": ({"dev_getcount": 2}, BackendUnavailable, r"shows no TPU \(/dev/bmdev-ctl\)"),
+    "device in use": ({"dev_request": 7}, BackendUnavailable, r"device 0 cannot be opened: busy \(7\)"),
+    "chip unknown": ({"get_chipid": 2}, DeviceError, "does not tell its chip"),
+    "no runtime": ({"create": None}, DeviceError, "could not start on the device"),
+    "not loaded": ({"load_bmodel": False}, DeviceError, "libbmrt could not load it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_while_opening_is_told_and_everything_given_back(
+    fault: str, bmodel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, kind, message = FAULTS[fault]
+    opened: list[int] = []
+
+    class Faulty(BmrtLibrary):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            real_request, real_free = self.dev_request, self.dev_free
+            self.dev_request = lambda *them: opened.append(1) or real_request(*them)
+            self.dev_free = lambda *them: opened.append(-1) or real_free(*them)
+            for name, answer in answers.items():
+                setattr(self, name, lambda *them, answer=answer: answer)
+
+    monkeypatch.setattr(bmrt, "BmrtLibrary", Faulty)
+    with pytest.raises(kind, match=message):
+        BmrtDevice(bmodel, simulator=find_simulator())
+    assert sum(opened) == 0
+
+
+def test_a_fault_while_running_is_told(bmodel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with BmrtDevice(bmodel, simulator=find_simulator()) as device:
+        head = device.nets["lm_head"].stages[0]
+        inputs = [device.allocate(one.dtype, one.shape) for one in head.inputs]
+        outputs = [device.allocate(one.dtype, one.shape) for one in head.outputs]
+        monkeypatch.setattr(device._library, "launch_tensor_ex", lambda *them: False)
+        with pytest.raises(DeviceError, match="libbmrt could not launch stage 0 of lm_head"):
+            device.launch("lm_head", 0, inputs, outputs)
+        monkeypatch.setattr(device._library, "launch_tensor_ex", lambda *them: True)
+        monkeypatch.setattr(device._library, "thread_sync", lambda *them: 3)
+        with pytest.raises(DeviceError, match=r"running stage 0 of lm_head failed: timeout \(3\)"):
+            device.launch("lm_head", 0, inputs, outputs)
+
+
+def test_a_bmodel_for_several_devices_is_refused(bmodel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = BmodelFile.read(bmodel)
+    monkeypatch.setattr(BmodelFile, "read", lambda path: replace(one, devices=2))
+    with pytest.raises(BackendError, match="is for 2 devices, this engine drives one"):
+        BmrtDevice(bmodel, simulator=find_simulator())
+
+
+def test_more_dimensions_than_a_tensor_has_are_refused(bmodel: Path) -> None:
+    with (
+        BmrtDevice(bmodel, simulator=find_simulator()) as device,
+        pytest.raises(DeviceError, match="9 dimensions are not possible: 8 are"),
+    ):
+        device.allocate("int32", (1,) * 9)
 
 
 class _Stat:

@@ -22,7 +22,7 @@ from baichuan2_tpu.engine.bmrt_library import (
 from baichuan2_tpu.engine.device import NetInfo, StageInfo, TensorInfo
 from baichuan2_tpu.errors import ArtifactError
 
-__all__ = ["StageMemory", "read_nets"]
+__all__ = ["StageMemory", "check_shared", "read_nets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def read_nets(
         nets[info.name] = info
         memories[info.name] = tuple(_stage_memory(net, stage) for stage in range(net.stage_count))
         if info.has_own_io:
-            _check_shared(info.name, memories[info.name])
+            check_shared(info.name, memories[info.name])
     library.free(names)
     return nets, memories
 
@@ -91,8 +91,11 @@ def _stage_memory(net: NetStruct, stage: int) -> StageMemory:
     )
 
 
-def _check_shared(net: str, stages: tuple[StageMemory, ...]) -> None:
-    """Check that every stage has its inputs at one place: the history must be the same for all of them."""
+def check_shared(net: str, stages: tuple[StageMemory, ...]) -> None:
+    """Check that every stage of a net has its inputs at one place, for they must read one history.
+
+    Raises: ArtifactError naming the net.
+    """
     places = {tuple(memory.address for memory in stage.inputs) for stage in stages}
     if len(places) > 1:
         raise ArtifactError(f"{net}: its stages do not share their input memory; compile the bundle again")

@@ -107,6 +107,14 @@ def test_nets_that_differ_from_the_manifest_are_named_and_the_device_is_closed(
     assert opener.device.is_closed
 
 
+@pytest.mark.parametrize("output", ["token", "sample"])
+def test_a_head_that_tells_no_vocabulary_is_taken_as_the_manifest_says(
+    write: Callable[..., Path], output: str
+) -> None:
+    with open_bundle(write(head_output=output), Opener(head=output)) as engine:
+        assert engine.candidates < engine.config.vocabulary_size
+
+
 def test_another_vocabulary_in_the_head_is_found(write: Callable[..., Path]) -> None:
     folder = write()
     rows = MODEL.config.vocabulary_size - 1

@@ -66,7 +66,11 @@ def head_that_gives(*outputs: TensorInfo) -> Callable[[NetInfo], NetInfo]:
     [
         ("block_cache_0", None, "no block_cache_0 among the nets"),
         ("lm_head", None, "has no net lm_head"),
-        ("block_cache_0", lambda net: replace(net, is_dynamic=True), "block_cache_0 is dynamic|has other shapes than block_cache_0"),
+        (
+            "block_cache_0",
+            lambda net: replace(net, is_dynamic=True),
+            "block_cache_0 is dynamic|has other shapes than block_cache_0",
+        ),
         (
             "block_cache_1",
             lambda net: replace(net, stages=net.stages[:1]),

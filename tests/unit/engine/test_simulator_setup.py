@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from baichuan2_tpu.engine import elf
-from baichuan2_tpu.engine.bmrt_library import BmrtLibrary
+from baichuan2_tpu.engine.bmrt_library import BmrtLibrary, MemoryStruct
+from baichuan2_tpu.engine.bmrt_nets import StageMemory, check_shared
 from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
-from baichuan2_tpu.errors import BackendUnavailable
+from baichuan2_tpu.errors import ArtifactError, BackendUnavailable
 
 LIBRARIES = ("libbmlib.so.0", "libbmrt.so", "libcmodel_bm1684x.so")
 MAPS = Path("/proc/self/maps")
@@ -71,6 +74,12 @@ def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "much")
     with pytest.raises(BackendUnavailable, match="CMODEL_GLOBAL_MEM_SIZE=much: is no number of bytes"):
         simulator_memory_bytes()
+    # Was an abort inside libbmlib.
+    monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "0x100000")
+    with pytest.raises(
+        BackendUnavailable, match="less than the simulator itself needs; give 0x6000000 or more"
+    ):
+        simulator_memory_bytes()
 
 
 def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
@@ -86,6 +95,25 @@ def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:
 def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"libbmlib\.so\.0: not found; install libsophon 0\.5\.1"):
         BmrtLibrary(tmp_path)
+
+
+OPEN = "import sys, pathlib, baichuan2_tpu.engine.bmrt_library as b; b.BmrtLibrary(pathlib.Path(sys.argv[1]))"
+
+
+def test_a_library_without_a_function_is_called_too_old(folder: Path) -> None:
+    for name in LIBRARIES[:2]:
+        shutil.copyfile(loaded_library("libm.so"), folder / name)
+    # In a process of its own: here it would stand in the way of the real one.
+    done = subprocess.run([sys.executable, "-c", OPEN, folder], capture_output=True, text=True, check=False)
+    assert "has no bm_dev_getcount; install libsophon 0.5.1" in done.stderr
+    assert done.stdout == ""
+
+
+def test_stages_that_do_not_share_their_inputs_are_refused() -> None:
+    one, other = (StageMemory((MemoryStruct(address, 0, 0, 0, 64),), ()) for address in (4096, 8192))
+    check_shared("block_cache_0", (one, one))
+    with pytest.raises(ArtifactError, match="block_cache_0: its stages do not share their input memory"):
+        check_shared("block_cache_0", (one, other))
 
 
 def test_a_library_that_cannot_be_loaded_is_named(folder: Path) -> None:
