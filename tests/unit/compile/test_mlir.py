@@ -57,8 +57,8 @@ def test_a_packed_product_says_its_bits_and_its_group() -> None:
     assert result.shape == (1, 2, 192)
     assert (
         '"top.A16MatMul"(%1, %2, %3, %4, %0) {dq_type = "NONE", q_group_size = 64 : i64, '
-        "right_transpose = true, weight_bits = 4 : i64} : (tensor<1x2x128xf32>, tensor<192x64xui8>, tensor<192x2xf32>, "
-        "tensor<192x2xui8>, none) -> tensor<1x2x192xf32>"
+        "right_transpose = true, weight_bits = 4 : i64} : (tensor<1x2x128xf32>, tensor<192x64xui8>, "
+        "tensor<192x2xf32>, tensor<192x2xui8>, none) -> tensor<1x2x192xf32>"
     ) in graph.text([result])
 
 
