@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.artifact import find_bmodel, is_bundle
+from baichuan2_tpu.artifact import MANIFEST_NAME, find_bmodel, is_bundle
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
 
@@ -35,7 +35,10 @@ def identify(path: Path) -> CheckpointKind:
         return "bmodel"
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
-    if not any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):
+    is_checkpoint = any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME))
+    if not is_checkpoint and any(path.glob("*.bmodel")):
+        raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")
+    if not is_checkpoint:
         raise CheckpointError(
             f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
             "fetch the weights"

@@ -24,6 +24,7 @@ _LIBRARIES = ("libbmlib.so.0", "libbmrt.so", _CHIP_LIBRARY)
 _CHIP_VARIABLE = "TPUKERNEL_FIRMWARE_PATH"
 _MEMORY_VARIABLE = "CMODEL_GLOBAL_MEM_SIZE"
 _DEFAULT_MEMORY_BYTES = 1 << 32  # libbmlib's own default
+_LEAST_MEMORY_BYTES = 0x6000000  # libbmlib aborts when it opens a chip of 0x5000000
 
 _UNLOCK = "pthread_mutex_unlock"
 _PAGE_BYTES = 4096
@@ -61,17 +62,23 @@ def prepare_simulator(folder: Path) -> None:
 def simulator_memory_bytes() -> int:
     """Return how much memory the simulated chip has; ``CMODEL_GLOBAL_MEM_SIZE`` changes it.
 
-    Raises: BackendUnavailable when the variable holds no number.
+    Raises: BackendUnavailable when the variable holds no number, or one too small for the simulator itself.
     """
     text = os.environ.get(_MEMORY_VARIABLE)
     if text is None:
         return _DEFAULT_MEMORY_BYTES
     try:
-        return int(text, 0)
+        nbytes = int(text, 0)
     except ValueError as error:
         raise BackendUnavailable(
             f"{_MEMORY_VARIABLE}={text}: is no number of bytes; give one like 0x100000000"
         ) from error
+    if nbytes < _LEAST_MEMORY_BYTES:
+        raise BackendUnavailable(
+            f"{_MEMORY_VARIABLE}={text}: is less than the simulator itself needs; "
+            f"give {_LEAST_MEMORY_BYTES:#x} or more"
+        )
+    return nbytes
 
 
 def _make_threads_yield(chip: Path) -> None:
