@@ -22,6 +22,7 @@ from baichuan2_tpu.artifact import Manifest
 from baichuan2_tpu.engine.bmrt import BmrtDevice
 from baichuan2_tpu.engine.device import DTYPES, Buffer, Device
 from baichuan2_tpu.engine.sail import SailDevice
+from baichuan2_tpu.engine.sail_library import check_apart
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.toolchain import find_simulator
 from sail_double import install_sail
@@ -59,9 +60,18 @@ def open_device(request: pytest.FixtureRequest, bmodel: Path) -> Iterator[Opener
         if request.param == "bmrt-simulator":
             yield partial(BmrtDevice, simulator=find_simulator())
             return
-        if request.param != "sail-itself":
+        if request.param == "sail-itself":
+            skip_beside_the_simulator()
+        else:
             install_sail(patch, find_simulator(), is_soc=request.param == "sail-on-soc")
         yield SailDevice
+
+
+def skip_beside_the_simulator() -> None:
+    try:
+        check_apart()
+    except BackendUnavailable:
+        pytest.skip("needs a process without the simulator: run pytest tests/engine -k sail-itself")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from baichuan2_tpu.engine.bmrt import BmrtDevice
 from baichuan2_tpu.engine.bundle import open_bundle
 from baichuan2_tpu.engine.device import Buffer, Device, DeviceMemory
 from baichuan2_tpu.engine.sail import SailDevice
+from baichuan2_tpu.engine.simulator import prepare_simulator
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.toolchain import find_simulator
 from sail_double import install_sail
@@ -89,6 +90,22 @@ def test_a_model_gives_the_same_bits_as_through_libbmrt(
 def test_sail_missing_is_told(monkeypatch: pytest.MonkeyPatch, bmodel: Path) -> None:
     monkeypatch.setitem(sys.modules, "sophon", None)
     with pytest.raises(BackendUnavailable, match="SOPHON-SAIL is not installed for this Python"):
+        SailDevice(bmodel)
+
+
+def test_sail_does_not_run_on_the_simulator_unasked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bmodel: Path
+) -> None:
+    # Both bring a libbmrt.so.1.0, and the linker gives the second what the first has loaded.
+    prepare_simulator(find_simulator())
+    (tmp_path / "sophon").mkdir()
+    (tmp_path / "sophon/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sophon", raising=False)
+    monkeypatch.delitem(sys.modules, "sophon.sail", raising=False)
+    with pytest.raises(
+        BackendUnavailable, match="simulator is in use in this process, and SAIL would run on it"
+    ):
         SailDevice(bmodel)
 
 

@@ -41,7 +41,7 @@ from baichuan2_tpu.engine.device_checks import (
     check_values,
     check_view,
 )
-from baichuan2_tpu.engine.sail_library import check_version, import_errors, vendor_errors
+from baichuan2_tpu.engine.sail_library import check_apart, check_version, import_errors, vendor_errors
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, DeviceError
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class SailDevice(Device):
                 f"{bmodel}: is for {file.devices} devices, this engine drives one; compile for one device"
             )
         send_c_output_to_stderr()  # before SAIL is loaded: its log keeps the stream that it finds then
+        check_apart()
         with import_errors():
             from sophon import sail  # noqa: PLC0415 - few machines have it
         check_version(sail)

@@ -6,14 +6,17 @@ Source: src/bind.cpp, src/tensor.cpp and python/setup.py of SOPHON-SAIL 3.9.0, 3
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 from baichuan2_tpu.errors import BackendUnavailable, DeviceError
 
-__all__ = ["VENDOR_ERRORS", "check_version", "import_errors", "vendor_errors"]
+__all__ = ["VENDOR_ERRORS", "check_apart", "check_version", "import_errors", "vendor_errors"]
 
 VENDOR_ERRORS = (
     "DataTypeError",
@@ -41,6 +44,21 @@ _INSTALL = (
 _DISTRIBUTIONS = frozenset(
     {"sophon", "sophon-arm", "sophon-arm-pcie", "sophon-loongarch64", "sophon-riscv64", "sophon-sw64"}
 )
+
+
+def check_apart() -> None:
+    """Check that SAIL, once imported, will not be linked to the simulator's libraries.
+
+    They have the names of those that drive hardware: SAIL would run on the simulator, and nobody would know.
+    Raises: BackendUnavailable where the simulator is in use in this process.
+    """
+    if "sophon.sail" in sys.modules or importlib.util.find_spec("sophon") is None:
+        return
+    maps = Path("/proc/self/maps")
+    if maps.exists() and "libcmodel_" in maps.read_text("utf-8"):
+        raise BackendUnavailable(
+            "the simulator is in use in this process, and SAIL would run on it; use each in its own process"
+        )
 
 
 @contextmanager
