@@ -35,7 +35,7 @@ from baichuan2_tpu.engine.device_checks import (
 from baichuan2_tpu.errors import DeviceError
 from reference import rms_norm, rotate
 
-__all__ = ["NumpyBuffer", "NumpyDevice"]
+__all__ = ["NumpyBuffer", "NumpyDevice", "rounded", "widened"]
 
 Form = Literal["own", "converter"]
 HeadOutput = Literal["logits", "token", "sample"]
@@ -70,12 +70,16 @@ class NumpyDevice(Device):
         form: Form = "own",
         head: HeadOutput = "logits",
         has_embedding: bool = False,
+        dtype: str = "float16",
         free_bytes: int | None = 1 << 30,
     ) -> None:
         self.config = config
         self.context = context
         self.weights = {name.removesuffix(".weight"): one.astype(np.float64) for name, one in weights.items()}
         self.head_output = head
+        self.dtype = dtype
+        # The vendor's converters widen the logits, ours does not.
+        self.logits_dtype = "float32" if form == "converter" else dtype
         self.free_bytes = free_bytes
         self.launches: list[tuple[str, int]] = []
         self.fail_at: int | None = None
@@ -133,9 +137,9 @@ class NumpyDevice(Device):
         for mine, theirs in zip(own, inputs, strict=True):
             if not np.shares_memory(mine.array, self._array(theirs)):
                 mine.array[...] = self._array(theirs)
-        results = self._compute(net, [one.array for one in own])
+        results = self._compute(net, [widened(one.array, one.dtype) for one in own])
         for buffer, values in zip(outputs, results, strict=True):
-            self._array(buffer)[...] = values.reshape(buffer.shape).astype(DTYPES[buffer.dtype])
+            self._array(buffer)[...] = rounded(values.reshape(buffer.shape), buffer.dtype)
 
     def close(self) -> None:
         self.is_closed = True
@@ -149,7 +153,7 @@ class NumpyDevice(Device):
 
     def _head(self, states: Values) -> list[NDArray[Any]]:
         normed = rms_norm(states, self.weights["model.norm"], self.config.norm_eps)
-        logits = (normed @ self.weights["lm_head"].T).astype(np.float32)
+        logits = widened(rounded(normed @ self.weights["lm_head"].T, self.logits_dtype), self.logits_dtype)
         best = np.argsort(-logits[0], kind="stable")[:_CANDIDATES]
         return {
             "logits": [logits],
@@ -174,9 +178,9 @@ class NumpyDevice(Device):
             for one in "qkv"
         ]
         queries, keys = (rotate(one, config.rope_theta, positions[0]) for one in heads[:2])
-        keys, values = (one.transpose(1, 0, 2).astype(np.float16) for one in (keys, heads[2]))
+        keys, values = (one.transpose(1, 0, 2) for one in (keys, heads[2]))
         seen = [
-            np.concatenate([*(old[0] for old in inputs[3 + one : 4 + one]), new]).astype(np.float64)
+            np.concatenate([*(old[0] for old in inputs[3 + one : 4 + one]), new])
             for one, new in enumerate((keys, values))
         ]
         shared = config.heads // config.kv_heads
@@ -190,7 +194,7 @@ class NumpyDevice(Device):
         normed = norm("post_attention_layernorm")
         gate = linear("mlp.gate", normed)
         states = states + linear("mlp.down", gate / (1 + np.exp(-gate)) * linear("mlp.up", normed))
-        return states, keys.astype(np.float64), values.astype(np.float64)
+        return states, keys, values
 
     def _make_nets(self, stages: Sequence[int], form: Form, has_embedding: bool) -> list[NetInfo]:
         # As compiled, the longest stage comes first.
@@ -213,39 +217,52 @@ class NumpyDevice(Device):
 
     def _block_stage(self, tokens: int, history: int) -> StageInfo:
         config = self.config
-        states = TensorInfo("states", "float16", (1, tokens, config.hidden_size))
+        states = TensorInfo("states", self.dtype, (1, tokens, config.hidden_size))
         row = (config.kv_heads, config.head_size)
         new, old = (1, tokens, *row), (1, history, *row)
         inputs = [
             states,
             TensorInfo("position_ids", "int32", (1, tokens)),
-            TensorInfo("attention_mask", "float16", (1, 1, tokens, history + tokens)),
-            TensorInfo("history_k", "float16", old),
-            TensorInfo("history_v", "float16", old),
+            TensorInfo("attention_mask", self.dtype, (1, 1, tokens, history + tokens)),
+            TensorInfo("history_k", self.dtype, old),
+            TensorInfo("history_v", self.dtype, old),
         ]
-        outputs = (states, TensorInfo("k", "float16", new), TensorInfo("v", "float16", new))
+        outputs = (states, TensorInfo("k", self.dtype, new), TensorInfo("v", self.dtype, new))
         return StageInfo(tuple(inputs if history else inputs[:3]), outputs)
 
     def _embedding_stage(self, tokens: int) -> StageInfo:
-        states = TensorInfo("states", "float16", (1, tokens, self.config.hidden_size))
+        states = TensorInfo("states", self.dtype, (1, tokens, self.config.hidden_size))
         return StageInfo((TensorInfo("ids", "int32", (1, tokens)),), (states,))
 
     def _head_net(self) -> NetInfo:
-        states = TensorInfo("states", "float16", (1, self.config.hidden_size))
+        states = TensorInfo("states", self.dtype, (1, self.config.hidden_size))
         outputs = {
-            "logits": [TensorInfo("logits", "float32", (1, self.config.vocabulary_size))],
+            "logits": [TensorInfo("logits", self.logits_dtype, (1, self.config.vocabulary_size))],
             "token": [TensorInfo("token", "int32", (1, 1))],
             "sample": [
-                TensorInfo("logits", "float32", (1, _CANDIDATES)),
+                TensorInfo("logits", self.logits_dtype, (1, _CANDIDATES)),
                 TensorInfo("ids", "int32", (1, _CANDIDATES)),
             ],
         }[self.head_output]
         return NetInfo("lm_head", False, False, (StageInfo((states,), tuple(outputs)),))
 
     def _garbage(self, info: TensorInfo) -> NDArray[Any]:
-        filling = np.nan if np.issubdtype(DTYPES[info.dtype], np.floating) else -1
-        return np.full(info.shape, filling, DTYPES[info.dtype])
+        return rounded(np.full(info.shape, -1 if info.dtype == "int32" else np.nan), info.dtype)
 
     def _array(self, buffer: Buffer) -> NDArray[Any]:
         assert isinstance(buffer, NumpyBuffer)
         return buffer.array
+
+
+def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return values as a device holds them; to bfloat16 they are cut, which is rounding enough."""
+    if dtype == "bfloat16":
+        return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return values.astype(DTYPES[dtype])
+
+
+def widened(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return what a device holds as numbers that numpy knows."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values

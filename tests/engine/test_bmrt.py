@@ -124,7 +124,11 @@ def test_memory_beside_the_nets_is_counted_before_loading(bmodel: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
-    "no driver": ({"dev_getcount": 2}, BackendUnavailable, r"shows no TPU \(/dev/bmdev-ctl\)"),
+    "no driver": (
+        {"dev_getcount": 2, "dev_query": 7},
+        BackendUnavailable,
+        r"shows no TPU 0 \(/dev/bm-sophon0 or /dev/bm-tpu0\)",
+    ),
     "device in use": ({"dev_request": 7}, BackendUnavailable, r"device 0 cannot be opened: busy \(7\)"),
     "chip unknown": ({"get_chipid": 2}, DeviceError, "does not tell its chip"),
     "no runtime": ({"create": None}, DeviceError, "could not start on the device"),
@@ -152,6 +156,18 @@ def test_a_fault_while_opening_is_told_and_everything_given_back(
     with pytest.raises(kind, match=message):
         BmrtDevice(bmodel, simulator=find_simulator())
     assert sum(opened) == 0
+
+
+def test_a_machine_that_cannot_count_its_devices_is_asked_for_the_one(
+    bmodel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Uncounted(BmrtLibrary):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            self.dev_getcount = lambda *them: 2
+
+    monkeypatch.setattr(bmrt, "BmrtLibrary", Uncounted)
+    BmrtDevice(bmodel, simulator=find_simulator()).close()
 
 
 def test_a_fault_while_running_is_told(bmodel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,14 +277,15 @@ def _request(library: BmrtLibrary, device: int) -> _Handles:
     Raises: BackendUnavailable when this machine has no such device.
     """
     count = ctypes.c_int(0)
-    if library.dev_getcount(count) != 0 or count.value < 1:
-        raise BackendUnavailable(
-            "this machine shows no TPU (/dev/bmdev-ctl); install the SOPHON driver, "
-            "or use --engine simulator or a quantised checkpoint on the cpu"
-        )
-    if not 0 <= device < count.value:
+    is_counted = library.dev_getcount(count) == 0  # a SoC without the PCIe driver's control node cannot
+    if is_counted and count.value > 0 and not 0 <= device < count.value:
         raise BackendUnavailable(
             f"there is no device {device}: this machine has {count.value}, counted from 0"
+        )
+    if device < 0 or library.dev_query(device) != 0:
+        raise BackendUnavailable(
+            f"this machine shows no TPU {device} (/dev/bm-sophon{device} or /dev/bm-tpu{device}); install "
+            "the SOPHON driver, or use --engine simulator, or a quantised checkpoint on the cpu"
         )
     handle = ctypes.c_void_p()
     status = library.dev_request(handle, device)

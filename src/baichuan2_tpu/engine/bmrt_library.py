@@ -178,6 +178,7 @@ class BmrtLibrary:
 
         handle, address, memory = c_void_p, c_void_p, MemoryStruct
         self.dev_getcount = lib("bm_dev_getcount", POINTER(c_int))
+        self.dev_query = lib("bm_dev_query", c_int)
         self.dev_request = lib("bm_dev_request", POINTER(handle), c_int)
         self.dev_free = lib("bm_dev_free", handle, result=None)
         self.get_chipid = lib("bm_get_chipid", handle, POINTER(c_uint))
