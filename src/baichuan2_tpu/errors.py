@@ -13,7 +13,11 @@ Every message says what failed, the value seen, the value allowed and the next s
     │   ├── BackendUnavailable the engine cannot run on this machine
     │   └── DeviceError        a device, or the vendor's library that drives it, reported a fault
     ├── ContextLengthError     a sequence does not fit the context
-    └── RequestError           a setting or an input of the user is not allowed
+    ├── RequestError           a setting or an input of the user is not allowed
+    └── ServiceError           a server gave up a request, which is all right in itself
+        ├── QueueFull          too many requests wait already
+        ├── DeadlineError      the time a request had is over
+        └── ShutdownError      the server stops
 """
 
 __all__ = [
@@ -24,9 +28,13 @@ __all__ = [
     "CheckpointError",
     "CompileError",
     "ContextLengthError",
+    "DeadlineError",
     "DeviceError",
     "FetchError",
+    "QueueFull",
     "RequestError",
+    "ServiceError",
+    "ShutdownError",
 ]
 
 
@@ -68,3 +76,24 @@ class ContextLengthError(Baichuan2Error):
 
 class RequestError(Baichuan2Error):
     """A setting or an input of the user is not allowed."""
+
+
+class ServiceError(Baichuan2Error):
+    """A server gave up a request, which is all right in itself; the same one may succeed later."""
+
+
+class QueueFull(ServiceError):  # noqa: N818 - the name says the state
+    """Too many requests wait already; nothing was done for this one."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When there is likely to be room."""
+
+
+class DeadlineError(ServiceError):
+    """The time a request had is over; the message names it."""
+
+
+class ShutdownError(ServiceError):
+    """The server stops and takes or finishes no more requests."""

@@ -114,12 +114,13 @@ class Answer:
     def result(self) -> Result:
         """Return the answer as it is now; one that is not over counts as cancelled."""
         later_s = self._tokens_s[1:]
+        total_s = sum(later_s)  # 0 by a clock too coarse for the engine
         stats = Stats(
             prompt_tokens=len(self.prompt_ids),
             reused_tokens=self.reused_tokens,
             generated_tokens=len(self._ids),
             first_token_s=self._tokens_s[0] if self._tokens_s else None,
             median_token_s=median(later_s) if later_s else None,
-            tok_per_s=len(later_s) / sum(later_s) if later_s else None,
+            tok_per_s=len(later_s) / total_s if total_s else None,
         )
         return Result("".join(self._texts), tuple(self._ids), self._finish_reason or "cancelled", stats)

@@ -6,6 +6,7 @@ Not here: choosing which sequence a prompt should go on from (``chat``, the serv
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from itertools import takewhile
 from types import TracebackType
 
@@ -15,7 +16,29 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Chunk, Engine
 
-__all__ = ["TrackedSequence"]
+__all__ = ["Feed", "TrackedSequence", "feed_together"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Ids to append to a sequence, and of how many of the last ones logits are wanted."""
+
+    sequence: TrackedSequence
+    ids: Items[int]
+    logit_rows: int = 1
+
+
+def feed_together(feeds: Items[Feed]) -> list[NDArray[np.float32]]:
+    """Append ids to several sequences of one engine in one call.
+
+    Shapes: for each feed (logit_rows, V). Raises: what ``Engine.forward`` raises, and then nothing was
+    appended to any.
+    """
+    chunks = [feed.sequence.chunk(feed.ids, feed.logit_rows) for feed in feeds]
+    rows = feeds[0].sequence.engine.forward(chunks)
+    for feed in feeds:
+        feed.sequence.extend(feed.ids)
+    return rows
 
 
 class TrackedSequence:
@@ -27,6 +50,11 @@ class TrackedSequence:
         self._ids: list[int] = []
 
     @property
+    def length(self) -> int:
+        """Number of ids that are held."""
+        return len(self._ids)
+
+    @property
     def ids(self) -> tuple[int, ...]:
         """The ids whose keys and values the engine holds."""
         return tuple(self._ids)
@@ -36,9 +64,13 @@ class TrackedSequence:
 
         The prompt's last id never stays: it must be fed to get logits.
         """
-        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
-        self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        self.truncate(self.common_prefix(prompt_ids))
         return len(self._ids)
+
+    def common_prefix(self, prompt_ids: Items[int]) -> int:
+        """Return how many ids ``keep_prefix`` would keep."""
+        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def truncate(self, length: int) -> None:
         """Forget every id from ``length`` on."""
@@ -51,9 +83,15 @@ class TrackedSequence:
 
         Shapes: (logit_rows, V). Raises: what ``Engine.forward`` raises, and then nothing was appended.
         """
-        logits = self.engine.forward([Chunk(self._sequence, ids, logit_rows)])[0]
+        return feed_together([Feed(self, ids, logit_rows)])[0]
+
+    def chunk(self, ids: Items[int], logit_rows: int) -> Chunk:
+        """Return ids to append, for the engine; ``extend`` follows when it has."""
+        return Chunk(self._sequence, ids, logit_rows)
+
+    def extend(self, ids: Items[int]) -> None:
+        """Know of ids that the engine holds now."""
         self._ids += ids
-        return logits
 
     def close(self) -> None:
         """Give the engine's memory back; closing twice is allowed."""

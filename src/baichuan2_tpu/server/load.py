@@ -1,0 +1,90 @@
+"""What a scheduler may use, and what it does: its settings, its load and its totals.
+
+Not here: scheduling (``scheduler``), how metrics are written (the API).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.memory import memory_need
+
+__all__ = ["Load", "SchedulerSettings", "Totals", "max_held_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """How many requests are served, and with what.
+
+    ``max_running`` answers grow at once and ``max_waiting`` more requests wait. ``kv_bytes`` bounds the keys
+    and values of running and kept sequences; None bounds their number alone, by the engine's. ``max_pause_s``
+    is how long a step may take because of prompts, while answers wait for their next token.
+
+    Raises: RequestError naming the value and the range that is allowed.
+    """
+
+    max_running: int = 16
+    max_waiting: int = 64
+    kv_bytes: int | None = None
+    max_pause_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_running", 1), ("max_waiting", 0), ("max_pause_s", 0)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise RequestError(f"{name} is {value}; {least} or more is allowed")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What was done since the start.
+
+    ``refused`` found the queue full; ``put_off`` counts answers stopped for want of memory and gone on with
+    later; ``faults`` are steps that failed. The last three are counted when a request ends.
+    """
+
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    refused: int = 0
+    put_off: int = 0
+    faults: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is done now.
+
+    ``held_tokens`` of ``max_held_tokens`` have memory for keys and values, ``kv_bytes_per_token`` each.
+    ``is_faulty`` tells whether the latest step failed.
+    """
+
+    running: int
+    waiting: int
+    idle_sequences: int
+    held_tokens: int
+    max_held_tokens: int
+    kv_bytes_per_token: int
+    is_faulty: bool
+    totals: Totals
+
+
+def max_held_tokens(engine: Engine, settings: SchedulerSettings) -> int:
+    """Return how many tokens all sequences together may hold.
+
+    Raises: RequestError when one full context does not fit.
+    """
+    if settings.kv_bytes is None:
+        return engine.max_sequences * engine.max_context
+    token_bytes = memory_need(engine.config).kv_bytes_per_token
+    if settings.kv_bytes < engine.max_context * token_bytes:
+        raise RequestError(
+            f"kv_bytes is {settings.kv_bytes}; a context of {engine.max_context} tokens takes "
+            f"{engine.max_context * token_bytes}: allow more, or open the model with a smaller --context"
+        )
+    return settings.kv_bytes // token_bytes

@@ -1,0 +1,368 @@
+"""Many requests share an engine as if each had it alone, and none is lost whatever happens to the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence as Items
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.errors import (
+    BackendError,
+    ContextLengthError,
+    DeadlineError,
+    QueueFull,
+    RequestError,
+    ShutdownError,
+)
+from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
+from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
+from fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
+from serving import Clock, finish, read, request, said, solo
+
+TOKENIZER = ByteTokenizer()
+VOCABULARY = TOKENIZER.vocabulary_size
+Logits = NDArray[np.float32]
+TOKEN_BYTES = 4  # of keys and values, with the one head of one number that a fake engine has
+
+
+def new_engine(*, max_context: int = 256, max_sequences: int = 8) -> HistoryEngine:
+    return HistoryEngine(VOCABULARY, max_context=max_context, max_sequences=max_sequences)
+
+
+def new_scheduler(engine: FakeEngine, clock: Clock | None = None, **settings: object) -> Scheduler:
+    chosen = SchedulerSettings(**settings)  # pyright: ignore[reportArgumentType] - the caller names real fields
+    return Scheduler(engine, TOKENIZER, chosen, clock_s=clock or Clock())
+
+
+def test_a_request_is_answered_with_the_events_of_generate() -> None:
+    engine = ScriptedEngine(VOCABULARY)
+    engine.enqueue_ids([*b"yes", TOKENIZER.END_ID])
+    scheduler = new_scheduler(engine)
+    ticket = scheduler.submit(request(b"hi"))
+    finish(scheduler)
+    *events, result = read(ticket)
+    assert [event.text for event in events if isinstance(event, TextPiece)] == ["y", "e", "s"]
+    assert [event.token_id for event in events if isinstance(event, TokenChosen)] == list(b"yes")
+    assert isinstance(result, Result)
+    assert (result.text, result.finish_reason, result.stats.prompt_tokens) == ("yes", "stop", 2)
+    assert engine.fed == [list(b"hi"), [ord("y")], [ord("e")], [ord("s")]]
+
+
+def test_requests_that_come_later_join_between_tokens() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine)
+    first = request(b"first", 12)
+    second = request(b"the second", 3)
+    tickets = [scheduler.submit(first)]
+    scheduler.step()
+    tickets.append(scheduler.submit(second))
+    while not tickets[1].is_over:
+        scheduler.step()
+    assert not tickets[0].is_over
+    finish(scheduler)
+    for ticket, one in zip(tickets, (first, second), strict=True):
+        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+
+
+def test_a_long_prompt_is_fed_in_pieces_as_long_as_the_allowed_pause() -> None:
+    clock = Clock()
+
+    class SlowEngine(HistoryEngine):
+        def forward(self, chunks: Items[Chunk]) -> list[Logits]:
+            clock.now_s += sum(len(chunk.tokens) for chunk in chunks) / 64
+            return super().forward(chunks)
+
+    engine = SlowEngine(VOCABULARY, max_context=256)
+    scheduler = new_scheduler(engine, clock, max_pause_s=0.5)
+    scheduler.submit(request(b"short", 30))
+    scheduler.step()
+    engine.fed.clear()
+    scheduler.submit(request(bytes(70), 2))
+    for _ in range(4):
+        scheduler.step()
+    assert [len(ids) for ids in engine.fed] == [1, 31, 1, 31, 1, 8, 1, 1]
+
+
+def test_a_prompt_alone_is_fed_in_the_engines_own_pieces() -> None:
+    engine = new_engine()
+    engine.prompt_piece = 64
+    scheduler = new_scheduler(engine)
+    scheduler.submit(request(bytes(150), 1))
+    finish(scheduler)
+    assert [len(ids) for ids in engine.fed] == [64, 64, 22]
+
+
+def test_no_more_than_the_allowed_run_at_once() -> None:
+    scheduler = new_scheduler(new_engine(), max_running=2)
+    tickets = [scheduler.submit(request([one], 3)) for one in range(5)]
+    scheduler.step()
+    load = scheduler.load()
+    assert (load.running, load.waiting) == (2, 3)
+    finish(scheduler)
+    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+
+
+def test_an_engine_of_one_sequence_serves_one_request_after_the_other() -> None:
+    scheduler = new_scheduler(new_engine(max_sequences=1))
+    requests = [request([one, 2], 4) for one in range(4)]
+    tickets = [scheduler.submit(one) for one in requests]
+    scheduler.step()
+    assert scheduler.load().running == 1
+    finish(scheduler)
+    for ticket, one in zip(tickets, requests, strict=True):
+        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+
+
+def test_clients_take_turns_however_many_requests_each_has() -> None:
+    scheduler = new_scheduler(new_engine(), max_running=1)
+    many = [scheduler.submit(request([one], 1, client="many")) for one in range(4)]
+    scheduler.step()
+    one = scheduler.submit(request([9], 1, client="one"))
+    scheduler.step()
+    assert one.is_over
+    assert [ticket.is_over for ticket in many] == [True, False, False, False]
+
+
+def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
+    clock = Clock()
+    scheduler = new_scheduler(new_engine(), clock, max_running=1, max_waiting=1)
+    scheduler.submit(request(b"a", 1))
+    clock.now_s = 30
+    finish(scheduler)
+    kept = [scheduler.submit(request([one], 1)) for one in range(2)]
+    with pytest.raises(QueueFull, match="2 requests are served or wait, no more may") as caught:
+        scheduler.submit(request(b"b"))
+    assert caught.value.retry_after_s == 15
+    assert scheduler.load().totals.refused == 1
+    finish(scheduler)
+    assert all(ticket.is_over for ticket in kept)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ([], RequestError, "the prompt is empty"),
+        ([1, VOCABULARY], RequestError, f"token id {VOCABULARY} is not in the vocabulary; 0 to"),
+        ([-1], RequestError, "token id -1 is not in the vocabulary"),
+        ([1] * 257, ContextLengthError, "257 tokens do not fit"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_before_it_waits(
+    prompt: list[int], error: type[Exception], message: str
+) -> None:
+    scheduler = new_scheduler(new_engine())
+    with pytest.raises(error, match=message):
+        scheduler.submit(request(prompt))
+    assert scheduler.load().waiting == 0
+
+
+def test_a_cancelled_answer_gets_no_more_tokens() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine)
+    ticket = scheduler.submit(request(b"hi", 50))
+    scheduler.step()
+    scheduler.step()
+    engine.fed.clear()
+    ticket.cancel()
+    scheduler.step()
+    result = said(ticket)
+    assert (len(result.token_ids), result.finish_reason) == (2, "cancelled")
+    assert engine.fed == []
+    assert scheduler.load().totals.cancelled == 1
+
+
+def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
+    class CancellingEngine(HistoryEngine):
+        def forward(self, chunks: Items[Chunk]) -> list[Logits]:
+            ticket.cancel()
+            return super().forward(chunks)
+
+    scheduler = new_scheduler(CancellingEngine(VOCABULARY))
+    ticket = scheduler.submit(request(b"hi"))
+    scheduler.step()
+    assert said(ticket).token_ids == ()
+
+
+def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine, max_running=1)
+    scheduler.submit(request(b"a", 3))
+    waiting = scheduler.submit(request(b"b", 3))
+    scheduler.step()
+    waiting.cancel()
+    scheduler.step()
+    assert said(waiting).finish_reason == "cancelled"
+    finish(scheduler)
+    assert list(b"b") not in engine.fed
+
+
+@pytest.mark.parametrize("max_running", [1, 2])
+def test_a_late_answer_ends_with_an_error_running_or_waiting(max_running: int) -> None:
+    clock = Clock()
+    scheduler = new_scheduler(new_engine(), clock, max_running=max_running)
+    other = scheduler.submit(request(b"a", 5))
+    late = scheduler.submit(request(b"b", 5, timeout_s=2))
+    scheduler.step()
+    clock.now_s = 2
+    finish(scheduler)
+    with pytest.raises(DeadlineError, match="not ready in 2 s"):
+        read(late)
+    assert said(other).finish_reason == "length"
+    assert scheduler.load().totals.failed == 1
+
+
+def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine, max_running=2)
+    requests = [request([one], 6) for one in range(4)]
+    tickets = [scheduler.submit(one) for one in requests]
+    scheduler.step()
+    engine.fail_after = 0
+    scheduler.step()
+    assert scheduler.load().is_faulty
+    engine.fail_after = None
+    finish(scheduler)
+    for ticket in tickets[:2]:
+        with pytest.raises(BackendError, match="told to fail"):
+            read(ticket)
+    for ticket, one in zip(tickets[2:], requests[2:], strict=True):
+        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    load = scheduler.load()
+    assert (load.is_faulty, load.totals.faults, load.totals.failed, load.totals.finished) == (False, 1, 2, 2)
+    assert engine.open_sequences == load.idle_sequences
+
+
+def test_a_fault_of_another_kind_is_told_as_one_of_the_engine() -> None:
+    class BrokenEngine(HistoryEngine):
+        def forward(self, chunks: Items[Chunk]) -> list[Logits]:
+            raise ZeroDivisionError("a bug")
+
+    scheduler = new_scheduler(BrokenEngine(VOCABULARY))
+    ticket = scheduler.submit(request(b"hi"))
+    finish(scheduler)
+    with pytest.raises(BackendError, match="ZeroDivisionError: a bug"):
+        read(ticket)
+
+
+def test_logits_that_are_no_numbers_end_only_their_own_request() -> None:
+    class NanEngine(HistoryEngine):
+        def logits(self, ids: Items[int]) -> Logits:
+            return np.full(VOCABULARY, np.nan, np.float32) if ids[0] == 7 else super().logits(ids)
+
+    engine = NanEngine(VOCABULARY)
+    scheduler = new_scheduler(engine)
+    bad = scheduler.submit(request([7, 1]))
+    good = request([1, 7])
+    ticket = scheduler.submit(good)
+    finish(scheduler)
+    with pytest.raises(BackendError, match="nan"):
+        read(bad)
+    assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, good).token_ids
+    assert engine.open_sequences == scheduler.load().idle_sequences == 1
+
+
+def test_a_sequence_that_cannot_be_opened_fails_its_request_alone() -> None:
+    class FullEngine(HistoryEngine):
+        def open_sequence(self) -> FakeSequence:
+            if self.open_sequences == 1:
+                raise BackendError("the device has no more memory")
+            return super().open_sequence()
+
+    scheduler = new_scheduler(FullEngine(VOCABULARY))
+    running = scheduler.submit(request(b"a", 4))
+    ticket = scheduler.submit(request(b"b"))
+    finish(scheduler)
+    with pytest.raises(BackendError, match="no more memory"):
+        read(ticket)
+    assert said(running).finish_reason == "length"
+
+
+def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine)
+    first = scheduler.submit(request(b"a system prompt. hello", 4))
+    finish(scheduler)
+    answer = said(first).token_ids
+    engine.fed.clear()
+    prompt = [*b"a system prompt. hello", *answer, *b" and"]
+    second = scheduler.submit(request(prompt, 1))
+    finish(scheduler)
+    assert said(second).stats.reused_tokens == len(prompt) - 5
+    assert engine.fed == [[answer[-1], *b" and"]]
+    totals = scheduler.load().totals
+    assert (totals.reused_tokens, totals.prompt_tokens) == (len(prompt) - 5, len(prompt) + 22)
+
+
+def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
+    requests = [request([one] * 60, 100) for one in range(3)]
+    tickets = [scheduler.submit(one) for one in requests]
+    most = 0
+    while scheduler.step():
+        held = scheduler.load()
+        most = max(most, held.held_tokens)
+        assert held.held_tokens <= held.max_held_tokens == 300
+    assert most == 256  # in blocks of 64
+    assert scheduler.load().totals.put_off > 0
+    for ticket, one in zip(tickets, requests, strict=True):
+        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+
+
+def test_memory_for_less_than_one_context_is_refused() -> None:
+    with pytest.raises(RequestError, match="a context of 256 tokens takes 1024"):
+        new_scheduler(new_engine(), kv_bytes=1023)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(RequestError, match="max_running is 0; 1 or more is allowed"):
+        SchedulerSettings(max_running=0)
+
+
+def test_closing_with_grace_finishes_what_was_taken() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine, max_running=1)
+    tickets = [scheduler.submit(request([one], 3)) for one in range(3)]
+    scheduler.close(grace_s=10)
+    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+    assert engine.open_sequences == 0
+    with pytest.raises(ShutdownError):
+        scheduler.submit(request(b"late"))
+
+
+def test_closing_without_grace_fails_what_is_left() -> None:
+    engine = new_engine()
+    scheduler = new_scheduler(engine, max_running=1)
+    tickets = [scheduler.submit(request([one], 3)) for one in range(2)]
+    scheduler.step()
+    scheduler.close()
+    scheduler.close()
+    for ticket in tickets:
+        with pytest.raises(ShutdownError):
+            read(ticket)
+    assert engine.open_sequences == 0
+
+
+def test_a_thread_serves_what_other_threads_ask() -> None:
+    engine = new_engine()
+    requests = [request([one, 3], 5) for one in range(12)]
+    results: dict[int, Result] = {}
+
+    def ask(scheduler: Scheduler, place: int) -> None:
+        *_, result = scheduler.submit(requests[place])
+        assert isinstance(result, Result)
+        results[place] = result
+
+    with Scheduler(engine, TOKENIZER) as scheduler:
+        threads = [threading.Thread(target=ask, args=(scheduler, one)) for one in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert engine.open_sequences == 0
+    for place, one in enumerate(requests):
+        assert results[place].token_ids == solo(new_engine(), TOKENIZER, one).token_ids
