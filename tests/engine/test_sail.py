@@ -139,6 +139,19 @@ def test_a_chip_that_sail_cannot_name_is_taken_for_the_bmodels(
         assert device.chip == "bm1684x"
 
 
+def test_a_device_that_sail_cannot_count_is_opened(
+    sail: ModuleType, monkeypatch: pytest.MonkeyPatch, bmodel: Path
+) -> None:
+    def fail() -> int:
+        raise sail.SailDeviceError("bm_dev_getcount failed")
+
+    monkeypatch.setattr(sail, "get_available_tpu_num", fail)
+    with SailDevice(bmodel) as device:
+        assert HEAD in device.nets
+    with pytest.raises(BackendUnavailable, match=r"could not open device 1: SailDeviceError: .* driver"):
+        SailDevice(bmodel, device=1)
+
+
 @pytest.mark.parametrize("numbers", [[0, 0, 0], [-1, 0, 0], [10, 11, 0], [10, -1, 0]])
 def test_memory_is_unknown_where_the_numbers_make_no_sense(
     sail: ModuleType, monkeypatch: pytest.MonkeyPatch, device: SailDevice, numbers: list[int]

@@ -238,15 +238,27 @@ class SailDevice(Device):
             yield
 
     def _open_handle(self) -> Handle:
-        with self._calling("count the devices"):
+        with self._calling("set its log level"):
             self._sail.set_loglevel(self._sail.LogLevel.ERROR)
-            count = self._sail.get_available_tpu_num()
-        if not 0 <= self._device < count:
+        count = self._count_devices()
+        if count is not None and not 0 <= self._device < count:
             raise BackendUnavailable(
                 f"there is no device {self._device}: SAIL sees {count}, counted from 0; bm-smi lists them"
             )
-        with self._calling(f"open device {self._device}"):
-            return self._sail.Handle(self._device)
+        try:
+            with self._calling(f"open device {self._device}"):
+                return self._sail.Handle(self._device)
+        except DeviceError as error:
+            raise BackendUnavailable(
+                f"{error}; install the SOPHON driver, or use a quantised checkpoint on the cpu"
+            ) from error
+
+    def _count_devices(self) -> int | None:
+        try:
+            with self._calling("count the devices"):
+                return self._sail.get_available_tpu_num()
+        except DeviceError:  # a SoC may lack the control node of a card's driver; opening the device tells
+            return None
 
     def _open_engine(self) -> EngineLLM:
         if self._engine is None:
