@@ -24,7 +24,7 @@ Source = Weights | FloatCheckpoint
 """A quantised checkpoint, or a float one where everything is compiled with 16 bits."""
 
 _EMBEDDING = "model.embed_tokens"
-_SLICE_WEIGHTS = 1 << 22  # 16 MB as float32
+_SLICE_WEIGHTS = 1 << 20  # 4 MB as float32, for the caches: larger slices take twice as long to transpose
 _ROW_MULTIPLE = 64  # a slice of packed rows begins at a whole word
 _LIMITS = {"float16": float(np.finfo(np.float16).max), "bfloat16": 3.3895313892515355e38}
 

@@ -84,16 +84,9 @@ class Graph:
         shape = (*values.shape[:-1], integers.shape[0])
         return self._operation("A16MatMul", name, [values, *packed, None], shape, attributes)
 
-    def matmul(self, name: str, values: Value, right: Value, *, is_right_transposed: bool = False) -> Value:
-        """Multiply two tensors of floats.
-
-        Shapes: (…, M, K), (…, K, N) → (…, M, N); a transposed right side is (…, N, K).
-        """
-        columns = right.shape[-2 if is_right_transposed else -1]
-        attributes = {"right_transpose": "true"} if is_right_transposed else {}
-        return self._operation(
-            "MatMul", name, [values, right, None], (*values.shape[:-1], columns), attributes
-        )
+    def matmul(self, name: str, values: Value, right: Value) -> Value:
+        """Multiply two tensors of floats. Shapes: (…, M, K), (…, K, N) → (…, M, N)."""
+        return self._operation("MatMul", name, [values, right, None], (*values.shape[:-1], right.shape[-1]))
 
     def add(self, name: str, left: Value, right: Value) -> Value:
         """Add two tensors; axes of one are repeated."""

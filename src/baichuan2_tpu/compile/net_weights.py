@@ -32,7 +32,7 @@ def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arra
     """Return what every stage of one layer's block reads; the source's pages are given back.
 
     Shapes: integers (N, K * bits / 8), the lower bits first; scales float32 and zeros (N, K / 64); with 16
-    bits (N, K) of the settings' type, bfloat16 as its bits.
+    bits (K, N) of the settings' type, bfloat16 as its bits.
     """
     config = source.config
     make_tables = _rotary_arrays if config.position == "rope" else alibi_arrays
@@ -43,7 +43,7 @@ def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arra
     for name, shape in layer_linears(config, layer).items():
         key = name.removeprefix(prefix)
         if settings.bits == 16:
-            arrays[f"{key}.weight"] = _float_array(source, name, shape, settings.dtype)
+            arrays[f"{key}.weight"] = _float_columns(source, name, shape, settings.dtype)
         else:
             arrays |= _packed_arrays(source, name, key)
     return arrays
@@ -55,20 +55,25 @@ def head_weights(source: Source, settings: CompileSettings) -> Arrays:
     if settings.head != "f16":
         return arrays | _packed_arrays(source, "lm_head", HEAD)
     shape = (source.config.vocabulary_size, source.config.hidden_size)
-    return arrays | {f"{HEAD}.weight": _float_array(source, "lm_head", shape, settings.dtype)}
+    return arrays | {f"{HEAD}.weight": _float_columns(source, "lm_head", shape, settings.dtype)}
 
 
 def embedding_weights(source: Source, settings: CompileSettings) -> Arrays:
     """Return what the embedding reads. Shapes: (V, E)."""
     shape = (source.config.vocabulary_size, source.config.hidden_size)
-    return {f"{EMBEDDING}.weight": _float_array(source, "model.embed_tokens", shape, settings.dtype)}
+    rows = list(float_rows(source, "model.embed_tokens", shape, settings.dtype))
+    return {f"{EMBEDDING}.weight": np.concatenate(rows)}
 
 
-def _float_array(source: Source, name: str, shape: tuple[int, int], dtype: Float) -> NDArray[Any]:
-    values = np.empty(shape, np.float16 if dtype == "float16" else np.uint16)
+def _float_columns(source: Source, name: str, shape: tuple[int, int], dtype: Float) -> NDArray[Any]:
+    """Return a linear with its inputs outside: so the chip reads it at 58 GB/s, not 43 (cycle model).
+
+    Shapes: ``shape`` is (N, K); the result (K, N).
+    """
+    values = np.empty((shape[1], shape[0]), np.float16 if dtype == "float16" else np.uint16)
     start = 0
     for rows in float_rows(source, name, shape, dtype):
-        values[start : start + len(rows)] = rows
+        values[:, start : start + len(rows)] = rows.T
         start += len(rows)
     return values
 

@@ -187,8 +187,8 @@ def _linear(graph: Graph, name: str, states: Value, source: str, form: _Form) ->
     """Multiply with the weights of ``source``."""
     inputs = states.shape[-1]
     if form.bits == 16:
-        weight = graph.weight(f"{source}.weight", (form.outputs, inputs), _ELEMENTS[form.dtype])
-        return graph.matmul(name, states, weight, is_right_transposed=True)
+        weight = graph.weight(f"{source}.weight", (inputs, form.outputs), _ELEMENTS[form.dtype])
+        return graph.matmul(name, states, weight)
     groups = (form.outputs, inputs // GROUP_SIZE)
     packed = (
         graph.weight(f"{source}.qweight", (form.outputs, inputs * form.bits // 8), "ui8"),

@@ -67,7 +67,7 @@ def test_sixteen_bits_hold_the_floats_that_the_integers_stand_for(bits: Literal[
     weights = random_weights(bits)
     arrays = block_weights(weights, replace(SETTINGS, bits=16), 0)
     wanted = dequantize(weights.linear("model.layers.0.mlp.up_proj"))
-    assert np.array_equal(arrays["mlp.up_proj.weight"], wanted.astype(np.float16))
+    assert np.array_equal(arrays["mlp.up_proj.weight"].T, wanted.astype(np.float16))
     assert not any(name.endswith("qweight") for name in arrays)
 
 
@@ -88,7 +88,7 @@ def test_the_embedding_is_the_checkpoints() -> None:
 def test_bfloat16_is_rounded_to_the_nearest_and_to_even_between_two() -> None:
     weights = random_weights(8)
     arrays = head_weights(weights, replace(SETTINGS, head="f16", dtype="bfloat16"))
-    found = (arrays["lm_head.weight"].astype(np.uint32) << 16).view(np.float32)
+    found = (arrays["lm_head.weight"].T.astype(np.uint32) << 16).view(np.float32)
     wanted = dequantize(weights.linear("lm_head"))
     unit = np.float32(2.0) ** (np.frexp(wanted)[1] - 8)
     assert np.array_equal(found, np.round(wanted / unit) * unit)
@@ -106,10 +106,10 @@ def test_a_float_checkpoint_is_split_and_its_head_normalised(checkpoint: FloatCh
     arrays = block_weights(checkpoint, settings, 1)
     keys = checkpoint.read("model.layers.1.self_attn.k_proj")
     # The checkpoint itself is of bfloat16: nothing is rounded.
-    bits = arrays["self_attn.k_proj.weight"].astype(np.uint32) << 16
+    bits = arrays["self_attn.k_proj.weight"].T.astype(np.uint32) << 16
     assert np.array_equal(bits.view(np.float32), keys)
     head = head_weights(checkpoint, replace(settings, dtype="float16"))["lm_head.weight"]
-    np.testing.assert_allclose(np.linalg.norm(head.astype(np.float64), axis=1), 1, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(head.astype(np.float64), axis=0), 1, rtol=1e-3)
 
 
 def test_slices_join_to_the_whole(checkpoint: FloatCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
