@@ -101,9 +101,10 @@ def private_bytes(process: int) -> int:
 def folder_bytes(folder: Path) -> int:
     """Return the disk that a folder takes; holes in files take none."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # it was removed meanwhile
-            total += path.lstat().st_blocks * 512
+    for root, _, names in os.walk(folder):  # it passes over folders that are removed meanwhile
+        for name in names:
+            with suppress(OSError):
+                total += Path(root, name).lstat().st_blocks * 512
     return total
 
 
