@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -159,6 +160,28 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     make()
     assert contents(make.out) == contents(whole)
     assert not make.partial.exists()
+
+
+def test_ctrl_c_leaves_no_compiler_and_can_be_gone_on_with(make: Make, whole: Path) -> None:
+    words = [make.checkpoint, make.out, make.toolchain.root, make.toolchain.version]
+    process = subprocess.Popen([sys.executable, "-c", BUILD, *map(str, words)], stderr=subprocess.PIPE)
+    while not has_a_net(make.partial) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert err.endswith(b"KeyboardInterrupt\n")
+    assert not working_in(make.partial)
+    make()
+    assert contents(make.out) == contents(whole)
+
+
+def working_in(folder: Path) -> list[str]:
+    """Return the processes whose working directory lies in a folder."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile, or is somebody else's
+            found.append(str((process / "cwd").readlink()))
+    return [directory for directory in found if directory.startswith(str(folder))]
 
 
 class StoppedError(Exception):
