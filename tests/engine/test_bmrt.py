@@ -31,9 +31,9 @@ from baichuan2_tpu.engine.bmrt import BmrtDevice
 from baichuan2_tpu.engine.bundle import open_bundle
 simulator, folder = map(Path, sys.argv[1:])
 engine = open_bundle(folder, lambda path, size: BmrtDevice(path, simulator=simulator, reserve_bytes=size))
-print(engine.forward([Chunk(engine.open_sequence(), [1, 2, 3])])[0].shape)
+print(engine.forward([Chunk(engine.open_sequence(), [1, 2, 3])])[0].shape, sys.float_info.min / 2 > 0)
 """
-"""Run in a process of its own, which ends without closing the engine."""
+"""Run in a process of its own, which ends without closing the engine. It also looks at a subnormal number."""
 
 FIRMWARE_BYTES = 5_600_000
 """Every bmodel carries it; model_tool does not count it as device memory, the header's reader does."""
@@ -45,12 +45,11 @@ def bmodel(tiny_bundle: TinyBundles) -> Path:
     return folder / Manifest.read(folder).bmodel
 
 
-def test_standard_output_has_the_programs_lines_alone_and_the_end_is_clean(
-    bmodel: Path, tiny_bundle: TinyBundles
-) -> None:
+def test_a_process_keeps_its_output_its_arithmetic_and_a_clean_end(bmodel: Path) -> None:
+    # The simulator prints from C, makes its caller flush subnormal numbers to zero, and crashed at the end.
     command = [sys.executable, "-c", RUN, str(find_simulator()), str(bmodel.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "(1, 448)\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "(1, 448) True\n"), done.stderr
     assert "cmodel" in done.stderr  # it did print
 
 
@@ -64,9 +63,9 @@ def test_the_header_tells_chip_and_memory(bmodel: Path) -> None:
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_bmodel_cut_anywhere_is_refused(bmodel: Path, tmp_path: Path, share: float) -> None:
-    data = bmodel.read_bytes()
+    length = bmodel.stat().st_size
     short = tmp_path / "short.bmodel"
-    short.write_bytes(data[: int(len(data) * share)])
+    short.write_bytes(bmodel.read_bytes()[: min(int(length * share), length - 1)])
     with pytest.raises(ArtifactError, match=r"is no bmodel|has \d+ bytes, its"):
         BmodelFile.read(short)
 
