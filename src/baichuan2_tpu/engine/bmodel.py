@@ -174,13 +174,13 @@ class BmodelEngine(Engine):
 
     def _fill(self, row: NDArray[np.float32], outputs: list[NDArray[Any]]) -> None:
         """Write what the head gives into a row of logits. Shapes: row (V,)."""
-        match self._plan.head.output:
-            case "logits":
-                row[:] = outputs[0].ravel()
-            case "sample":
-                row[outputs[1].ravel()] = outputs[0].ravel()
-            case "token":
-                row[outputs[0].item()] = 0
+        output = self._plan.head.output
+        if output == "logits":
+            row[:] = outputs[0].ravel()
+        elif output == "sample":
+            row[outputs[1].ravel()] = outputs[0].ravel()
+        else:
+            row[outputs[0].item()] = 0
 
     def _activate(self, loop: BlockLoop, sequence: BmodelSequence) -> None:
         """Put the rows of a sequence where the blocks read them."""

@@ -113,16 +113,16 @@ class Device(ABC):
 
     @abstractmethod
     def allocate(self, dtype: str, shape: Shape) -> Buffer:
-        """Return new memory, all zero.
+        """Return new memory, all zero; it is freed with the last buffer that refers to it.
 
-        Raises: DeviceError when the device has not enough memory.
+        Raises: BackendError when the device has not enough memory.
         """
 
     @abstractmethod
     def view(self, buffer: Buffer, offset: int, shape: Shape) -> Buffer:
         """Return ``shape`` elements of ``buffer`` from element ``offset`` on, sharing its memory.
 
-        The buffer must outlive the view. Raises: DeviceError when it does not fit.
+        A view keeps what it views alive. Raises: DeviceError when it does not fit.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.engine import elf
+from baichuan2_tpu.engine import elf, simulator
 from baichuan2_tpu.engine.bmrt_library import BmrtLibrary, MemoryStruct
 from baichuan2_tpu.engine.bmrt_nets import StageMemory, check_shared
 from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
@@ -63,6 +63,25 @@ def test_a_library_of_another_version_is_named(folder: Path) -> None:
     with pytest.raises(
         BackendUnavailable, match=r"does not call pthread_mutex_unlock, as tpu_mlir 1\.30\.2's"
     ):
+        prepare_simulator(folder)
+
+
+def test_memory_that_may_not_be_changed_is_told() -> None:
+    with pytest.raises(
+        BackendUnavailable, match="this system forbids to change the simulator's memory: Cannot"
+    ):
+        simulator._protect(0, 3)  # nothing is ever mapped there
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86_64 machine: so is the simulator")
+def test_a_library_whose_place_is_unknown_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_loaded(path: Path) -> int:
+        raise ValueError(f"{path}: is not loaded")
+
+    shutil.copyfile(loaded_library("libm.so"), folder / "libcmodel_bm1684x.so")
+    monkeypatch.setattr(simulator, "call_slots", lambda path, function: [16])
+    monkeypatch.setattr(simulator, "load_address", not_loaded)
+    with pytest.raises(BackendUnavailable, match="is not loaded; run baichuan2 toolchain install"):
         prepare_simulator(folder)
 
 
