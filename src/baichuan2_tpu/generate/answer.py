@@ -73,7 +73,8 @@ class Answer:
         Shapes: logits (V,). Raises: BackendError when they are no numbers.
         """
         length = len(self.prompt_ids) + len(self._ids)
-        token_id = choose(logits, self._settings.sampling, self._history[:length], self._generator)
+        history, sampling = self._history[:length], self._settings.sampling
+        token_id = choose(logits, sampling, history, self._generator, answered=len(self._ids))
         self._tokens_s.append(self._clock_s() - self._started_s)
         if token_id in self._stop_ids:
             self._finish_reason = "stop"

@@ -1,7 +1,7 @@
 """What can be asked of an engine that knows only the likeliest tokens of a row.
 
-Not here: choosing among them (``sampling``). A repetition penalty of 1 or more is applied among the tokens
-that are known: another could come before them only where almost all of these were said before.
+Not here: choosing among them (``sampling``). What makes tokens less likely is applied among those that are
+known: another could come before them only where almost all of these were said before, or are biased against.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ def check_candidates(engine: Engine, settings: GenerationSettings) -> None:
 
     Raises: RequestError naming the setting, what is known and what can be asked for.
     """
+    _check_biased(settings.sampling, engine.config.vocabulary_size)
     known = engine.candidates
     if known == engine.config.vocabulary_size:
         return
@@ -25,21 +26,31 @@ def check_candidates(engine: Engine, settings: GenerationSettings) -> None:
         raise _refusal(engine, "log probabilities need all of them; ask for none")
     if not settings.sampling.is_greedy and not 0 < settings.sampling.top_k <= known:
         raise _refusal(engine, _sampling_advice(settings.sampling.top_k, known))
-    _check_penalty(engine, settings.sampling)
+    for name, value, lift in _shifts(settings.sampling):
+        if engine.candidates == 1 and lift != 0:
+            raise _refusal(engine, f"{name} {value:g} has no other to choose; leave it out")
+        if lift > 0:
+            raise _refusal(
+                engine, f"{name} {value:g} could lift another; only the other direction is possible"
+            )
 
 
-def _check_penalty(engine: Engine, sampling: SamplingSettings) -> None:
-    """Check that the penalty can change the choice only in favour of a token that is known."""
-    penalty = sampling.repetition_penalty
-    if engine.candidates == 1 and penalty != 1:
-        raise _refusal(
-            engine, f"a repetition penalty of {penalty:g} has no other to choose; use --repetition-penalty 1"
-        )
-    if penalty < 1:
-        raise _refusal(
-            engine,
-            f"a repetition penalty of {penalty:g} could lift another; use --repetition-penalty 1 or more",
-        )
+def _check_biased(sampling: SamplingSettings, vocabulary_size: int) -> None:
+    for token_id, _ in sampling.logit_bias:
+        if not 0 <= token_id < vocabulary_size:
+            raise RequestError(
+                f"logit_bias names token {token_id}; 0 to {vocabulary_size - 1} are in the vocabulary"
+            )
+
+
+def _shifts(sampling: SamplingSettings) -> list[tuple[str, float, float]]:
+    """Return each setting that shifts logits: its name, its value, and how far it lifts (below 0: lowers)."""
+    return [
+        ("repetition_penalty", sampling.repetition_penalty, 1 - sampling.repetition_penalty),
+        ("presence_penalty", sampling.presence_penalty, -sampling.presence_penalty),
+        ("frequency_penalty", sampling.frequency_penalty, -sampling.frequency_penalty),
+        *((f"logit_bias of token {token_id}", bias, bias) for token_id, bias in sampling.logit_bias),
+    ]
 
 
 def _sampling_advice(top_k: int, known: int) -> str:

@@ -18,6 +18,9 @@ from baichuan2_tpu.text.files import read_json_object
 __all__ = ["GenerationSettings", "SamplingSettings", "read_settings"]
 
 _MAX_LOGPROBS = 20  # the most an OpenAI client may ask for
+_MAX_PENALTY = 2  # of presence and frequency, by OpenAI's reference; so is the bias
+_MAX_BIAS = 100
+_MAX_BIASED = 1024  # tokens; so many take about as long as a copy of all logits, in each step
 _DEFAULT_MAX_TOKENS = (
     2048  # Baichuan2's generation_config.json; Hugging Face's own default of 20 cuts answers
 )
@@ -29,9 +32,11 @@ _GREEDY_BELOW = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How the next token is chosen, applied in this order: penalty, temperature, top_k, top_p, min_p.
+    """How the next token is chosen, applied in this order: penalties, temperature, top_k, top_p, min_p.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    ``repetition_penalty`` is for tokens of prompt and answer; ``presence_penalty`` and ``frequency_penalty``,
+    off at 0, for those of the answer. ``logit_bias`` pairs token ids with what is added to their logits.
     Without ``seed`` every run differs.
 
     Raises: RequestError naming the value and the range that is allowed.
@@ -43,6 +48,9 @@ class SamplingSettings:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0, 100)
@@ -52,6 +60,11 @@ class SamplingSettings:
         _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100)
         if self.seed is not None:
             _check_range("seed", self.seed, 0, 2**64 - 1)
+        _check_range("presence_penalty", self.presence_penalty, -_MAX_PENALTY, _MAX_PENALTY)
+        _check_range("frequency_penalty", self.frequency_penalty, -_MAX_PENALTY, _MAX_PENALTY)
+        _check_range("the number of tokens in logit_bias", len(self.logit_bias), 0, _MAX_BIASED)
+        for token_id, bias in self.logit_bias:
+            _check_range(f"logit_bias of token {token_id}", bias, -_MAX_BIAS, _MAX_BIAS)
 
     @property
     def is_greedy(self) -> bool:

@@ -51,7 +51,16 @@ def test_a_sample_head_draws_among_the_tokens_it_knows() -> None:
     engine.candidates = 3
     for _ in range(20):
         engine.enqueue(row_of({ord("a"): 1.0, ord("b"): 0.9, ord("c"): 0.8}))
-    sampling = SamplingSettings(top_k=3, top_p=0.9, min_p=0.01, repetition_penalty=1.05, seed=1)
+    sampling = SamplingSettings(
+        top_k=3,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.05,
+        seed=1,
+        presence_penalty=0.1,
+        frequency_penalty=0.01,
+        logit_bias=((ord("a"), -0.5),),
+    )
     assert set(answer(engine, sampling, 20).text) == set("abc")
 
 
@@ -70,7 +79,11 @@ def test_all_is_allowed_where_all_is_known() -> None:
     ("candidates", "settings", "message"),
     [
         (1, GenerationSettings(SamplingSettings(top_k=5)), "likeliest token of each step: it cannot sample;"),
-        (1, GenerationSettings(replace(GREEDY, repetition_penalty=1.05)), "penalty of 1.05 has no other"),
+        (
+            1,
+            GenerationSettings(replace(GREEDY, repetition_penalty=1.05)),
+            "repetition_penalty 1.05 has no other",
+        ),
         (1, GenerationSettings(GREEDY, logprobs=0), "log probabilities need all of them"),
         (
             64,
@@ -82,8 +95,12 @@ def test_all_is_allowed_where_all_is_known() -> None:
         (
             64,
             GenerationSettings(replace(GREEDY, repetition_penalty=0.9)),
-            "penalty of 0.9 could lift another",
+            "repetition_penalty 0.9 could lift another",
         ),
+        (1, GenerationSettings(replace(GREEDY, presence_penalty=1)), "presence_penalty 1 has no other"),
+        (1, GenerationSettings(replace(GREEDY, logit_bias=((7, -1),))), "token 7 -1 has no other"),
+        (64, GenerationSettings(replace(GREEDY, frequency_penalty=-1)), "frequency_penalty -1 could lift"),
+        (64, GenerationSettings(replace(GREEDY, logit_bias=((7, 0.5),))), "token 7 0.5 could lift another"),
     ],
 )
 def test_what_needs_other_tokens_is_refused(
@@ -98,3 +115,10 @@ def test_a_refusal_comes_before_the_prompt_is_fed() -> None:
     with TrackedSequence(engine) as sequence, pytest.raises(RequestError, match="engine fake knows only"):
         next(generate(sequence, TOKENIZER, list(b"h"), GenerationSettings()))
     assert engine.fed == []
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCABULARY])
+def test_a_bias_of_an_unknown_token_is_refused(token_id: int) -> None:
+    settings = GenerationSettings(replace(GREEDY, logit_bias=((token_id, 1),)))
+    with pytest.raises(RequestError, match=f"logit_bias names token {token_id}; 0 to {VOCABULARY - 1} are"):
+        check_candidates(engine_of(VOCABULARY), settings)

@@ -223,6 +223,16 @@ def test_the_penalty_counts_prompt_and_answer() -> None:
     assert run(engine, b"hi", settings)[1].text == "xy"
 
 
+def test_penalties_of_openai_count_the_answer_alone() -> None:
+    engine = ScriptedEngine(VOCABULARY)
+    logits = np.zeros(VOCABULARY, np.float32)
+    logits[[ord("h"), ord("x")]] = [3.0, 2.9]
+    for _ in range(3):
+        engine.enqueue(logits)
+    settings = GenerationSettings(SamplingSettings(temperature=0, frequency_penalty=0.2), max_tokens=3)
+    assert run(engine, b"hi", settings)[1].text == "hxh"
+
+
 def test_a_seed_repeats_an_answer() -> None:
     settings = GenerationSettings(SamplingSettings(seed=4), max_tokens=12)
     first, second = (run(HistoryEngine(VOCABULARY), b"hi", settings)[1] for _ in range(2))

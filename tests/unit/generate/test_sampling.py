@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import BackendError
-from baichuan2_tpu.generate.sampling import Distribution, choose, distribution, draw, logprobs, penalize
+from baichuan2_tpu.generate.sampling import (
+    Distribution,
+    adjust,
+    choose,
+    distribution,
+    draw,
+    logprobs,
+    penalize,
+)
 from baichuan2_tpu.generate.settings import SamplingSettings
 
 NOTHING_SEEN = np.zeros(0, np.intp)
@@ -126,6 +134,49 @@ def test_the_penalty_counts_for_greedy_too() -> None:
     settings = SamplingSettings(temperature=0, repetition_penalty=1.5)
     logits = np.array([3.0, 2.5], np.float32)
     assert choose(logits, settings, np.array([0]), np.random.default_rng(0)) == 1
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 7, 500]),
+    presence=st.sampled_from([-2.0, 0.0, 0.5]),
+    frequency=st.sampled_from([-0.3, 0.0, 2.0]),
+    said=st.integers(0, 60),
+    biased=st.integers(0, 5),
+)
+def test_openais_terms_are_the_defined_ones(
+    *, seed: int, size: int, presence: float, frequency: float, said: int, biased: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    logits, answer_ids = random_scores(seed, size, 3.0), generator.integers(0, size, said)
+    bias = {int(token): float(generator.integers(-100, 101)) for token in generator.integers(0, size, biased)}
+    settings = SamplingSettings(
+        presence_penalty=presence, frequency_penalty=frequency, logit_bias=tuple(bias.items())
+    )
+    # OpenAI: mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence, and the bias added.
+    counts = np.bincount(answer_ids, minlength=size)
+    wanted = logits - counts * frequency - (counts > 0) * presence + [bias.get(j, 0) for j in range(size)]
+    before = logits.copy()
+    assert np.abs(adjust(logits, answer_ids, settings) - wanted).max() < 1e-4
+    assert (logits == before).all()
+
+
+def test_penalties_of_presence_and_frequency_count_the_answer_alone() -> None:
+    logits = np.array([3.0, 2.5, 0.0], np.float32)
+    for settings in (
+        SamplingSettings(temperature=0, presence_penalty=0.6),
+        SamplingSettings(temperature=0, frequency_penalty=0.3),
+    ):
+        for answered, wanted in ((0, 0), (2, 1)):
+            seen = np.array([1, 1, 0, 0])
+            assert choose(logits, settings, seen, np.random.default_rng(0), answered=answered) == wanted
+
+
+def test_a_bias_forces_a_token_or_bans_it() -> None:
+    logits = np.array([3, 2, 1], np.float32)
+    for bias, wanted in (((2, 100),), 2), (((0, -100),), 1):
+        settings = SamplingSettings(logit_bias=bias)
+        assert choose(logits, settings, NOTHING_SEEN, np.random.default_rng(0)) == wanted
 
 
 @pytest.mark.parametrize("size", [3, 1000])

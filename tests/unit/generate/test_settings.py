@@ -21,9 +21,13 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
         ({"min_p": 2}, "min_p is 2; 0 to 1 is allowed"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; 0.01 to 100 is allowed"),
         ({"seed": -1}, "seed is -1; 0 to"),
+        ({"presence_penalty": 2.1}, "presence_penalty is 2.1; -2 to 2 is allowed"),
+        ({"frequency_penalty": -3}, "frequency_penalty is -3; -2 to 2 is allowed"),
+        ({"logit_bias": ((5, 101),)}, "logit_bias of token 5 is 101; -100 to 100 is allowed"),
+        ({"logit_bias": ((5, 1),) * 1025}, "number of tokens in logit_bias is 1025; 0 to 1024 is allowed"),
     ],
 )
-def test_sampling_settings_name_the_value_and_the_range(changes: dict[str, float], message: str) -> None:
+def test_sampling_settings_name_the_value_and_the_range(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         SamplingSettings(**changes)  # pyright: ignore[reportArgumentType] - the faults under test
 
