@@ -1,5 +1,6 @@
 """A folder with a bmodel and no manifest, as the vendor's files are put together; nothing is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from baichuan2_tpu.artifact import MANIFEST_NAME, find_bmodel
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.engine.registry import open_engine
-from baichuan2_tpu.engine.vendor import read_vendor_config
+from baichuan2_tpu.engine.vendor import open_vendor_bmodel, read_vendor_config
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, RequestError
 from baichuan2_tpu.resolve import resolve_model
+from numpy_device import NumpyDevice
+from random_model import float_weights, random_weights
 from tiny_checkpoint import rope_config, write_config
 
 
@@ -58,3 +61,23 @@ def test_it_is_taken_for_the_7b_unless_a_config_is_there(folder: Path) -> None:
     assert (read_vendor_config(folder).layers, read_vendor_config(folder).vocabulary_size) == (32, 125_696)
     write_config(folder, rope_config(layers=3))
     assert read_vendor_config(folder).layers == 3
+
+
+MODEL = random_weights("rope", 4)
+FLOATS = float_weights(MODEL)
+
+
+def test_nets_without_an_embedding_are_a_part_of_a_bundle(folder: Path) -> None:
+    write_config(folder, MODEL.config)
+    device = NumpyDevice(MODEL.config, FLOATS, form="converter")
+    with pytest.raises(ArtifactError, match="has no net embedding, so it is part of a bundle"):
+        open_vendor_bmodel(folder / "baichuan2-7b_int8_1dev.bmodel", lambda _path, _bytes: device)
+
+
+def test_logits_of_another_vocabulary_are_refused(folder: Path) -> None:
+    write_config(folder, replace(MODEL.config, vocabulary_size=999))
+    device = NumpyDevice(MODEL.config, FLOATS, form="converter", has_embedding=True)
+    with pytest.raises(
+        ArtifactError, match=f"vocabulary is {MODEL.config.vocabulary_size}, config.json has 999"
+    ):
+        open_vendor_bmodel(folder / "baichuan2-7b_int8_1dev.bmodel", lambda _path, _bytes: device)
