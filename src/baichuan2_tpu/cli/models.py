@@ -5,6 +5,7 @@ Not here: quantising (``resolve``), the engines themselves.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,6 +110,8 @@ def open_model(directory: Path, settings: EngineSettings) -> Engine:
     is_compiled = is_bundle(directory) or find_bmodel(directory) is not None
     if settings.engine in ("auto", "cpu") and not is_compiled:
         context = check_memory(read_config(directory), context)
+    if settings.engine == "simulator":
+        _keep_simulator_output()
     engine = open_engine(
         directory,
         engine=settings.engine,
@@ -120,6 +123,23 @@ def open_model(directory: Path, settings: EngineSettings) -> Engine:
     if engine.is_simulated:
         notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
     return engine
+
+
+def _keep_simulator_output() -> None:
+    """On a terminal, send what the simulator prints to a file: a line a launch would stand in the answer."""
+    import platformdirs
+
+    from baichuan2_tpu.engine.c_stdout import send_c_output_to_file
+
+    if not sys.stderr.isatty():
+        return
+    path = platformdirs.user_state_path("baichuan2-tpu", appauthor=False) / "simulator.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        send_c_output_to_file(path)
+    except OSError:
+        return  # it stays on standard error
+    notice(f"what the simulator prints goes to {path}")
 
 
 @contextmanager
