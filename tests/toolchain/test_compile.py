@@ -18,8 +18,8 @@ import pytest
 
 from baichuan2_tpu.artifact import Manifest
 from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
-from baichuan2_tpu.compile import driver
-from baichuan2_tpu.compile.bmodel_file import read_stages
+from baichuan2_tpu.compile import bundle, driver
+from baichuan2_tpu.compile.bmodel_file import StageLayout, read_stages
 from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent, Progress, compile_bundle
 from baichuan2_tpu.compile.net_weights import Arrays, Source
 from baichuan2_tpu.compile.settings import CompileSettings
@@ -301,3 +301,42 @@ def test_a_failing_compiler_stops_the_build_and_keeps_what_is_finished(
     assert "o_proj.qweight" in message
     assert not make.out.exists()
     assert built(make.partial) == ["block_cache_0", "lm_head"]
+
+
+def other_weights(stages: list[StageLayout]) -> list[StageLayout]:
+    return [replace(stages[0], weights=replace(stages[0].weights, code="0")), *stages[1:]]
+
+
+def other_history(stages: list[StageLayout]) -> list[StageLayout]:
+    return [replace(stages[0], inputs=(0,) * len(stages[0].inputs)), *stages[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [(other_weights, "its stages have different weights"), (other_history, "its stages have different hist")],
+)
+def test_stages_that_do_not_fit_together_stop_the_build(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[StageLayout]], list[StageLayout]],
+    complaint: str,
+) -> None:
+    monkeypatch.setattr(driver, "read_stages", lambda path: change(read_stages(path)))
+    with pytest.raises(CompileError, match=complaint):
+        make()
+    assert built(make.partial) in ([], ["lm_head"])
+
+
+def test_a_net_of_other_shapes_stops_the_build(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_shapes", lambda net: ((1, 2),))
+    with pytest.raises(CompileError, match=r"has the stages .*, wanted are .*\(\(1, 2\),\)"):
+        make()
+
+
+def test_weights_that_change_while_they_move_are_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "copy_range", lambda *_: "another digest")
+    with pytest.raises(
+        CompileError, match=r"block_cache_0\.weights: changed after it was written; run the same"
+    ):
+        make()
+    assert not make.out.exists()
