@@ -41,7 +41,6 @@ from baichuan2_tpu.engine.device_checks import (
     check_values,
     check_view,
 )
-from baichuan2_tpu.engine.float_mode import kept_float_mode
 from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, DeviceError
 
@@ -289,8 +288,7 @@ def _request(library: BmrtLibrary, device: int) -> _Handles:
             "the SOPHON driver, or use --engine simulator, or a quantised checkpoint on the cpu"
         )
     handle = ctypes.c_void_p()
-    with kept_float_mode():
-        status = library.dev_request(handle, device)
+    status = library.dev_request(handle, device)
     if status != 0:
         raise BackendUnavailable(
             f"device {device} cannot be opened: {_STATUSES.get(status, 'unknown status')} ({status}); "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baichuan2_tpu.engine.c_stdout import send_c_output_to_stderr
+from baichuan2_tpu.engine.float_mode import kept_float_mode
 from baichuan2_tpu.errors import BackendUnavailable
 
 __all__ = [
@@ -179,7 +180,8 @@ class BmrtLibrary:
         handle, address, memory = c_void_p, c_void_p, MemoryStruct
         self.dev_getcount = lib("bm_dev_getcount", POINTER(c_int))
         self.dev_query = lib("bm_dev_query", c_int)
-        self.dev_request = lib("bm_dev_request", POINTER(handle), c_int)
+        # The simulator's starts its threads, and changes the arithmetic of the one that calls it.
+        self.dev_request = kept_float_mode()(lib("bm_dev_request", POINTER(handle), c_int))
         self.dev_free = lib("bm_dev_free", handle, result=None)
         self.get_chipid = lib("bm_get_chipid", handle, POINTER(c_uint))
         self.get_stat = lib("bm_get_stat", handle, POINTER(DeviceStat))

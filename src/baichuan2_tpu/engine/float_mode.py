@@ -17,7 +17,7 @@ _ENVIRONMENT_BYTES = 64  # fenv_t has 32 on x86_64 and 8 on aarch64
 
 
 @contextmanager
-def kept_float_mode() -> Generator[None]:
+def kept_float_mode() -> Generator[None, None, None]:
     """Restore the floating-point environment of this thread at the end of the block."""
     libm = ctypes.CDLL("libm.so.6")
     environment = ctypes.create_string_buffer(_ENVIRONMENT_BYTES)
