@@ -108,6 +108,35 @@ def test_stages_in_any_order_compute_one_sequence(bench: Bench, shape: str, bits
     assert error < MOST_ERRORS[dtype], f"1 - cosine is {error:.1e}"
 
 
+# The compiler's ONNX route computes wrong attention, without a word, where the context is the head size.
+MEETINGS: list[tuple[str, int, int]] = [
+    ("wide heads", 128, 64),  # the context is the head size
+    ("wide heads", 256, 128),  # a stage is
+    ("wide heads", 96, 32),  # both together are
+    ("grouped", 128, 64),
+    ("alibi, wide heads", 128, 64),
+    ("alibi, wide heads", 256, 128),
+    ("alibi", 64, 32),
+]
+
+
+@pytest.mark.parametrize(("shape", "context", "stage"), MEETINGS)
+def test_lengths_that_meet_the_head_size_change_nothing(
+    bench: Bench, shape: str, context: int, stage: int
+) -> None:
+    weights = make_weights(SHAPES[shape])
+    settings = replace(SETTINGS, bits=8, context=context, prefill=(stage,))
+    chunks = (stage - 3, 1, 2, 1)
+    states = rounded(random_states(weights.config, sum(chunks)), "float16")
+    nets = [block_net(weights.config, settings, 0, tokens) for tokens in settings.stages]
+    with bench.open(nets, block_weights(weights, settings, 0)) as device:
+        clear_history(device)
+        found = run_block(device, settings, states, chunks)
+    wanted = reference_layer(weights.config, float_weights(weights), 0, states)
+    error = cosine_error(found - states, wanted - states)
+    assert error < MOST_ERRORS["float16"], f"1 - cosine is {error:.1e}"
+
+
 def test_alibi_tells_near_keys_apart_after_a_long_history(bench: Bench) -> None:
     # Float16 cannot tell position 3001 from 3002; one step is a factor of 2.3 for the steepest head.
     config = replace(SHAPES["alibi"], max_context=4096)
