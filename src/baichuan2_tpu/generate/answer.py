@@ -12,14 +12,17 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.generate.events import FinishReason, Result, Stats, TokenChosen
+from baichuan2_tpu.generate.events import FinishReason, PromptScored, Result, Stats, TokenChosen
 from baichuan2_tpu.generate.sampling import choose, logprobs
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.stops import StopStrings
 from baichuan2_tpu.text.stream import StreamDecoder
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Answer"]
+__all__ = ["SCORED_ROWS", "Answer"]
+
+SCORED_ROWS = 64
+"""Rows of logits to take at once for the log probabilities of a prompt: 32 MB by Baichuan2's vocabulary."""
 
 
 class Answer:
@@ -51,6 +54,8 @@ class Answer:
         self._limit = min(settings.max_tokens, max_context - len(prompt_ids) + 1)
         self._history = np.zeros(len(prompt_ids) + self._limit, np.intp)
         self._history[: len(prompt_ids)] = prompt_ids
+        self._is_scored = settings.prompt_logprobs is None
+        self._scored = [TokenChosen(prompt_ids[0])]
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._finish_reason: FinishReason | None = None
@@ -63,15 +68,43 @@ class Answer:
         """Whether no more tokens may be chosen."""
         return self._finish_reason is not None
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the rows behind the prompt's tokens are wanted, for ``score``."""
+        return not self._is_scored
+
+    @property
+    def reusable_ids(self) -> Sequence[int]:
+        """The beginning of the prompt that a sequence may hold already, but for its last id."""
+        return self.prompt_ids[: len(self._scored)] if self.is_scoring else self.prompt_ids
+
+    def score(self, logits: NDArray[np.float32], start: int) -> PromptScored | None:
+        """Take rows behind the prompt's tokens from number ``start`` on; return all scores with the last.
+
+        Shapes: logits (T, V). A row behind the prompt's last token, or one taken before, is passed over.
+        Raises: BackendError when they are no numbers.
+        """
+        count = self._settings.prompt_logprobs
+        if count is None or self._is_scored:
+            return None
+        done = len(self._scored)
+        for row, token_id in zip(logits[done - start - 1 :], self.prompt_ids[done:], strict=False):
+            self._scored.append(_with_logprobs(row, token_id, count))
+        self._is_scored = len(self._scored) == len(self.prompt_ids)
+        return PromptScored(tuple(self._scored)) if self._is_scored else None
+
     def start_token(self) -> None:
         """Begin to count the time of the next token."""
         self._started_s = self._clock_s()
 
     def choose(self, logits: NDArray[np.float32]) -> TokenChosen | None:
-        """Choose the next token; None when it is one that ends the answer.
+        """Choose the next token; None when it is one that ends the answer, or none is wanted.
 
         Shapes: logits (V,). Raises: BackendError when they are no numbers.
         """
+        if self._limit == 0:
+            self._finish_reason = "length"
+            return None
         length = len(self.prompt_ids) + len(self._ids)
         history, sampling = self._history[:length], self._settings.sampling
         token_id = choose(logits, sampling, history, self._generator, answered=len(self._ids))
@@ -83,8 +116,7 @@ class Answer:
         self._ids.append(token_id)
         if self._settings.logprobs is None:
             return TokenChosen(token_id)
-        own, *top = logprobs(logits, token_id, self._settings.logprobs)
-        return TokenChosen(token_id, own.logprob, tuple(top))
+        return _with_logprobs(logits, token_id, self._settings.logprobs)
 
     def read(self, token_id: int) -> str:
         """Return the text this token lets be shown."""
@@ -125,3 +157,8 @@ class Answer:
             tok_per_s=len(later_s) / total_s if total_s else None,
         )
         return Result("".join(self._texts), tuple(self._ids), self._finish_reason or "cancelled", stats)
+
+
+def _with_logprobs(logits: NDArray[np.float32], token_id: int, count: int) -> TokenChosen:
+    own, *top = logprobs(logits, token_id, count)
+    return TokenChosen(token_id, own.logprob, tuple(top))

@@ -22,7 +22,7 @@ def check_candidates(engine: Engine, settings: GenerationSettings) -> None:
     known = engine.candidates
     if known == engine.config.vocabulary_size:
         return
-    if settings.logprobs is not None:
+    if (settings.logprobs, settings.prompt_logprobs) != (None, None):
         raise _refusal(engine, "log probabilities need all of them; ask for none")
     if not settings.sampling.is_greedy and not 0 < settings.sampling.top_k <= known:
         raise _refusal(engine, _sampling_advice(settings.sampling.top_k, known))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from baichuan2_tpu.generate.sampling import TokenLogprob
 
-__all__ = ["Event", "FinishReason", "Result", "Stats", "TextPiece", "TokenChosen"]
+__all__ = ["Event", "FinishReason", "PromptScored", "Result", "Stats", "TextPiece", "TokenChosen"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,6 +29,16 @@ class TokenChosen:
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The prompt's tokens with their log probabilities, where they were asked for; comes first, and once.
+
+    The first token, which nothing comes before, has none.
+    """
+
+    tokens: tuple[TokenChosen, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +69,4 @@ class Result:
     stats: Stats
 
 
-Event = TextPiece | TokenChosen | Result
+Event = PromptScored | TextPiece | TokenChosen | Result

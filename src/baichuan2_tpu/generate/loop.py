@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.answer import Answer
+from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
 from baichuan2_tpu.generate.candidates import check_candidates
-from baichuan2_tpu.generate.events import Event, FinishReason, Result, Stats, TextPiece, TokenChosen
+from baichuan2_tpu.generate.events import (
+    Event,
+    FinishReason,
+    PromptScored,
+    Result,
+    Stats,
+    TextPiece,
+    TokenChosen,
+)
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.text.tokenizer import Tokenizer
@@ -23,6 +31,7 @@ from baichuan2_tpu.text.tokenizer import Tokenizer
 __all__ = [
     "Event",
     "FinishReason",
+    "PromptScored",
     "Result",
     "Stats",
     "TextPiece",
@@ -54,7 +63,7 @@ def generate(
     answer = Answer(
         tokenizer, prompt_ids, settings, eos_ids=engine.config.eos_ids, max_context=engine.max_context
     )
-    logits = _prefill(sequence, answer, is_cancelled)
+    logits = yield from _prefill(sequence, answer, is_cancelled)
     while logits is not None:
         chosen = answer.choose(logits[-1])
         if chosen is None:
@@ -83,18 +92,22 @@ def check_prompt(engine: Engine, prompt_ids: Sequence[int], settings: Generation
 
 def _prefill(
     sequence: TrackedSequence, answer: Answer, is_cancelled: Callable[[], bool]
-) -> NDArray[np.float32] | None:
-    """Feed what is new of the prompt; None when cancelled."""
-    answer.reused_tokens = sequence.keep_prefix(answer.prompt_ids)
+) -> Generator[PromptScored, None, NDArray[np.float32] | None]:
+    """Feed what is new of the prompt and return the logits behind it; None when cancelled."""
+    answer.reused_tokens = sequence.keep_prefix(answer.reusable_ids)
     last = len(answer.prompt_ids) - 1
     logits = None
-    step = sequence.engine.prompt_piece
+    piece_size = sequence.engine.prompt_piece
+    step = min(piece_size, SCORED_ROWS) if answer.is_scoring else piece_size
     for start in range(answer.reused_tokens, last + 1, step):
         if is_cancelled():
             answer.cancel()
             return None
         piece = answer.prompt_ids[start : start + step]
-        logits = sequence.feed(piece, int(start + len(piece) > last))
+        logits = sequence.feed(piece, len(piece) if answer.is_scoring else int(start + len(piece) > last))
+        scored = answer.score(logits, start)
+        if scored is not None:
+            yield scored
     return logits
 
 

@@ -76,9 +76,10 @@ class SamplingSettings:
 class GenerationSettings:
     """How tokens are chosen and when the answer ends.
 
-    ``logprobs`` asks for the log probability of each token and of that many most likely ones.
+    ``logprobs`` asks for the log probability of each token and of that many most likely ones;
+    ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused.
 
-    Units: ``max_tokens`` counts the answer's tokens.
+    Units: ``max_tokens`` counts the answer's tokens; 0 is for ``prompt_logprobs`` alone.
     Raises: RequestError naming the value and the range that is allowed.
     """
 
@@ -87,11 +88,13 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check_range("max_tokens", self.max_tokens, 1, math.inf)
-        if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
+        _check_range("max_tokens", self.max_tokens, int(self.prompt_logprobs is None), math.inf)
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if count is not None:
+                _check_range(name, count, 0, _MAX_LOGPROBS)
         if "" in self.stop:
             raise RequestError("a stop string is empty; one character or more is allowed")
 

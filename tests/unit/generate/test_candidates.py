@@ -92,6 +92,7 @@ def test_all_is_allowed_where_all_is_known() -> None:
         ),
         (64, GenerationSettings(SamplingSettings(top_k=65)), "sampling with top_k 65 needs others"),
         (64, GenerationSettings(GREEDY, logprobs=2), "log probabilities need all of them"),
+        (64, GenerationSettings(GREEDY, prompt_logprobs=0), "log probabilities need all of them"),
         (
             64,
             GenerationSettings(replace(GREEDY, repetition_penalty=0.9)),

@@ -37,6 +37,8 @@ def test_sampling_settings_name_the_value_and_the_range(changes: dict[str, objec
     [
         ({"max_tokens": 0}, "max_tokens is 0; 1 or more is allowed"),
         ({"logprobs": 21}, "logprobs is 21; 0 to 20 is allowed"),
+        ({"max_tokens": -1, "prompt_logprobs": 0}, "max_tokens is -1; 0 or more is allowed"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs is 21; 0 to 20 is allowed"),
         ({"stop": ("a", "")}, "a stop string is empty"),
     ],
 )
