@@ -20,7 +20,7 @@ class SchedulerSettings:
 
     ``max_running`` answers grow at once and ``max_waiting`` more requests wait. ``kv_bytes`` bounds the keys
     and values of running and kept sequences; None bounds their number alone, by the engine's. ``max_pause_s``
-    is how long a step may take because of prompts, while answers wait for their next token.
+    is how much longer a step may take because of new prompts, while answers wait for their next token.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -42,7 +42,7 @@ class Totals:
     """What was done since the start.
 
     ``refused`` found the queue full; ``put_off`` counts answers stopped for want of memory and gone on with
-    later; ``faults`` are steps that failed. The last three are counted when a request ends.
+    later; ``faults`` are steps that failed. Tokens are counted when a request ends.
     """
 
     finished: int = 0

@@ -14,29 +14,30 @@ _LEAST_TOKENS = 16
 
 
 class Pace:
-    """Learns how long a token of a prompt takes.
+    """Learns how many tokens of prompts make a step longer by ``max_pause_s``.
 
-    ``prompt_piece`` is the most to feed at once. Units: ``max_pause_s`` for a step in which answers wait.
+    ``prompt_piece`` is the most to feed at once.
     """
 
     def __init__(self, prompt_piece: int, max_pause_s: float) -> None:
         self._prompt_piece = prompt_piece
         self._max_pause_s = max_pause_s
         self._most_tokens = _LEAST_TOKENS
+        self._answers_s = 0.0  # the latest step without prompts
 
-    def budget(self, answering: int) -> int:
-        """Return how many tokens of prompts to feed beside the tokens of that many answers."""
-        if answering == 0:
-            return self._prompt_piece
-        return min(max(self._most_tokens - answering, _LEAST_TOKENS), self._prompt_piece)
+    def budget(self, *, is_answering: bool) -> int:
+        """Return how many tokens of prompts to feed; few while answers wait for their next token."""
+        return min(self._most_tokens, self._prompt_piece) if is_answering else self._prompt_piece
 
-    def note(self, tokens: int, elapsed_s: float) -> None:
-        """Learn from a step with prompts in it.
-
-        A step takes a fixed time and a time a token. Supposing it all in proportion, step after step, ends at
-        the tokens that take ``max_pause_s``.
-        """
-        self._most_tokens = int(tokens * self._max_pause_s / max(elapsed_s, 1e-9))
+    def note(self, prompt_tokens: int, elapsed_s: float) -> None:
+        """Learn from a step with so many tokens of prompts in it."""
+        if prompt_tokens == 0:
+            self._answers_s = elapsed_s
+            return
+        longer_s = max(elapsed_s - self._answers_s, 1e-9)
+        tokens = int(prompt_tokens * self._max_pause_s / longer_s)
+        # Twice as many at most: the step before may have been slow for another reason.
+        self._most_tokens = max(_LEAST_TOKENS, min(tokens, 2 * self._most_tokens))
 
 
 def shares(budget: int, needs: Sequence[int]) -> list[int]:

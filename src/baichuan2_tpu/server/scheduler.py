@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import BackendError, Baichuan2Error, QueueFull, RequestError, ShutdownError
-from baichuan2_tpu.generate.answer import Answer
+from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
 from baichuan2_tpu.generate.loop import check_prompt
 from baichuan2_tpu.generate.tracked import Feed, TrackedSequence, feed_together
 from baichuan2_tpu.memory import memory_need
@@ -191,13 +191,12 @@ class Scheduler:
             return False
         start_s = self._clock_s()
         logits = feed_together(list(feeds.values()))
-        tokens = sum(len(feed.ids) for feed in feeds.values())
-        if tokens > len(feeds):
-            self._pace.note(tokens, self._clock_s() - start_s)
+        prompt_tokens = sum(len(feed.ids) for feed in feeds.values() if len(feed.ids) > 1)
+        self._pace.note(prompt_tokens, self._clock_s() - start_s)
         self._give_up()
         for job, rows in zip(feeds, logits, strict=True):
             if len(rows) and not job.is_over:
-                self._advance(job, rows[-1])
+                self._advance(job, rows)
         self._release()
         return True
 
@@ -253,15 +252,17 @@ class Scheduler:
         """Choose what each job is fed: an answer its latest token, a prompt its share."""
         missing = {job: len(job.ids) - sequence.length for job, sequence in self._running.items()}
         prompts = [job for job in missing if missing[job] > 1]
-        budget = self._pace.budget(len(missing) - len(prompts))
+        budget = self._pace.budget(is_answering=len(prompts) < len(missing))
+        if any(job.is_scoring for job in prompts):
+            budget = min(budget, SCORED_ROWS)
         given = shares(budget, [missing[job] for job in prompts])
         counts = missing | dict(zip(prompts, given, strict=True))
         return {job: job.feed(self._running[job], count) for job, count in counts.items() if count}
 
     def _advance(self, job: Job, logits: NDArray[np.float32]) -> None:
-        """Choose a job's next token; logits that are no numbers end this job alone."""
+        """Score a job's prompt or choose its next token; logits that are no numbers end this job alone."""
         try:
-            job.advance(logits)
+            job.advance(logits, self._running[job].length)
         except Baichuan2Error as exc:
             self._drop(job, exc)
 

@@ -80,11 +80,12 @@ def test_a_long_prompt_is_fed_in_pieces_as_long_as_the_allowed_pause() -> None:
     scheduler = new_scheduler(engine, clock, max_pause_s=0.5)
     scheduler.submit(request(b"short", 30))
     scheduler.step()
+    scheduler.step()
     engine.fed.clear()
     scheduler.submit(request(bytes(70), 2))
     for _ in range(4):
         scheduler.step()
-    assert [len(ids) for ids in engine.fed] == [1, 31, 1, 31, 1, 8, 1, 1]
+    assert [len(ids) for ids in engine.fed] == [1, 32, 1, 32, 1, 6, 1, 1]
 
 
 def test_a_prompt_alone_is_fed_in_the_engines_own_pieces() -> None:

@@ -1,0 +1,23 @@
+"""No request ever sees another one's state, whatever is asked, cancelled or late, and none is lost."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes import ByteTokenizer, HistoryEngine
+from interleaving import Course, check_course, courses
+
+TOKENIZER = ByteTokenizer()
+CONTEXT = 130  # more than two blocks of memory
+
+
+def new_engine(max_sequences: int = 1) -> HistoryEngine:
+    return HistoryEngine(TOKENIZER.vocabulary_size, max_context=CONTEXT, max_sequences=max_sequences)
+
+
+@given(courses(CONTEXT), st.integers(1, 6))
+def test_answers_are_those_of_an_engine_for_each_request(course: Course, max_sequences: int) -> None:
+    engine = new_engine(max_sequences)
+    check_course(course, engine, new_engine, TOKENIZER)
+    assert engine.open_sequences == 0

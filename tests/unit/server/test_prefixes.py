@@ -1,0 +1,120 @@
+"""Kept sequences save work, and never more memory or sequences are taken than allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.server.prefixes import PrefixPool
+from fakes import HistoryEngine
+
+
+def new_pool(max_tokens: int = 1024, *, max_sequences: int = 4) -> tuple[PrefixPool, HistoryEngine]:
+    engine = HistoryEngine(300, max_context=256, max_sequences=max_sequences)
+    return PrefixPool(engine, max_tokens), engine
+
+
+def use(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
+    """Take a sequence, feed it and give it back."""
+    sequence = taken(pool, ids)
+    sequence.feed(ids[sequence.length :])
+    pool.give_back(sequence)
+    return sequence
+
+
+def taken(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
+    sequence = pool.take(ids)
+    assert sequence is not None
+    return sequence
+
+
+def test_the_longest_beginning_is_taken() -> None:
+    pool, _ = new_pool()
+    use(pool, [1, 2])
+    longer = use(pool, [1, 3, 4, 5])
+    assert taken(pool, [1, 3, 4, 6]) is longer
+    assert longer.ids == (1, 3, 4)
+
+
+def test_the_last_id_is_always_fed_again() -> None:
+    pool, _ = new_pool()
+    kept = use(pool, [1, 2, 3])
+    assert taken(pool, [1, 2, 3]) is kept
+    assert kept.ids == (1, 2)
+
+
+def test_a_conversation_is_not_given_up_for_a_few_tokens_while_there_is_place() -> None:
+    pool, engine = new_pool()
+    kept = use(pool, [1, *range(100)])
+    assert taken(pool, [1, 200, 201]) is not kept
+    assert engine.open_sequences == 2
+
+
+def test_without_place_the_best_beginning_is_taken_whatever_it_loses() -> None:
+    pool, _ = new_pool(max_sequences=2)
+    use(pool, list(range(100)))
+    kept = use(pool, [1, *range(100)])
+    assert taken(pool, [1, 0, 200]) is kept
+    assert kept.ids == (1, 0)
+
+
+def test_without_place_or_beginning_the_least_recently_used_makes_room() -> None:
+    pool, engine = new_pool(max_sequences=2)
+    use(pool, [1, 2])
+    recent = use(pool, [3, 4])
+    taken(pool, [5, 6])
+    assert (engine.open_sequences, pool.idle_sequences) == (2, 1)
+    assert taken(pool, [3, 4]) is recent
+
+
+def test_nothing_is_taken_while_all_sequences_are_in_use() -> None:
+    pool, _ = new_pool(max_sequences=1)
+    sequence = taken(pool, [1])
+    assert pool.take([2]) is None
+    pool.give_back(sequence)
+    assert pool.take([2]) is not None
+
+
+def test_nothing_is_taken_while_others_in_use_have_the_memory() -> None:
+    pool, _ = new_pool(256)
+    sequence = taken(pool, [1] * 200)
+    assert pool.take([2]) is None
+    assert pool.held_tokens == 256
+    pool.give_back(sequence)
+    assert pool.take([2]) is not None
+    assert pool.held_tokens == 64
+
+
+def test_growing_closes_idle_sequences_and_then_fails() -> None:
+    pool, engine = new_pool(256)
+    use(pool, [1, 2])
+    other, growing = taken(pool, [3]), taken(pool, [4])
+    assert pool.reserve(growing, 64)
+    assert pool.idle_sequences == 1
+    assert pool.reserve(growing, 129)
+    assert (pool.idle_sequences, engine.open_sequences) == (0, 2)
+    assert not pool.reserve(other, 65)
+    assert pool.held_tokens == 256
+
+
+def test_a_sequence_counts_with_the_most_it_ever_held() -> None:
+    pool, _ = new_pool()
+    use(pool, [1] * 130)
+    taken(pool, [1] * 66)
+    assert pool.held_tokens == 192
+
+
+def test_clearing_closes_what_is_idle_only() -> None:
+    pool, engine = new_pool()
+    use(pool, [1, 2])
+    in_use = taken(pool, [3, 4])
+    pool.clear()
+    assert (engine.open_sequences, pool.idle_sequences) == (1, 0)
+    assert in_use.ids == ()
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 256])
+def test_memory_is_given_in_blocks_up_to_the_context(length: int) -> None:
+    pool, _ = new_pool()
+    taken(pool, [1] * length)
+    assert pool.held_tokens == min(-(-length // 64) * 64, 256)
