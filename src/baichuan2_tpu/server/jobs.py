@@ -51,16 +51,27 @@ class Job:
         """What it took so far."""
         return self._answer.result().stats
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it takes a row of logits for every token it is fed."""
+        return self._answer.is_scoring
+
     def start(self, sequence: TrackedSequence) -> None:
-        """Go on from what a sequence holds of the ids."""
+        """Go on from what a sequence holds of the ids, as far as it is of use."""
+        if self.is_scoring:
+            sequence.keep_prefix(self._answer.reusable_ids)
         if not self.was_run:
             self._answer.reused_tokens = sequence.length
         self.was_run = True
 
     def feed(self, sequence: TrackedSequence, count: int) -> Feed:
-        """Return the next ``count`` ids the sequence lacks; logits are wanted behind the last of all."""
+        """Return the next ``count`` ids the sequence lacks; logits are wanted behind the last of all.
+
+        While the prompt is scored, they are wanted behind each.
+        """
         end = sequence.length + count
-        return Feed(sequence, self.ids[sequence.length : end], int(end == len(self.ids)))
+        rows = count if self.is_scoring else int(end == len(self.ids))
+        return Feed(sequence, self.ids[sequence.length : end], rows)
 
     def give_up(self, now_s: float) -> None:
         """End the answer if it was cancelled or is late."""
@@ -70,8 +81,18 @@ class Job:
         elif now_s - self.start_s >= self._timeout_s:
             self.ticket.put(DeadlineError(f"the answer was not ready in {self._timeout_s:g} s; allow more"))
 
-    def advance(self, logits: NDArray[np.float32]) -> None:
-        """Choose the next token and tell the ticket. Shapes: logits (V,)."""
+    def advance(self, logits: NDArray[np.float32], length: int) -> None:
+        """Take the logits behind the newest of ``length`` tokens: score them, and choose behind the last.
+
+        Shapes: logits (T, V). Side effect: the ticket is told.
+        """
+        scored = self._answer.score(logits, length - len(logits))
+        if scored is not None:
+            self.ticket.put(scored)
+        if length == len(self.ids):
+            self._choose(logits[-1])
+
+    def _choose(self, logits: NDArray[np.float32]) -> None:
         chosen = self._answer.choose(logits)
         self._answer.start_token()
         if chosen is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baichuan2_tpu.generate.answer import SCORED_ROWS
+from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
 from baichuan2_tpu.generate.events import Event, PromptScored, Result, TokenChosen
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
@@ -88,3 +88,18 @@ def test_a_prompt_can_be_cancelled_while_it_is_scored() -> None:
         (result,) = generate(sequence, TOKENIZER, list(b"hello"), settings, lambda: len(engine.fed) == 1)
     assert isinstance(result, Result)
     assert result.finish_reason == "cancelled"
+
+
+def test_rows_that_were_taken_before_are_passed_over() -> None:
+    engine, prompt = HistoryEngine(VOCABULARY), b"hello"
+    rows = np.array([engine.logits(prompt[: end + 1]) for end in range(len(prompt))])
+    settings = GenerationSettings(GREEDY, prompt_logprobs=0)
+    once, twice = (
+        Answer(TOKENIZER, list(prompt), settings, eos_ids=(), max_context=64, clock_s=lambda: 0.0)
+        for _ in range(2)
+    )
+    assert twice.score(rows[:3], 0) is None
+    assert twice.reusable_ids == list(b"hell")
+    assert twice.score(rows[1:], 1) == once.score(rows, 0)
+    assert not twice.is_scoring
+    assert twice.reusable_ids == list(prompt)
