@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
     {"errors"},
     {"config"},
-    {"artifact", "work_folder"},
+    {"artifact", "bmodel_format", "work_folder"},
     {"checkpoint", "text"},
     {"fetch"},
     {"toolchain"},

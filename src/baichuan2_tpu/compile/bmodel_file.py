@@ -4,22 +4,20 @@
 inputs and its result. A bmodel without its weights (a skeleton) combines in no time; the weights follow at
 the end, layer by layer. In a skeleton they are replaced by the digest that the file has of them, so that the
 weights of different layers stay different and those of one layer's stages stay the same.
-A file is a header of 64 bytes, a flatbuffer that describes it, and data at offsets from the flatbuffer's end.
-Not here: any other content of a bmodel.
-Source: ``bmodel.fbs`` (the schema inside model_tool) and ``debugger/disassembler.py`` of tpu_mlir 1.30.2;
-https://flatbuffers.dev/internals for the encoding.
+Not here: how the file is laid out (``bmodel_format``), any other content of it.
+Source: ``bmodel.fbs`` (the schema inside model_tool) and ``debugger/disassembler.py`` of tpu_mlir 1.30.2.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.bmodel_format import BINARY, BmodelEnvelope, Table
+from baichuan2_tpu.errors import ArtifactError, CompileError
 
 __all__ = [
     "StageLayout",
@@ -32,10 +30,6 @@ __all__ = [
     "read_stages",
 ]
 
-_MAGIC = 0xFF55AAEE
-_HEADER = struct.Struct("<IIIQ")  # magic, size of the header, of the flatbuffer, of the data
-_HEADER_BYTES = 64
-_BINARY = struct.Struct("<QQ")  # start, size
 _TIME = b"Thu Jan  1 00:00:00 1970\n"  # as ctime writes it; the real time would change every build
 _CODE_BYTES = 32
 _PAGE_BYTES = 4096  # model_tool begins everything on a page of the file
@@ -79,88 +73,45 @@ class _Description:
     """The header and the flatbuffer of a bmodel, which can be changed and written."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            head = file.read(_HEADER_BYTES)
-            magic, size, length, self.data_bytes = _HEADER.unpack_from(head.ljust(_HEADER.size, b"\0"))
-            if magic != _MAGIC or size != _HEADER_BYTES:
-                raise CompileError(f"{path}: is no bmodel; compile again")
-            self.rest_of_head = head[_HEADER.size :]
-            self.buffer = bytearray(file.read(length))
-        self.base = _HEADER_BYTES + length
-        if len(self.buffer) != length or path.stat().st_size < self.base + self.data_bytes:
-            raise CompileError(f"{path}: is cut off; compile again")
+        try:
+            self._envelope = BmodelEnvelope.read(path)
+        except ArtifactError as error:
+            raise CompileError(f"{path}: is no whole bmodel; compile again") from error
 
     def stages(self) -> Iterator[StageLayout]:
         """Yield every stage of every net."""
-        for net in self._tables(self._field(self._target(0), _MODEL_NETS)):
-            name = self._bytes(self._field(net, _NET_NAME)).decode()
-            for stage in self._tables(self._field(net, _NET_STAGES)):
-                tensors = self._tables(self._field(stage, _STAGE_INPUTS))
-                addresses = tuple(self._number(tensor, _TENSOR_ADDRESS) for tensor in tensors)
-                own_bytes = self._number(stage, _STAGE_IO_BYTES)
-                yield StageLayout(name, addresses, own_bytes, self._weights(stage))
+        for net in self._envelope.root.tables(_MODEL_NETS):
+            name = net.content(_NET_NAME).decode()
+            for stage in net.tables(_NET_STAGES):
+                addresses = tuple(tensor.number(_TENSOR_ADDRESS) for tensor in stage.tables(_STAGE_INPUTS))
+                yield StageLayout(name, addresses, stage.number(_STAGE_IO_BYTES), self._weights(stage))
 
-    def _weights(self, stage: int) -> WeightRegion:
-        weights = self._target(self._field(stage, _STAGE_WEIGHTS))
-        code = self._bytes(self._field(weights, _WEIGHTS_CODE)).hex()
-        field = self._field(weights, _WEIGHTS_BINARY)
-        start, nbytes = _BINARY.unpack_from(self.buffer, field)
-        return WeightRegion(code, self.base + start, nbytes, field)
+    def _weights(self, stage: Table) -> WeightRegion:
+        weights = stage.table(_STAGE_WEIGHTS)
+        if weights is None or not weights.field(_WEIGHTS_BINARY):
+            raise CompileError("the bmodel has an unknown form; use TPU-MLIR 1.30.2")
+        start, nbytes = weights.binary(_WEIGHTS_BINARY)
+        return WeightRegion(
+            code=weights.content(_WEIGHTS_CODE).hex(),
+            start=self._envelope.base + start,
+            nbytes=nbytes,
+            field=weights.field(_WEIGHTS_BINARY),
+        )
 
     def place(self, region: WeightRegion, start: int, nbytes: int) -> None:
         """Say where the weights of a stage are now; ``start`` counts from the beginning of the file."""
-        _BINARY.pack_into(self.buffer, region.field, start - self.base, nbytes)
+        BINARY.pack_into(self._envelope.buffer, region.field, start - self._envelope.base, nbytes)
 
     def clear_time(self) -> None:
         """Replace the time of creation by a constant, so that the same input gives the same bytes."""
-        position = self._target(self._field(self._target(0), _MODEL_TIME)) + 4
-        if self._int(position - 4) != len(_TIME):
+        place = self._envelope.root.vector(_MODEL_TIME, 1)
+        if len(place) != len(_TIME):
             raise CompileError("the bmodel's time of creation has an unknown form; use TPU-MLIR 1.30.2")
-        self.buffer[position : position + len(_TIME)] = _TIME
+        self._envelope.buffer[place.start : place.stop] = _TIME
 
     def head(self, file_bytes: int) -> bytes:
         """Return header and flatbuffer for a file of that size."""
-        header = _HEADER.pack(_MAGIC, _HEADER_BYTES, len(self.buffer), file_bytes - self.base)
-        return header + self.rest_of_head + bytes(self.buffer)
-
-    def _int(self, position: int) -> int:
-        return int.from_bytes(self.buffer[position : position + 4], "little")
-
-    def _target(self, position: int) -> int:
-        """Follow an offset."""
-        return position + self._int(position)
-
-    def _offset(self, table: int, index: int) -> int:
-        """Return how far into a table a field is; 0 when it is absent."""
-        (back,) = struct.unpack_from("<i", self.buffer, table)
-        (vtable_bytes,) = struct.unpack_from("<H", self.buffer, table - back)
-        entry = 4 + 2 * index
-        if entry >= vtable_bytes:
-            return 0
-        (offset,) = struct.unpack_from("<H", self.buffer, table - back + entry)
-        return offset
-
-    def _field(self, table: int, index: int) -> int:
-        """Return where a table keeps a field that every bmodel of ours has."""
-        offset = self._offset(table, index)
-        if not offset:
-            raise CompileError("the bmodel has an unknown form; use TPU-MLIR 1.30.2")
-        return table + offset
-
-    def _number(self, table: int, index: int) -> int:
-        """Return a field of 64 bits; an absent one is 0."""
-        offset = self._offset(table, index)
-        return struct.unpack_from("<Q", self.buffer, table + offset)[0] if offset else 0
-
-    def _bytes(self, position: int) -> bytes:
-        """Return a string or a vector of bytes."""
-        start = self._target(position)
-        return bytes(self.buffer[start + 4 : start + 4 + self._int(start)])
-
-    def _tables(self, position: int) -> list[int]:
-        """Return where the tables of a vector begin."""
-        start = self._target(position)
-        return [self._target(start + 4 + 4 * index) for index in range(self._int(start))]
+        return self._envelope.head(file_bytes)
 
 
 def read_stages(bmodel: Path) -> list[StageLayout]:
