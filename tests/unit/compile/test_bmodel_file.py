@@ -199,6 +199,6 @@ def test_a_range_beyond_the_end_is_noticed(tmp_path: Path) -> None:
     with (
         path.open("rb") as source,
         (tmp_path / "copy").open("wb") as target,
-        pytest.raises(CompileError, match="file: is no whole bmodel; compile again"),
+        pytest.raises(CompileError, match="file: is cut off; compile again"),
     ):
         copy_range(source, 8, target, 0, 3)
