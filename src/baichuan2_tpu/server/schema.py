@@ -1,0 +1,153 @@
+"""What every part of the API shares: strict requests, usage, errors, models, tokens.
+
+A request field that is unknown, of another type or out of range is refused; nothing is silently ignored.
+Not here: the fields of chats (``schema_chat``) and completions (``schema_completion``).
+Source: OpenAI's API reference; ``/tokenize`` and ``/detokenize`` as vLLM has them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DetokenizeRequest",
+    "Detokenized",
+    "ErrorBody",
+    "ErrorObject",
+    "Health",
+    "Input",
+    "ModelCard",
+    "ModelList",
+    "Output",
+    "PromptTokensDetails",
+    "SamplingInput",
+    "StopInput",
+    "StreamOptions",
+    "Tokenized",
+    "Usage",
+]
+
+_MAX_STOPS = 16  # OpenAI allows 4
+_MAX_ANSWERS = 128
+_INT64 = 2**63
+
+StopInput = str | Annotated[list[str], Field(max_length=_MAX_STOPS)]
+"""One stop string, or several."""
+
+
+class Input(BaseModel):
+    """Part of a request: unknown fields, types that are merely similar, and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Output(BaseModel):
+    """Part of a response."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class StreamOptions(Input):
+    """What a stream has besides the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class SamplingInput(Input):
+    """How tokens are chosen, for chats and completions alike; what is null is the model's own setting.
+
+    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's; its client sends them as ``extra_body``.
+    """
+
+    model: str
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, lt=_INT64)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    stop: StopInput | None = None
+    n: int | None = Field(None, ge=1, le=_MAX_ANSWERS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Requests of one user take turns with those of others.")
+
+
+class PromptTokensDetails(Output):
+    """How much of a prompt was not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(Output):
+    """Tokens read and written; a prompt counts once, however many answers it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ErrorObject(Output):
+    """What was wrong: ``param`` names the field, ``code`` the kind of fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Output):
+    """The body of every response that is no success."""
+
+    error: ErrorObject
+
+
+class ModelCard(Output):
+    """A model that is served; ``max_model_len`` is its context in tokens."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["baichuan2-tpu"] = "baichuan2-tpu"
+    max_model_len: int
+
+
+class ModelList(Output):
+    """The models that are served: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Tokenized(Output):
+    """The tokens of a text or a chat."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(Input):
+    """Tokens whose text is wanted."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class Detokenized(Output):
+    """The text of tokens; bytes that are no UTF-8 are U+FFFD, control tokens have none."""
+
+    prompt: str
+
+
+class Health(Output):
+    """Whether the server lives, or is ready for requests."""
+
+    status: Literal["ok", "faulty", "stopping"]
