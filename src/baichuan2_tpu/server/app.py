@@ -1,0 +1,75 @@
+"""The HTTP app: routes, keys, limits and errors put together.
+
+Not here: listening on a port (``cli.serve``), the web page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
+
+from baichuan2_tpu import __version__
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.auth import KeyGuard
+from baichuan2_tpu.server.errors import add_handlers
+from baichuan2_tpu.server.limits import BodyLimit
+from baichuan2_tpu.server.routes_answers import answer_routes
+from baichuan2_tpu.server.routes_model import model_routes
+from baichuan2_tpu.server.routes_operations import operation_routes
+from baichuan2_tpu.server.service import Service
+
+__all__ = ["ServerOptions", "create_app"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Who may ask, and how much.
+
+    Without ``api_keys`` everybody may; ``cors_origins`` are the web pages of others that may.
+
+    Raises: RequestError naming the value and the range that is allowed.
+    """
+
+    api_keys: frozenset[str] = frozenset()
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 4 * 2**20  # a context of 32k tokens is about 0.2 MB of text
+
+    def __post_init__(self) -> None:
+        if "" in self.api_keys:
+            raise RequestError("an API key is empty; one character or more is allowed")
+        if self.max_body_bytes < 1:
+            raise RequestError(f"max_body_bytes is {self.max_body_bytes}; 1 or more is allowed")
+
+
+def create_app(service: Service, options: ServerOptions | None = None) -> FastAPI:
+    """Return the app that serves a model; whoever calls starts and stops its scheduler."""
+    options = options or ServerOptions()
+    app = FastAPI(
+        title="baichuan2-tpu",
+        summary="Baichuan2 and other models of the Llama family behind OpenAI's API.",
+        version=__version__,
+        # FastAPI's pages load their scripts from a CDN; the description itself needs no network.
+        docs_url=None,
+        redoc_url=None,
+    )
+    # The guard below checks the key; this only writes it into the description.
+    keys = [Security(HTTPBearer(auto_error=False))] if options.api_keys else []
+    app.include_router(answer_routes(service), dependencies=keys)
+    app.include_router(model_routes(service), dependencies=keys)
+    app.include_router(operation_routes(service))
+    add_handlers(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if options.api_keys:
+        app.add_middleware(KeyGuard, keys=options.api_keys)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app

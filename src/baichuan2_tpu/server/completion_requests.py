@@ -1,0 +1,53 @@
+"""From a completion as OpenAI writes it to requests of the scheduler.
+
+Not here: the fields (``schema_completion``), the answer (``completion_answers``).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from baichuan2_tpu.server.errors import ApiError
+from baichuan2_tpu.server.requests import answer_settings, repeated
+from baichuan2_tpu.server.scheduler import Request
+from baichuan2_tpu.server.schema_completion import CompletionRequest
+from baichuan2_tpu.server.service import Service
+
+__all__ = ["completion_requests"]
+
+
+def completion_requests(body: CompletionRequest, service: Service, client: str) -> list[Request]:
+    """Return a request for each answer to each prompt, the answers to the first prompt first.
+
+    Raises: ApiError, RequestError for what cannot be honoured.
+    """
+    if body.best_of not in (None, body.n or 1):
+        raise ApiError(
+            f"best_of is {body.best_of}; {body.n or 1}, the value of n, is allowed", param="best_of"
+        )
+    settings = answer_settings(
+        body,
+        service,
+        max_tokens=body.max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
+    )
+    prompts = _prompts(body)
+    return [
+        request
+        for prompt in prompts
+        for request in repeated(_ids(prompt, service), settings, body, service, client)
+    ]
+
+
+def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [cast("list[int]", prompt)]
+    return cast("list[str] | list[list[int]]", prompt)
+
+
+def _ids(prompt: str | list[int], service: Service) -> list[int]:
+    return service.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

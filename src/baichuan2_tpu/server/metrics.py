@@ -1,0 +1,105 @@
+"""What a Prometheus server reads: the scheduler's load and totals, and how long clients wait for tokens.
+
+Not here: the numbers themselves (``scheduler``). Times are seen from where answers are sent, so they hold the
+wait in the queue; each app has a registry of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from baichuan2_tpu.generate.events import Event, TokenChosen
+from baichuan2_tpu.server.load import Load
+
+__all__ = ["Metrics"]
+
+# From a warm prefix on a TPU to a long prompt behind a full queue on two cores.
+_FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+
+
+class Metrics:
+    """Counts and times of one server; ``load`` tells what is done now."""
+
+    def __init__(self, load: Callable[[], Load]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_LoadCollector(load))
+        ProcessCollector(registry=self._registry)
+        self._first_token_s = Histogram(
+            "baichuan2_first_token_seconds",
+            "Time from a request to its first token.",
+            buckets=_FIRST_TOKEN_S,
+            registry=self._registry,
+        )
+        self._token_s = Histogram(
+            "baichuan2_token_seconds",
+            "Time from one token of an answer to the next.",
+            buckets=_TOKEN_S,
+            registry=self._registry,
+        )
+
+    async def observe(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        """Pass the events of an answer on, and note when its tokens came."""
+        histogram = self._first_token_s
+        last_s = time.perf_counter()
+        try:
+            async for event in events:
+                if isinstance(event, TokenChosen):
+                    now_s = time.perf_counter()
+                    histogram.observe(now_s - last_s)
+                    histogram, last_s = self._token_s, now_s
+                yield event
+        finally:
+            await events.aclose()
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _LoadCollector(Collector):
+    """Asks the scheduler when Prometheus asks."""
+
+    def __init__(self, load: Callable[[], Load]) -> None:
+        self._load = load
+
+    def collect(self) -> Iterator[Metric]:
+        load = self._load()
+        for name, help_text, value in _gauges(load):
+            yield GaugeMetricFamily(f"baichuan2_{name}", help_text, value)
+        for name, help_text, count in _counters(load):
+            yield CounterMetricFamily(f"baichuan2_{name}", help_text, count)
+        requests = CounterMetricFamily(
+            "baichuan2_requests", "Requests by how they ended.", labels=["outcome"]
+        )
+        totals = load.totals
+        for outcome in ("finished", "cancelled", "failed", "refused"):
+            requests.add_metric([outcome], getattr(totals, outcome))
+        yield requests
+
+
+def _gauges(load: Load) -> Iterator[tuple[str, str, float]]:
+    yield "requests_running", "Answers that grow now.", load.running
+    yield "requests_waiting", "Requests in the queue.", load.waiting
+    yield "sequences_idle", "Sequences kept for prompts that begin alike.", load.idle_sequences
+    yield "kv_bytes", "Memory taken for keys and values.", load.held_tokens * load.kv_bytes_per_token
+    yield (
+        "kv_bytes_limit",
+        "Memory that keys and values may take.",
+        load.max_held_tokens * load.kv_bytes_per_token,
+    )
+    yield "engine_faulty", "1 when the engine failed at its latest step.", load.is_faulty
+
+
+def _counters(load: Load) -> Iterator[tuple[str, str, float]]:
+    totals = load.totals
+    yield "prompt_tokens", "Tokens of prompts.", totals.prompt_tokens
+    yield "prompt_tokens_reused", "Tokens of prompts that were held already.", totals.reused_tokens
+    yield "generated_tokens", "Tokens of answers.", totals.generated_tokens
+    yield "answers_put_off", "Answers stopped for want of memory and gone on with later.", totals.put_off
+    yield "engine_faults", "Steps in which the engine failed.", totals.faults

@@ -1,0 +1,107 @@
+"""What is served: a model's name and text side, in front of the scheduler that answers.
+
+Not here: HTTP (``routes_*``), what a client may ask for (``schema*``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from baichuan2_tpu import __version__
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.errors import Baichuan2Error
+from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
+from baichuan2_tpu.server.answers import Answers
+from baichuan2_tpu.server.errors import ApiError
+from baichuan2_tpu.server.metrics import Metrics
+from baichuan2_tpu.server.scheduler import Request, Scheduler
+from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+__all__ = ["ServedModel", "Service"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model under the name that clients ask for; ``settings`` hold where a request says nothing."""
+
+    name: str
+    engine_name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    settings: GenerationSettings
+    max_context: int
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def open(cls, name: str, directory: Path, engine: Engine) -> ServedModel:
+        """Read what lies beside an engine's weights.
+
+        Raises: CheckpointError when a file is damaged.
+        """
+        tokenizer = open_tokenizer(directory)
+        template = open_template(directory, tokenizer)
+        return cls(name, engine.name, tokenizer, template, read_settings(directory), engine.max_context)
+
+    @property
+    def fingerprint(self) -> str:
+        """What computes the answers: version and engine."""
+        return f"baichuan2-tpu-{__version__}-{self.engine_name}"
+
+
+class Service:
+    """A model and its scheduler, which someone else starts and closes.
+
+    Units: ``timeout_s`` is the most a request may take from its arrival to the end of its answer.
+    """
+
+    def __init__(self, model: ServedModel, scheduler: Scheduler, *, timeout_s: float | None = None) -> None:
+        self.model = model
+        self.timeout_s = timeout_s
+        self.metrics = Metrics(scheduler.load)
+        self._scheduler = scheduler
+        self._is_stopping = False
+
+    @property
+    def health(self) -> Literal["ok", "faulty", "stopping"]:
+        """Whether answers can be had: not while the server stops, nor right after a fault of the engine."""
+        if self._is_stopping:
+            return "stopping"
+        return "faulty" if self._scheduler.load().is_faulty else "ok"
+
+    def check_model(self, name: str | None) -> None:
+        """Check that a client means the model that is served; None means whichever it is.
+
+        Raises: ApiError with status 404.
+        """
+        if name not in (None, self.model.name):
+            raise ApiError(
+                f"the model {name!r} is not served here; {self.model.name!r} is",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def submit(self, requests: Sequence[Request]) -> Answers:
+        """Queue all requests, or none; from any thread.
+
+        Raises: what ``Scheduler.submit`` raises.
+        """
+        answers = Answers(self.metrics.observe)
+        try:
+            for request in requests:
+                answers.add(self._scheduler.submit(request))
+        except Baichuan2Error:
+            answers.cancel()
+            raise
+        return answers
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more requests, and give those that were taken some time to end. See ``Scheduler.close``."""
+        self._is_stopping = True
+        self._scheduler.close(grace_s)

@@ -1,0 +1,70 @@
+"""A server in memory for tests: the real scheduler and app on a stand-in for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.server.app import ServerOptions, create_app
+from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.text.template import BaichuanTemplate
+from fakes import ByteTokenizer, ScriptedEngine
+
+__all__ = ["MODEL", "chat_body", "fake_model", "running_service", "scripted_engine", "served"]
+
+MODEL = "tiny"
+_USER_ID, _ASSISTANT_ID = 257, 258
+
+
+def fake_model(engine: Engine) -> ServedModel:
+    """Describe a model whose tokens are bytes, greedy where a request says nothing."""
+    tokenizer = ByteTokenizer()
+    settings = GenerationSettings(SamplingSettings(temperature=0), max_tokens=32)
+    template = BaichuanTemplate(tokenizer, _USER_ID, _ASSISTANT_ID)
+    return ServedModel(MODEL, engine.name, tokenizer, template, settings, engine.max_context, created_s=1)
+
+
+def scripted_engine(*answers: str, max_context: int = 256) -> ScriptedEngine:
+    """Return an engine that says these answers, each with an end token behind it, one after the other."""
+    tokenizer = ByteTokenizer()
+    engine = ScriptedEngine(tokenizer.vocabulary_size, max_context=max_context)
+    for answer in answers:
+        engine.enqueue_ids([*tokenizer.encode(answer), tokenizer.END_ID])
+    return engine
+
+
+@contextmanager
+def running_service(
+    engine: Engine, settings: SchedulerSettings | None = None, *, timeout_s: float | None = None
+) -> Generator[Service, None, None]:
+    """Serve an engine with a scheduler that runs."""
+    model = fake_model(engine)
+    with Scheduler(engine, model.tokenizer, settings) as scheduler:
+        yield Service(model, scheduler, timeout_s=timeout_s)
+
+
+@contextmanager
+def served(
+    engine: Engine,
+    options: ServerOptions | None = None,
+    settings: SchedulerSettings | None = None,
+    *,
+    timeout_s: float | None = None,
+) -> Generator[TestClient, None, None]:
+    """Serve an engine to a client in memory; a fault of the server is a response, as in life."""
+    with (
+        running_service(engine, settings, timeout_s=timeout_s) as service,
+        TestClient(create_app(service, options), raise_server_exceptions=False) as client,
+    ):
+        yield client
+
+
+def chat_body(text: str = "hi", /, **fields: Any) -> dict[str, Any]:
+    """Return a chat of one message."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}

@@ -1,0 +1,127 @@
+"""A completion through the app: texts and tokens, several prompts, echo and log probabilities."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
+from served import MODEL, scripted_engine, served
+
+COMPLETIONS = "/v1/completions"
+VOCABULARY = ByteTokenizer().vocabulary_size
+
+
+def body(prompt: object = "ab", **fields: object) -> dict[str, object]:
+    return {"model": MODEL, "prompt": prompt, **fields}
+
+
+@pytest.mark.parametrize("prompt", ["ab", [97, 98], ["ab"], [[97, 98]]])
+def test_a_prompt_is_a_text_or_tokens_and_is_read_as_it_is(prompt: object) -> None:
+    engine = scripted_engine("cd")
+    with served(engine) as client:
+        answer = client.post(COMPLETIONS, json=body(prompt)).json()
+    assert engine.fed[0] == [97, 98]
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": "cd", "logprobs": None, "finish_reason": "stop"}]
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (2, 2)
+
+
+def test_sixteen_tokens_come_when_no_limit_is_said() -> None:
+    with served(scripted_engine("x" * 40)) as client:
+        (choice,) = client.post(COMPLETIONS, json=body()).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("x" * 16, "length")
+
+
+def test_several_prompts_get_several_answers_in_order_and_count_once() -> None:
+    asked = body(["a", "bc"], n=2, max_tokens=4, temperature=1, seed=1)
+    with served(HistoryEngine(VOCABULARY)) as client:
+        answer = client.post(COMPLETIONS, json=asked).json()
+        alone = client.post(COMPLETIONS, json={**asked, "prompt": "bc"}).json()
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert texts[2:] == [choice["text"] for choice in alone["choices"]]
+    assert answer["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_echo_puts_the_prompt_in_front(is_stream: bool) -> None:
+    with served(scripted_engine("cd")) as client:
+        response = client.post(COMPLETIONS, json=body(echo=True, stream=is_stream))
+    if not is_stream:
+        assert response.json()["choices"][0]["text"] == "abcd"
+        return
+    *events, _done, _rest = response.text.split("\n\n")
+    texts = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events]
+    assert texts == ["abc", "d", ""]
+
+
+def test_log_probabilities_stand_beside_tokens_and_places() -> None:
+    with served(scripted_engine("a你b")) as client:
+        (choice,) = client.post(COMPLETIONS, json=body(logprobs=1)).json()["choices"]
+    written = choice["logprobs"]
+    assert written["tokens"] == ["a", "bytes:\\xe4", "bytes:\\xbd", "bytes:\\xa0", "b"]
+    assert written["text_offset"] == [0, 1, 1, 1, 2]
+    assert written["token_logprobs"] == pytest.approx([0.0] * 5, abs=1e-6)
+    assert [list(top) for top in written["top_logprobs"]] == [[name] for name in written["tokens"]]
+
+
+def test_a_token_that_is_not_among_the_likeliest_is_told_beside_them() -> None:
+    engine = ScriptedEngine(VOCABULARY)
+    row = np.full(VOCABULARY, -np.inf, np.float32)
+    row[[97, 98]] = 1.0, 0.0
+    engine.enqueue(row)
+    asked = body(logprobs=1, logit_bias={"98": 50}, max_tokens=1)
+    with served(engine) as client:
+        written = client.post(COMPLETIONS, json=asked).json()["choices"][0]["logprobs"]
+    assert written["tokens"] == ["b"]
+    assert list(written["top_logprobs"][0]) == ["a", "b"]
+
+
+def test_what_cannot_happen_is_written_as_a_number() -> None:
+    engine = ScriptedEngine(VOCABULARY)
+    row = np.full(VOCABULARY, -np.inf, np.float32)
+    row[97] = 0
+    engine.enqueue(row)
+    with served(engine) as client:
+        response = client.post(COMPLETIONS, json=body(logprobs=2, max_tokens=1))
+    assert response.json()["choices"][0]["logprobs"]["top_logprobs"][0]["\0"] == -9999.0
+
+
+def test_a_prompt_is_scored_with_echo_and_log_probabilities() -> None:
+    engine = HistoryEngine(VOCABULARY)
+    prompt = [97, 98, 99]
+    rows = [engine.logits(prompt[:end]).astype(np.float64) for end in (1, 2)]
+    defined = [row[token] - np.log(np.exp(row).sum()) for row, token in zip(rows, prompt[1:], strict=True)]
+    with served(engine) as client:
+        asked = body(prompt, echo=True, logprobs=1, max_tokens=0)
+        (choice,) = client.post(COMPLETIONS, json=asked).json()["choices"]
+    assert choice["text"] == "abc"
+    written = choice["logprobs"]
+    assert written["tokens"] == ["a", "b", "c"]
+    assert written["token_logprobs"] == [None, *(pytest.approx(one, abs=1e-5) for one in defined)]
+    assert written["top_logprobs"][0] is None
+    assert written["text_offset"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"prompt": ""}, 400),
+        ({"prompt": []}, 422),
+        ({"prompt": [[]]}, 422),
+        ({"prompt": [1, "a"]}, 422),
+        ({"prompt": [10**6]}, 400),
+        ({"prompt": [-1]}, 400),
+        ({"prompt": [10**30]}, 400),
+        ({"max_tokens": 0}, 400),
+        ({"best_of": 2}, 400),
+        ({"suffix": "z"}, 422),
+        ({"logprobs": 21}, 422),
+        ({"logprobs": True}, 422),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(fields: dict[str, object], status: int) -> None:
+    with served(scripted_engine()) as client:
+        response = client.post(COMPLETIONS, json={**body(), **fields})
+    assert (response.status_code, set(response.json())) == (status, {"error"})
