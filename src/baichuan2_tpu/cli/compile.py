@@ -71,7 +71,7 @@ _Prefill = Annotated[
         "--prefill",
         metavar="T,T,…",
         help="Stages of so many new tokens, beside one of 1; an empty text for none.",
-        show_default="16,64,256",
+        show_default="16,64,128,256",
     ),
 ]
 _LayerBits = Annotated[
@@ -170,7 +170,7 @@ def _parse_stages(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise typer.BadParameter(f"--prefill is {text!r}, allowed are numbers such as 16,64,256") from error
+        raise typer.BadParameter(f"--prefill is {text!r}, allowed are numbers such as 16,64,128,256") from error
 
 
 def _directory(checkpoint: str, bits: _Bits | None) -> Path:

@@ -26,7 +26,7 @@ __all__ = [
 
 Bits = Literal[4, 8, 16]
 
-_USUAL_PREFILL = (16, 64, 256)
+_USUAL_PREFILL = (16, 64, 128, 256)
 MOST_CONTEXT = 4096
 """The longest context that was compiled and compared; Baichuan2 itself knows no longer one."""
 SAMPLE_CANDIDATES = 64

@@ -21,7 +21,7 @@ LEFT_OUT = (
     "the host: choosing a token, gathering embeddings, building masks, starting every launch",
     "copies between launches: states, positions, masks, new rows of keys and values, logits",
     "traffic between devices, other users of the memory, a lower clock when the chip is hot",
-    "for scale: the vendor's builds, measured on an SE7-32, take 1.1 to 1.4 times what is estimated",
+    "for scale: the vendor's builds, measured on an SE7-32, take 1.2 to 1.4 times what is estimated",
 )
 """What a real device adds to the time of the launches. Source of the scale: docs/performance-bm1684x.md."""
 

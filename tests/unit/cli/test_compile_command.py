@@ -57,7 +57,7 @@ def test_json_without_a_dry_run_is_a_wrong_usage(run: Run, tmp_path: Path) -> No
 def test_stages_that_are_no_numbers_are_a_wrong_usage(run: Run, quantized: Path, tmp_path: Path) -> None:
     done = run("compile", quantized, tmp_path / "out", "--context", 64, "--prefill", "16,many", "--dry-run")
     assert (done.code, done.out) == (2, "")
-    assert "--prefill is '16,many', allowed are numbers such as 16,64,256" in done.err
+    assert "--prefill is '16,many', allowed are numbers such as 16,64,128,256" in done.err
 
 
 def test_a_missing_toolchain_names_the_next_step(run: Run, quantized: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ left out:
 - the host: choosing a token, gathering embeddings, building masks, starting every launch
 - copies between launches: states, positions, masks, new rows of keys and values, logits
 - traffic between devices, other users of the memory, a lower clock when the chip is hot
-- for scale: the vendor's builds, measured on an SE7-32, take 1.1 to 1.4 times what is estimated
+- for scale: the vendor's builds, measured on an SE7-32, take 1.2 to 1.4 times what is estimated
 """
 
 

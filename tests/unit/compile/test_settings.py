@@ -23,7 +23,7 @@ def test_defaults_are_those_of_the_checkpoint() -> None:
     assert (default_bits(CONFIG), default_head(CONFIG)) == (4, "w8")
     assert default_head(replace(CONFIG, quantization=QuantizationConfig(4, head_bits=4))) == "w4"
     assert (default_bits(FLOATS), default_head(FLOATS)) == (16, "f16")
-    assert default_prefill(512) == (16, 64, 256)
+    assert default_prefill(512) == (16, 64, 128, 256)
     assert default_prefill(100) == (16, 64)
     assert default_prefill(8) == ()
 
