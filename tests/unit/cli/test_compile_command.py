@@ -24,7 +24,7 @@ def test_a_dry_run_says_what_a_bundle_takes_and_makes_nothing(
     done = run("compile", quantized, tmp_path / "out", "--context", 128, "--dry-run", "--json")
     facts = json.loads(done.out)
     assert (done.code, done.err) == (0, "")
-    assert (facts["nets"], facts["stages"], facts["compiler_calls"]) == (3, [1, 16, 64], 7)
+    assert (facts["nets"], facts["stages"], facts["compiler_calls"]) == (3, [1, 16, 64, 128], 9)
     assert (facts["bits"], facts["head"], facts["dtype"]) == (4, "w8", "float16")
     assert facts["peak_disk_bytes"] > facts["bundle_bytes"] > facts["device_bytes"] > 0
     assert facts["time_s"] > 0
