@@ -128,6 +128,15 @@ def test_a_joined_bmodel_is_what_model_tool_makes_of_it(
     assert codes == [stage.weights.code for stage in read_stages(tmp_path / "combined.bmodel")]
 
 
+def test_the_result_may_be_named_relative_to_where_one_is(
+    checkpoint: Path, whole: Path, toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # model_tool ran in another folder and did not find its inputs.
+    monkeypatch.chdir(tmp_path)
+    compile_bundle(checkpoint, Path("out"), SMALL, BuildSettings(toolchain))
+    assert contents(tmp_path / "out") == contents(whole)
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_bytes_do_not_depend_on_jobs_or_place(whole: Path, make: Make, jobs: int) -> None:
     elsewhere = Make(make.checkpoint, make.out.with_name("other name"), make.toolchain)

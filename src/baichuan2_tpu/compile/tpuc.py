@@ -101,7 +101,9 @@ class Compiler:
 
         Raises: CompileError.
         """
-        command = [str(self.toolchain.model_tool), "--combine", *map(str, parts), "-o", str(result)]
+        # The program runs in the folder of the result, where relative paths would mean something else.
+        paths = [str(path.absolute()) for path in (*parts, result)]
+        command = [str(self.toolchain.model_tool), "--combine", *paths[:-1], "-o", paths[-1]]
         log = self._run(command, result.parent, f"combine-{result.stem}")
         if not result.is_file():
             raise _failure(command, log, "ended with exit code 0 and wrote no bmodel")
@@ -111,7 +113,7 @@ class Compiler:
 
         Raises: CompileError, also where the program says less than it should.
         """
-        command = [str(self.toolchain.model_tool), "--info", str(bmodel)]
+        command = [str(self.toolchain.model_tool), "--info", str(bmodel.absolute())]
         log = self._run(command, bmodel.parent, f"info-{bmodel.stem}")
         text = log.read_text("utf-8", errors="replace")
         chip = re.search(r"^chip: (\w+)", text, re.MULTILINE)
