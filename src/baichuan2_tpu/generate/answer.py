@@ -49,6 +49,7 @@ class Answer:
         self._stop_ids = settings.stop_ids | tokenizer.stop_ids | frozenset(eos_ids)
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(settings.stop)
+        self._constraint = settings.grammar.start() if settings.grammar is not None else None
         self._generator = np.random.default_rng(settings.sampling.seed)
         # The token that fills the context's last place is fed, and the one after it still chosen.
         self._limit = min(settings.max_tokens, max_context - len(prompt_ids) + 1)
@@ -100,18 +101,22 @@ class Answer:
     def choose(self, logits: NDArray[np.float32]) -> TokenChosen | None:
         """Choose the next token; None when it is one that ends the answer, or none is wanted.
 
-        Shapes: logits (V,). Raises: BackendError when they are no numbers.
+        Shapes: logits (V,). Raises: BackendError when they are no numbers; RequestError when the grammar
+        leaves no token.
         """
         if self._limit == 0:
             self._finish_reason = "length"
             return None
         length = len(self.prompt_ids) + len(self._ids)
         history, sampling = self._history[:length], self._settings.sampling
-        token_id = choose(logits, sampling, history, self._generator, answered=len(self._ids))
+        allowed = logits if self._constraint is None else self._constraint.mask(logits, self._stop_ids)
+        token_id = choose(allowed, sampling, history, self._generator, answered=len(self._ids))
         self._tokens_s.append(self._clock_s() - self._started_s)
         if token_id in self._stop_ids:
             self._finish_reason = "stop"
             return None
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
         self._history[length] = token_id
         self._ids.append(token_id)
         if self._settings.logprobs is None:
@@ -122,7 +127,8 @@ class Answer:
         """Return the text this token lets be shown."""
         text = self._stops.push(self._decoder.push(token_id))
         self._texts.append(text)
-        if self._stops.matched is not None:
+        is_complete = self._constraint is not None and self._constraint.is_complete
+        if self._stops.matched is not None or is_complete:
             self._finish_reason = "stop"
         elif len(self._ids) == self._limit:
             self._finish_reason = "length"

@@ -24,6 +24,8 @@ def check_candidates(engine: Engine, settings: GenerationSettings) -> None:
         return
     if (settings.logprobs, settings.prompt_logprobs) != (None, None):
         raise _refusal(engine, "log probabilities need all of them; ask for none")
+    if settings.grammar is not None:
+        raise _refusal(engine, "a grammar may allow none of them; ask for text that is free")
     if not settings.sampling.is_greedy and not 0 < settings.sampling.top_k <= known:
         raise _refusal(engine, _sampling_advice(settings.sampling.top_k, known))
     for name, value, lift in _shifts(settings.sampling):

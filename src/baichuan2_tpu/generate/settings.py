@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.text.files import read_json_object
 
 __all__ = ["GenerationSettings", "SamplingSettings", "read_settings"]
@@ -77,7 +78,8 @@ class GenerationSettings:
     """How tokens are chosen and when the answer ends.
 
     ``logprobs`` asks for the log probability of each token and of that many most likely ones;
-    ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused.
+    ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused. ``grammar`` is
+    what the whole answer must follow; one that its ``max_tokens`` cut is a beginning of that.
 
     Units: ``max_tokens`` counts the answer's tokens; 0 is for ``prompt_logprobs`` alone.
     Raises: RequestError naming the value and the range that is allowed.
@@ -89,6 +91,7 @@ class GenerationSettings:
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, int(self.prompt_logprobs is None), math.inf)

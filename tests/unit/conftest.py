@@ -1,4 +1,4 @@
-"""The tokenizers that the text tests run on: two trained here, and Baichuan2's own where it is at hand."""
+"""The tokenizers that tests run on: two trained here, and Baichuan2's own where it is at hand."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import tiny_tokenizer
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-REAL_TOKENIZER = Path(__file__).resolve().parents[4] / "shared" / "data" / "baichuan2-tokenizer"
+REAL_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "baichuan2-tokenizer"
 
 
 @pytest.fixture(scope="session")
