@@ -23,6 +23,7 @@ from baichuan2_tpu.cli.estimate import estimate
 from baichuan2_tpu.cli.generate import generate
 from baichuan2_tpu.cli.info import info
 from baichuan2_tpu.cli.quantize import quantize
+from baichuan2_tpu.cli.serve import serve
 from baichuan2_tpu.cli.terminal import notice, printable
 from baichuan2_tpu.cli.toolchain import toolchain
 from baichuan2_tpu.errors import Baichuan2Error
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (chat, generate, quantize, info, bench, estimate):
+for _verb in (chat, generate, serve, quantize, info, bench, estimate):
     app.command()(_verb)
 app.command("compile")(compile_checkpoint)
 app.add_typer(toolchain)

@@ -43,7 +43,7 @@ def test_help_loads_no_heavy_module() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("serve",), "No such command 'serve'; see baichuan2 --help"),
+        (("train",), "No such command 'train'; see baichuan2 --help"),
         (("info", "demo", "--colour"), "No such option: --colour; see baichuan2 info --help"),
         (("info",), "Missing argument 'MODEL'; see baichuan2 info --help"),
         (

@@ -1,0 +1,139 @@
+"""``baichuan2 serve``: its options.
+
+Not here: what they lead to (``serving``, which imports the server's packages).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baichuan2_tpu.cli import options
+from baichuan2_tpu.cli.models import EngineSettings
+from baichuan2_tpu.errors import RequestError
+
+__all__ = ["serve"]
+
+
+class _LogForm(str, Enum):
+    TEXT = "text"
+    JSON = "json"
+
+
+_Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+_Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+]
+_Name = Annotated[
+    str | None,
+    typer.Option("--name", help="The model's name for clients.", show_default="the last part of MODEL"),
+]
+_ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="File with keys, one a line; the environment variable BAICHUAN2_API_KEY holds one.",
+    ),
+]
+_TlsCertificate = Annotated[
+    Path | None, typer.Option("--tls-certificate", help="PEM file of the certificate chain, for https.")
+]
+_TlsKey = Annotated[
+    Path | None, typer.Option("--tls-key", help="PEM file of the certificate's key, without a password.")
+]
+_CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", metavar="URL", help="Web page of others that may ask; may be repeated."),
+]
+_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone; saves memory.")]
+_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers that grow at once.")]
+_MaxQueue = Annotated[
+    int, typer.Option("--max-queue", min=0, help="Requests that may wait; more get status 429.")
+]
+_KvMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--kv-memory",
+        min=0.001,
+        metavar="GB",
+        help="Memory for the keys and values of all conversations.",
+        show_default="what the weights leave of half of the machine's",
+    ),
+]
+_MaxBody = Annotated[
+    float, typer.Option("--max-body", min=0.001, metavar="MB", help="Largest body of a request.")
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=0.001,
+        metavar="SECONDS",
+        help="Longest a request may take, from its arrival to the end of its answer.",
+        show_default="no limit",
+    ),
+]
+_Grace = Annotated[
+    float,
+    typer.Option("--grace", min=0, metavar="SECONDS", help="Time for running answers to finish at the end."),
+]
+_Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
+
+
+def serve(
+    model: options.Model,
+    *,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    name: _Name = None,
+    api_key_file: _ApiKeyFile = None,
+    tls_certificate: _TlsCertificate = None,
+    tls_key: _TlsKey = None,
+    cors_origin: _CorsOrigin = None,
+    no_page: _NoPage = False,
+    max_running: _MaxRunning = 16,
+    max_queue: _MaxQueue = 64,
+    kv_memory: _KvMemory = None,
+    max_body: _MaxBody = 4,
+    timeout: _Timeout = None,
+    grace: _Grace = 30,
+    log: _Log = _LogForm.TEXT,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    engine: options.Engine = options.EngineName.AUTO,
+    device: options.Device = 0,
+    exact: options.Exact = False,
+    debug: options.Debug = False,
+) -> None:
+    """Serve a model over HTTP as OpenAI does, with a web page at /.
+
+    Ctrl-C or SIGTERM lets running answers finish; a second one ends at once. Log lines go to standard error
+    and hold no message text.
+    """
+    try:
+        from baichuan2_tpu.cli import serving
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"serve needs {error.name}, which is not installed; run: pip install 'baichuan2-tpu[server]'"
+        ) from error
+    address = serving.Address(host, port, tls_certificate, tls_key)
+    keys = serving.read_keys(api_key_file)
+    access = serving.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))
+    plan = serving.ServePlan(
+        model,
+        name or Path(model).resolve().name,
+        EngineSettings(engine.value, device, context, threads, exact),
+        address,
+        access,
+        max_running=max_running,
+        max_waiting=max_queue,
+        kv_bytes=None if kv_memory is None else int(kv_memory * 1e9),
+        timeout_s=timeout,
+        grace_s=grace,
+        has_page=not no_page,
+    )
+    serving.write_logs(log.value, is_debug=debug)
+    serving.run_server(plan)

@@ -1,0 +1,169 @@
+"""Listening: an address, TLS, signals, and an end that lets running answers finish.
+
+The first SIGINT or SIGTERM closes the port and gives running answers their grace; a second one ends the
+process at once, which leaves nothing behind: a server writes no files.
+Not here: the app (``app``), what a user may set (``cli.serve``).
+Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used;
+sd_notify(3) for ``tell_supervisor``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.service import Service
+
+__all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
+
+_SLOW_READER_S = 5
+"""Time beyond the grace in which a client may read the end of its answer."""
+
+_BACKLOG = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; with a certificate and its key, by TLS. Port 0 is any that is free."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def url(self, listener: socket.socket) -> str:
+        """Return what a browser on this machine would be given."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.certificate else 'http'}://{host}:{listener.getsockname()[1]}"
+
+
+def bind(address: Address) -> socket.socket:
+    """Take a port; nobody can connect before ``serve``.
+
+    Raises: RequestError when the host is unknown, or the port is in use or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        # "localhost" is both ::1 and 127.0.0.1; clients that try one only try the latter.
+        family, *_, place = min(found, key=lambda one: one[0] != socket.AF_INET)
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise RequestError(
+            f"cannot listen on host {address.host!r}: {error.strerror}; give an address of this machine"
+        ) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+    except OSError as error:
+        listener.close()
+        raise RequestError(
+            f"cannot listen on {address.host}:{address.port}: {error.strerror}; "
+            "choose another --port, or end what uses it"
+        ) from error
+    return listener
+
+
+def check_tls(address: Address) -> None:
+    """Check that the certificate and its key can be used, if there are any.
+
+    Raises: RequestError naming the files.
+    """
+    if address.certificate is None and address.key is None:
+        return
+    if address.certificate is None or address.key is None:
+        raise RequestError("TLS needs both a certificate and its key; give --tls-certificate and --tls-key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(address.certificate, address.key, password="")
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"cannot use the certificate {address.certificate} with the key {address.key}: "
+            f"{error}; give a PEM file each, the key without a password"
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a host name or address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def serve(
+    app: ASGIApp,
+    service: Service,
+    address: Address,
+    listener: socket.socket,
+    *,
+    grace_s: float,
+    when_ready: Callable[[], None],
+) -> None:
+    """Serve until a signal comes and running answers are over; in the main thread.
+
+    Side effect: the service is stopped; a second signal ends the process with 128 + its number.
+    Units: running answers have ``grace_s`` to finish; then they end with an error.
+    """
+    config = uvicorn.Config(
+        app,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        ws="none",
+        timeout_graceful_shutdown=math.ceil(grace_s) + _SLOW_READER_S,
+    )
+    _Server(config, service, grace_s, when_ready).run([listener])
+
+
+def tell_supervisor(state: str) -> None:
+    """Tell systemd a state ("READY=1"), where it is the one that started this process.
+
+    Side effect: one datagram to the socket that ``NOTIFY_SOCKET`` names.
+    """
+    name = os.environ.get("NOTIFY_SOCKET")
+    if not name:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+        # A name that begins with @ is in Linux's abstract namespace.
+        notifier.sendto(state.encode(), "\0" + name[1:] if name.startswith("@") else name)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the end that answers need."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, grace_s: float, when_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._grace_s = grace_s
+        self._when_ready = when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._when_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the scheduler end its answers while uvicorn waits for their connections."""
+        tell_supervisor("STOPPING=1")
+        stopping = asyncio.create_task(asyncio.to_thread(self._service.stop, self._grace_s))
+        await super().shutdown(sockets)
+        await stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn calls it
+        """Begin to stop; the second time, end."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
