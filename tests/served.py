@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
@@ -16,7 +21,7 @@ from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.text.template import BaichuanTemplate
 from fakes import ByteTokenizer, ScriptedEngine
 
-__all__ = ["MODEL", "chat_body", "fake_model", "running_service", "scripted_engine", "served"]
+__all__ = ["MODEL", "chat_body", "fake_model", "listening", "running_service", "scripted_engine", "served"]
 
 MODEL = "tiny"
 _USER_ID, _ASSISTANT_ID = 257, 258
@@ -63,6 +68,23 @@ def served(
         TestClient(create_app(service, options), raise_server_exceptions=False) as client,
     ):
         yield client
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Generator[str, None, None]:
+    """Serve an app from a thread, and yield its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def chat_body(text: str = "hi", /, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""A tiny random model on the cpu engine, served by uvicorn on a free port of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import openai
+import pytest
+
+from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.quantize import quantize
+from baichuan2_tpu.server.app import create_app
+from baichuan2_tpu.server.scheduler import Scheduler
+from baichuan2_tpu.server.service import ServedModel, Service
+from served import listening
+from tiny_checkpoint import rope_config, write_official
+from tiny_tokenizer import write_sentencepiece
+
+MODEL = "Tiny-Chat"
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Baichuan2 in small; its weights are random, so it talks nonsense."""
+    directory = tmp_path_factory.mktemp("models") / MODEL
+    write_official(directory, rope_config(vocabulary_size=400))
+    write_sentencepiece(directory)
+    quantized = directory.with_name(f"{MODEL}-w4")
+    quantize(directory, quantized, bits=4)
+    return quantized
+
+
+@pytest.fixture(scope="session")
+def service(model_directory: Path) -> Generator[Service, None, None]:
+    with open_engine(model_directory, engine="cpu", threads=1) as engine:
+        model = ServedModel.open(MODEL, model_directory, engine)
+        with Scheduler(engine, model.tokenizer) as scheduler:
+            yield Service(model, scheduler)
+
+
+@pytest.fixture(scope="session")
+def url(service: Service) -> Generator[str, None, None]:
+    with listening(create_app(service)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Generator[openai.OpenAI, None, None]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client

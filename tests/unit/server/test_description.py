@@ -1,0 +1,96 @@
+"""Whatever the description of the API allows, or just does not, the server answers as it describes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from numpy.typing import NDArray
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+from starlette.testclient import TestClient
+
+from baichuan2_tpu.server.app import create_app
+from fakes import ByteTokenizer, HistoryEngine
+from served import MODEL, running_service
+
+TOKENIZER = ByteTokenizer()
+_ALL = [HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.too_slow]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
+
+
+class BriefEngine(HistoryEngine):
+    """Ends every answer at once, however many tokens were asked for."""
+
+    def logits(self, ids: object) -> NDArray[np.float32]:
+        row = np.zeros(TOKENIZER.vocabulary_size, np.float32)
+        row[TOKENIZER.END_ID] = 100
+        return row
+
+
+@pytest.fixture(scope="module")
+def described() -> Iterator[OpenApiSchema]:
+    with running_service(BriefEngine(TOKENIZER.vocabulary_size, max_context=4096)) as service:
+        app = create_app(service)
+        with TestClient(app):
+            yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+OPERATIONS = [
+    ("/v1/chat/completions", "post"),
+    ("/v1/completions", "post"),
+    ("/v1/models", "get"),
+    ("/v1/models/{name}", "get"),
+    ("/tokenize", "post"),
+    ("/detokenize", "post"),
+    ("/health", "get"),
+    ("/health/live", "get"),
+    ("/health/ready", "get"),
+    ("/metrics", "get"),
+]
+
+
+def test_every_operation_is_looked_at(described: OpenApiSchema) -> None:
+    found = [(path, method) for path, methods in described.raw_schema["paths"].items() for method in methods]
+    assert sorted(found) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_what_is_described_as_allowed_is_answered(described: OpenApiSchema, path: str, method: str) -> None:
+    statuses = check_answers(described, path, method, GenerationMode.POSITIVE)
+    assert 200 in statuses or path == "/v1/models/{name}"  # no drawn name is the model's
+
+
+@pytest.mark.parametrize(("path", "method"), [one for one in OPERATIONS if one[1] == "post"])
+def test_what_is_not_allowed_is_refused(described: OpenApiSchema, path: str, method: str) -> None:
+    statuses = check_answers(described, path, method, GenerationMode.NEGATIVE)
+    assert statuses <= {400, 404, 405, 422}
+
+
+def check_answers(schema: OpenApiSchema, path: str, method: str, mode: GenerationMode) -> set[int]:
+    """Check answers to drawn requests, and return their statuses."""
+    statuses: set[int] = set()
+
+    @given(schema[path][method].as_strategy(generation_mode=mode))
+    @settings(max_examples=40, derandomize=True, suppress_health_check=_ALL)
+    def check(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = MODEL
+        statuses.add(case.call_and_validate(checks=CHECKS).status_code)
+
+    check()
+    return statuses
