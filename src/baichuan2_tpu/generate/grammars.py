@@ -23,8 +23,6 @@ __all__ = ["Grammars"]
 # One line break and an indentation at most: a model cannot fill its answer with spaces for ever.
 _SPACE = r"\n? {0,12}"
 
-_ANY_OBJECT = {"type": "object"}
-
 
 class Grammars:
     """Compiles grammars for one tokenizer, from any thread.
@@ -35,10 +33,6 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._size = tokenizer.vocabulary_size
         self._library = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)))
-
-    def json_object(self) -> Grammar:
-        """Return the grammar of all JSON objects."""
-        return self.json_schema(_ANY_OBJECT)
 
     def json_schema(self, schema: Mapping[str, object]) -> Grammar:
         """Return the grammar of the JSON that a schema allows, its keys in the schema's order.

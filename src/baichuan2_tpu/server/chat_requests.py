@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from baichuan2_tpu.server.chat_grammar import chat_grammar
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.requests import answer_settings, repeated
 from baichuan2_tpu.server.scheduler import Request
@@ -16,7 +17,6 @@ from baichuan2_tpu.server.schema_chat import (
     ChatMessage,
     ChatRequest,
     SystemMessage,
-    TextFormat,
     TextPart,
     ToolMessage,
     UserMessage,
@@ -33,7 +33,13 @@ def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Requ
     Raises: ApiError, RequestError for what cannot be honoured.
     """
     _refuse_what_is_missing(body)
-    settings = answer_settings(body, service, max_tokens=_max_tokens(body), logprobs=_logprobs(body))
+    settings = answer_settings(
+        body,
+        service,
+        max_tokens=_max_tokens(body),
+        logprobs=_logprobs(body),
+        grammar=chat_grammar(body, service),
+    )
     ids = chat_tokens(body.messages, service)
     return repeated(ids, settings, body, service, body.safety_identifier or client)
 
@@ -88,7 +94,6 @@ def _refuse_what_is_missing(body: ChatRequest) -> None:
     missing = {
         "tools": bool(body.tools),
         "tool_choice": body.tool_choice not in (None, "none", "auto"),
-        "response_format": not isinstance(body.response_format, TextFormat | None),
     }
     for name, is_asked in missing.items():
         if is_asked:

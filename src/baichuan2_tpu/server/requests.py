@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduler import Request
@@ -30,6 +31,7 @@ def answer_settings(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
 ) -> GenerationSettings:
     """Put what a client asks for over the model's own settings.
 
@@ -48,6 +50,7 @@ def answer_settings(
         stop_ids=defaults.stop_ids | model.template.stop_ids,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

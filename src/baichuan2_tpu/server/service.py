@@ -9,11 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import Baichuan2Error
+from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.answers import Answers
 from baichuan2_tpu.server.errors import ApiError
@@ -66,6 +68,15 @@ class Service:
         self.metrics = Metrics(scheduler.load)
         self._scheduler = scheduler
         self._is_stopping = False
+        self._grammars: Grammars | None = None
+        self._grammars_lock = Lock()
+
+    @property
+    def grammars(self) -> Grammars:
+        """What compiles grammars for the model, built when the first is asked for; from any thread."""
+        with self._grammars_lock:
+            self._grammars = self._grammars or Grammars(self.model.tokenizer)
+            return self._grammars
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:

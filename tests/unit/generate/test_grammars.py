@@ -19,6 +19,7 @@ from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from fakes import ByteTokenizer, FakeEngine
 
+ANY_OBJECT = {"type": "object"}
 PERSON = {
     "type": "object",
     "properties": {
@@ -79,7 +80,7 @@ def test_an_answer_follows_its_schema_whatever_the_model_says(tokenizer: Tokeniz
 
 
 def test_an_answer_is_some_json_object_whatever_the_model_says(tokenizer: Tokenizer) -> None:
-    grammar = Grammars(tokenizer).json_object()
+    grammar = Grammars(tokenizer).json_schema(ANY_OBJECT)
     for seed in range(4):
         result = babble(tokenizer, grammar, seed)
         assert result.finish_reason == "stop"
@@ -107,7 +108,7 @@ class TestConstraint:
         assert self.allowed(b"1", grammar) == {*digits, ByteTokenizer.END_ID}
 
     def test_behind_the_end_only_a_stop_id_is_allowed(self) -> None:
-        grammar = Grammars(self.tokenizer).json_object()
+        grammar = Grammars(self.tokenizer).json_schema(ANY_OBJECT)
         constraint = grammar.start()
         for token_id in b"{}":
             assert not constraint.is_complete
@@ -116,20 +117,20 @@ class TestConstraint:
         assert self.allowed(b"{}", grammar) == {ByteTokenizer.END_ID}
 
     def test_rows_behind_the_tokenizers_vocabulary_are_never_allowed(self) -> None:
-        grammar = Grammars(self.tokenizer).json_object()
+        grammar = Grammars(self.tokenizer).json_schema(ANY_OBJECT)
         assert self.allowed(b"", grammar, rows=self.size + 37) == {ord("{")}
 
     def test_spaces_end(self) -> None:
-        grammar = Grammars(self.tokenizer).json_object()
+        grammar = Grammars(self.tokenizer).json_schema(ANY_OBJECT)
         assert self.allowed(b"{\n" + b" " * 12, grammar) == set(b'"}')
 
     def test_answers_to_one_grammar_do_not_share_their_way(self) -> None:
-        grammar = Grammars(self.tokenizer).json_object()
+        grammar = Grammars(self.tokenizer).json_schema(ANY_OBJECT)
         self.allowed(b'{"a', grammar)
         assert self.allowed(b"", grammar) == {ord("{")}
 
     def test_a_token_that_cannot_follow_is_refused(self) -> None:
-        constraint = Grammars(self.tokenizer).json_object().start()
+        constraint = Grammars(self.tokenizer).json_schema(ANY_OBJECT).start()
         with pytest.raises(RequestError, match="the answer cannot be held to the grammar"):
             constraint.accept(ord("x"))
 
@@ -181,7 +182,7 @@ def test_an_engine_that_knows_few_tokens_is_asked_for_no_grammar() -> None:
     engine = FakeEngine(ByteTokenizer().vocabulary_size)
     engine.candidates = 64
     settings = GenerationSettings(
-        SamplingSettings(temperature=0), grammar=Grammars(ByteTokenizer()).json_object()
+        SamplingSettings(temperature=0), grammar=Grammars(ByteTokenizer()).json_schema(ANY_OBJECT)
     )
     with pytest.raises(RequestError, match="a grammar may allow none of them"):
         check_candidates(engine, settings)
