@@ -67,6 +67,15 @@ class FakeSequence(Sequence):
             raise RequestError(f"cannot truncate to {length} tokens; 0 to {len(self.ids)} are allowed")
         del self.ids[length:]
 
+    def copy_prefix(self, source: Sequence, length: int) -> None:
+        assert isinstance(source, FakeSequence)
+        assert source is not self
+        assert source.engine is self.engine
+        if not 0 <= length <= source.length:
+            raise RequestError(f"cannot copy {length} tokens; 0 to {source.length} are allowed")
+        self._check_open()
+        self.ids = source.ids[:length]
+
     def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
@@ -80,6 +89,7 @@ class FakeEngine(Engine):
     """Everything an engine does but the logits; keeps every chunk it was fed in ``fed``."""
 
     name = "fake"
+    can_copy = True
 
     def __init__(self, vocabulary_size: int, *, max_context: int = 64, max_sequences: int = 4) -> None:
         self.config = ModelConfig(

@@ -192,6 +192,32 @@ def test_a_prompt_with_a_known_beginning_feeds_only_what_is_new(contender: Conte
         contender.assert_same(sequence.feed(TOKENS[16:]), contender.whole[-1:])
 
 
+def test_a_copy_goes_on_as_the_original_and_apart_from_it_or_is_refused(
+    contender: Contender, engine: Engine
+) -> None:
+    with engine.open_sequence() as first, engine.open_sequence() as second:
+        engine.forward([Chunk(first, TOKENS[:15], 0), Chunk(second, TOKENS[:3], 0)])
+        if not engine.can_copy:
+            with pytest.raises(BackendError, match="cannot copy"):
+                second.copy_prefix(first, 13)
+            return
+        second.copy_prefix(first, 13)
+        assert (first.length, second.length) == (15, 13)
+        engine.forward([Chunk(second, random_tokens(9, seed=3), 0)])
+        contender.assert_same(engine.forward([Chunk(first, TOKENS[15:])])[0], contender.whole[-1:])
+        second.truncate(13)
+        contender.assert_same(engine.forward([Chunk(second, TOKENS[13:])])[0], contender.whole[-1:])
+
+
+def test_copying_more_than_there_is_or_a_sequence_to_itself_is_refused(cpu_engine: Engine) -> None:
+    with cpu_engine.open_sequence() as first, cpu_engine.open_sequence() as second:
+        cpu_engine.forward([Chunk(first, TOKENS, 0)])
+        with pytest.raises(RequestError, match="cannot truncate to 21 tokens"):
+            second.copy_prefix(first, 21)
+        with pytest.raises(RequestError, match="only another sequence of this engine"):
+            first.copy_prefix(first, 1)
+
+
 def test_truncating_beyond_the_end_is_refused(engine: Engine) -> None:
     with engine.open_sequence() as sequence:
         engine.forward([Chunk(sequence, [1, 2, 3], 0)])

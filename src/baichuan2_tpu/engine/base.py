@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.errors import ContextLengthError
+from baichuan2_tpu.errors import BackendError, ContextLengthError
 
 __all__ = ["Chunk", "Engine", "Sequence", "check_room"]
 
@@ -35,6 +35,13 @@ class Sequence(ABC):
 
         Raises: RequestError when ``length`` is negative or more than is held.
         """
+
+    def copy_prefix(self, source: Sequence, length: int) -> None:
+        """Hold the first ``length`` tokens of another sequence in place of what is held.
+
+        Raises: RequestError when ``source`` holds less; BackendError where the engine cannot copy.
+        """
+        raise BackendError(f"this engine cannot copy {length} of {source.length} tokens; feed them instead")
 
     @abstractmethod
     def close(self) -> None:
@@ -86,6 +93,9 @@ class Engine(ABC):
     prompt_piece: int = 128
     """Tokens of a long prompt to feed at once: enough to be at full speed, few enough to be stopped soon. Of
     the default a 7B takes below 3 s on two cores; a compiled model has its largest stage here."""
+
+    can_copy: bool = False
+    """Whether ``Sequence.copy_prefix`` works, which then is much faster than to feed the same tokens."""
 
     @property
     def is_simulated(self) -> bool:

@@ -81,6 +81,13 @@ class CpuSequence(Sequence):
         check_truncation(self, length)
         self.native.truncate(length)
 
+    def copy_prefix(self, source: Sequence, length: int) -> None:
+        """Hold the first ``length`` tokens of another sequence: memory is copied, nothing computed."""
+        if not isinstance(source, CpuSequence) or not source.belongs_to(self._engine) or source is self:
+            raise RequestError("only another sequence of this engine can be copied")
+        check_truncation(source, length)
+        self.native.copy_prefix(source.native, length)
+
     def close(self) -> None:
         """Give the cache back."""
         if self._native is not None:
@@ -98,6 +105,7 @@ class CpuEngine(Engine):
     """
 
     name = "cpu"
+    can_copy = True
 
     def __init__(
         self,

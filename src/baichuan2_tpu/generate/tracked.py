@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Chunk, Engine
 
-__all__ = ["Feed", "TrackedSequence", "feed_together"]
+__all__ = ["Feed", "TrackedSequence", "common_prefix", "feed_together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,12 @@ class Feed:
     sequence: TrackedSequence
     ids: Items[int]
     logit_rows: int = 1
+
+
+def common_prefix(first: Items[int], second: Items[int]) -> int:
+    """Return how many ids both begin with."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def feed_together(feeds: Items[Feed]) -> list[NDArray[np.float32]]:
@@ -67,10 +73,15 @@ class TrackedSequence:
         self.truncate(self.common_prefix(prompt_ids))
         return len(self._ids)
 
+    def copy_prefix(self, source: TrackedSequence, prompt_ids: Items[int]) -> None:
+        """Hold as much of the prompt as another sequence does, where the engine can copy."""
+        length = source.common_prefix(prompt_ids)
+        self._sequence.copy_prefix(source._sequence, length)
+        self._ids[:] = source._ids[:length]
+
     def common_prefix(self, prompt_ids: Items[int]) -> int:
         """Return how many ids ``keep_prefix`` would keep."""
-        pairs = zip(self._ids, prompt_ids[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return common_prefix(self._ids, prompt_ids[:-1])
 
     def truncate(self, length: int) -> None:
         """Forget every id from ``length`` on."""

@@ -138,7 +138,19 @@ void bind_model(nb::module_& module) {
                 if (length < 0 || length > sequence.length) throw std::invalid_argument("no such length");
                 sequence.length = length;
             },
-            "length"_a);
+            "length"_a)
+        .def(
+            "copy_prefix",
+            [](Sequence& sequence, const Sequence& source, std::int64_t length) {
+                if (length < 0 || length > source.length) throw std::invalid_argument("no such length");
+                if (&sequence == &source || !sequence.cache.has_shape_of(source.cache)) {
+                    throw std::invalid_argument("another sequence of the same shape is needed");
+                }
+                const nb::gil_scoped_release release;
+                sequence.cache.copy_prefix(source.cache, length);
+                sequence.length = length;
+            },
+            "source"_a, "length"_a);
     nb::class_<Model>(module, "Model")
         .def(nb::init<const ModelShape&, int, const std::string&, bool>(), "shape"_a, "threads"_a,
              "kernels"_a, "is_exact"_a)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "buffer.h"
 #include "kernels.h"
@@ -16,7 +17,8 @@ namespace baichuan2 {
 class KvCache {
 public:
     KvCache(std::int64_t layers, std::int64_t heads, std::int64_t head_size, std::int64_t context)
-        : heads_(heads),
+        : parts_(layers * 2 * heads),
+          heads_(heads),
           head_size_(head_size),
           capacity_((context + kKeyBlock - 1) / kKeyBlock * kKeyBlock),
           buffer_(
@@ -36,6 +38,22 @@ public:
         for (std::int64_t d = 0; d < head_size_; ++d) out[d * 8] = halves[d];
     }
 
+    // Hold the first positions of another cache of this shape.
+    void copy_prefix(const KvCache& source, std::int64_t positions) const {
+        const std::int64_t rows = (positions + 7) / 8 * 8;  // keys of eight positions interleave
+        const std::int64_t stride = capacity_ * head_size_;
+        auto* to = reinterpret_cast<std::uint16_t*>(buffer_.data());
+        const auto* from = reinterpret_cast<const std::uint16_t*>(source.buffer_.data());
+        for (std::int64_t part = 0; part < parts_; ++part) {
+            std::memcpy(to + part * stride, from + part * stride,
+                        static_cast<std::size_t>(rows * head_size_) * sizeof(std::uint16_t));
+        }
+    }
+
+    bool has_shape_of(const KvCache& other) const {
+        return parts_ == other.parts_ && head_size_ == other.head_size_ && capacity_ == other.capacity_;
+    }
+
     static constexpr std::int64_t kMaxHeadSize = 256;
 
 private:
@@ -44,6 +62,7 @@ private:
                (part * heads_ + head) * capacity_ * head_size_;
     }
 
+    std::int64_t parts_;
     std::int64_t heads_;
     std::int64_t head_size_;
     std::int64_t capacity_;

@@ -43,7 +43,8 @@ class PrefixPool:
         """Return a sequence that holds a beginning of ``ids`` and has memory for all; None when none is free.
 
         The longest beginning is taken; of equal ones, the least recently used. A sequence that would lose
-        more than half of what it holds is left alone while there is place for another.
+        more than half of what it holds is left alone while there is place for another, which then gets a
+        copy of the longest beginning, be it in use or not, where the engine can copy.
         """
         free_tokens = self._max_tokens - self.held_tokens + self._idle_tokens
         size = self._size(len(ids))
@@ -52,7 +53,7 @@ class PrefixPool:
         fitting = [one for one in self._idle if self._sizes[one] <= free_tokens]
         best = max(fitting, key=lambda one: one.common_prefix(ids), default=None)
         if best is None or not self._is_worth(best, best.common_prefix(ids), size):
-            best = self._open()
+            best = self._open(ids)
         else:
             self._idle.remove(best)
         self.reserve(best, len(ids))
@@ -99,10 +100,13 @@ class PrefixPool:
         is_full = len(self._sizes) == self._engine.max_sequences or self.held_tokens + size > self._max_tokens
         return kept > 0 and (is_full or 2 * kept >= sequence.length)
 
-    def _open(self) -> TrackedSequence:
-        """Open a sequence, in place of the least recently used one if need be."""
+    def _open(self, ids: Items[int]) -> TrackedSequence:
+        """Open a sequence, in place of the least recently used one if need be, with a copied beginning."""
         if len(self._sizes) == self._engine.max_sequences:
             self.discard(self._idle.pop(0))
         sequence = TrackedSequence(self._engine)
+        source = max(self._sizes, key=lambda one: one.common_prefix(ids), default=None)
         self._sizes[sequence] = 0
+        if source is not None and self._engine.can_copy:
+            sequence.copy_prefix(source, ids)
         return sequence

@@ -26,7 +26,7 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import BackendError, Baichuan2Error, QueueFull, RequestError, ShutdownError
 from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
 from baichuan2_tpu.generate.loop import check_prompt
-from baichuan2_tpu.generate.tracked import Feed, TrackedSequence, feed_together
+from baichuan2_tpu.generate.tracked import Feed, TrackedSequence, common_prefix, feed_together
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.jobs import Job
 from baichuan2_tpu.server.load import Load, SchedulerSettings, Totals, max_held_tokens
@@ -39,6 +39,7 @@ __all__ = ["Load", "QueueFull", "Request", "Scheduler", "SchedulerSettings", "Ti
 
 _log = logging.getLogger(__name__)
 
+_WORTH_WAITING_FOR = 16  # tokens of a common beginning: one small piece of a prompt
 _NEWEST = 0.2  # how much the latest answer counts in the mean time an answer takes
 
 
@@ -214,7 +215,8 @@ class Scheduler:
         """Start what waits, as far as there is place and memory."""
         while len(self._running) < self._settings.max_running:
             with self._changed:
-                job = min(self._waiting, key=self._precedence, default=None)
+                ready = [job for job in self._waiting if not self._awaits_beginning(job)]
+            job = min(ready, key=self._precedence, default=None)
             if job is None:
                 return
             try:
@@ -231,6 +233,15 @@ class Scheduler:
             self._turn += 1
             self._turns[job.client] = self._turn
             job.start(sequence)
+
+    def _awaits_beginning(self, job: Job) -> bool:
+        """Tell whether a prompt that runs begins alike, and will be copied when it was fed."""
+        if not self._engine.can_copy:
+            return False
+        return any(
+            common_prefix(other.ids, job.ids[:-1]) - sequence.length >= _WORTH_WAITING_FOR
+            for other, sequence in self._running.items()
+        )
 
     def _precedence(self, job: Job) -> tuple[bool, int]:
         """Return what orders the queue: what was put off goes on first, then clients take turns."""

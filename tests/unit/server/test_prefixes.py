@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.server.prefixes import PrefixPool
 from fakes import HistoryEngine
@@ -20,6 +22,11 @@ def use(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
     sequence.feed(ids[sequence.length :])
     pool.give_back(sequence)
     return sequence
+
+
+def alone(engine: HistoryEngine, ids: list[int]) -> Chunk:
+    """Return a chunk of a sequence that holds nothing else."""
+    return Chunk(engine.open_sequence(), ids)
 
 
 def taken(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
@@ -48,6 +55,24 @@ def test_a_conversation_is_not_given_up_for_a_few_tokens_while_there_is_place() 
     kept = use(pool, [1, *range(100)])
     assert taken(pool, [1, 200, 201]) is not kept
     assert engine.open_sequences == 2
+
+
+def test_another_sequence_gets_a_copy_of_the_longest_beginning_even_of_one_in_use() -> None:
+    pool, engine = new_pool()
+    use(pool, [1, *range(100)])
+    in_use = taken(pool, [1, *range(200)])
+    in_use.feed(list(range(100, 200)))
+    copy = taken(pool, [1, *range(150), 250])
+    assert copy.ids == (1, *range(150))
+    assert engine.open_sequences == 2
+    assert np.array_equal(copy.feed([250]), engine.forward([alone(engine, [1, *range(150), 250])])[0])
+
+
+def test_an_engine_that_cannot_copy_computes_the_beginning_again() -> None:
+    pool, engine = new_pool()
+    engine.can_copy = False
+    taken(pool, [1, 2, 3]).feed([1, 2, 3])
+    assert taken(pool, [1, 2, 3]).ids == ()
 
 
 def test_without_place_the_best_beginning_is_taken_whatever_it_loses() -> None:

@@ -298,6 +298,31 @@ def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
     assert (totals.reused_tokens, totals.prompt_tokens) == (len(prompt) - 5, len(prompt) + 22)
 
 
+def test_a_prompt_asked_for_many_times_at_once_is_computed_once() -> None:
+    engine = new_engine()
+    engine.prompt_piece = 32
+    scheduler = new_scheduler(engine)
+    one = request(range(100), 3)
+    tickets = [scheduler.submit(one) for _ in range(4)]
+    finish(scheduler)
+    results = [said(ticket) for ticket in tickets]
+    assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, one).token_ids}
+    assert sorted(result.stats.reused_tokens for result in results) == [
+        0,
+        96,
+        96,
+        96,
+    ]  # the last few tokens are not waited for
+
+
+def test_a_prompt_does_not_wait_for_one_like_it_that_was_cancelled() -> None:
+    scheduler = new_scheduler(new_engine())
+    first, second = (scheduler.submit(request(range(100), 3)) for _ in range(2))
+    first.cancel()
+    finish(scheduler)
+    assert said(second).finish_reason == "length"
+
+
 def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
