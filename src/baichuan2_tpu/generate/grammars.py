@@ -18,7 +18,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.constraint import Constraint, Grammar
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Grammars"]
+__all__ = ["Grammars", "json_rule"]
 
 # One line break and an indentation at most: a model cannot fill its answer with spaces for ever.
 _SPACE = r"\n? {0,12}"
@@ -39,13 +39,7 @@ class Grammars:
 
         Raises: RequestError naming what of the schema is not supported.
         """
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(
-                json.dumps(schema), overrides={"whitespace_pattern": _SPACE}
-            )
-        except (ValueError, RecursionError) as exc:
-            raise _refusal(str(exc)) from exc
-        return self.lark(grammar)
+        return self.lark(f"start: {json_rule(schema)}")
 
     def lark(self, grammar: str) -> Grammar:
         """Compile a grammar in llguidance's dialect of Lark.
@@ -58,6 +52,17 @@ class Grammars:
         if matcher.is_error():
             raise _refusal(matcher.get_error())
         return _Grammar(matcher, self._size)
+
+
+def json_rule(schema: Mapping[str, object]) -> str:
+    """Return what stands, in a grammar for ``Grammars.lark``, for the JSON that a schema allows.
+
+    Raises: RequestError when the schema is too deep.
+    """
+    try:
+        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}})
+    except RecursionError as exc:
+        raise _refusal(str(exc)) from exc
 
 
 class _Vocabulary:

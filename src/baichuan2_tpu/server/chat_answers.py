@@ -19,9 +19,13 @@ from baichuan2_tpu.server.schema_chat import (
     ChunkChoice,
     Delta,
     FinishReason,
+    FunctionDelta,
     Message,
+    ToolCallDelta,
 )
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.tool_calls import CallPiece, CallReader, joined_calls
+from baichuan2_tpu.server.tools import callable_tools
 from baichuan2_tpu.server.writers import Head, count_tokens
 
 __all__ = ["ChatWriter"]
@@ -37,6 +41,8 @@ class ChatWriter:
         self._answers = body.n or 1
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._begun: set[int] = set()
+        # Without tools that may be called, the marks of calls are text like any other.
+        self._readers = {index: CallReader() for index in range(self._answers) if callable_tools(body)}
 
     def whole(self, answers: Sequence[WholeAnswer]) -> ChatAnswer:
         """Write all answers at once."""
@@ -48,14 +54,16 @@ class ChatWriter:
         """Write what is new of one answer; its first chunk names the role."""
         is_first = piece.index not in self._begun
         self._begun.add(piece.index)
+        text, calls = self._read(piece.index, piece.text, is_last=piece.result is not None)
         choice = ChunkChoice(
             index=piece.index,
             delta=Delta(
                 role="assistant" if is_first else None,
-                content=piece.text if piece.text or is_first else None,
+                content=text if text or (is_first and not calls) else None,
+                tool_calls=[_call_delta(call) for call in calls] or None,
             ),
             logprobs=chat_logprobs(self._tokenizer, piece.tokens),
-            finish_reason=None if piece.result is None else _reason(piece.result),
+            finish_reason=None if piece.result is None else self._reason(piece.index, piece.result),
         )
         return ChatChunk(**self._head, choices=[choice], usage=None)
 
@@ -66,14 +74,36 @@ class ChatWriter:
         return ChatChunk(**self._head, choices=[], usage=count_tokens(results, self._answers))
 
     def _choice(self, index: int, answer: WholeAnswer) -> ChatChoice:
+        text, calls = self._read(index, answer.result.text, is_last=True)
         return ChatChoice(
             index=index,
-            message=Message(content=answer.result.text),
+            message=Message(
+                content=text if text or not calls else None, tool_calls=joined_calls(calls) or None
+            ),
             logprobs=chat_logprobs(self._tokenizer, answer.tokens),
-            finish_reason=_reason(answer.result),
+            finish_reason=self._reason(index, answer.result),
         )
 
+    def _read(self, index: int, text: str, *, is_last: bool) -> tuple[str, list[CallPiece]]:
+        """Take calls out of the text of an answer."""
+        reader = self._readers.get(index)
+        if reader is None:
+            return text, []
+        said, calls = reader.push(text)
+        return said + (reader.flush() if is_last else ""), calls
 
-def _reason(result: Result) -> FinishReason:
-    """Return why an answer ended; one that was cancelled has no reader."""
-    return "length" if result.finish_reason == "length" else "stop"
+    def _reason(self, index: int, result: Result) -> FinishReason:
+        """Return why an answer ended; one that was cancelled has no reader."""
+        if result.finish_reason == "length":
+            return "length"
+        reader = self._readers.get(index)
+        return "tool_calls" if reader is not None and reader.has_calls else "stop"
+
+
+def _call_delta(piece: CallPiece) -> ToolCallDelta:
+    return ToolCallDelta(
+        index=piece.index,
+        id=piece.call_id,
+        type="function" if piece.call_id is not None else None,
+        function=FunctionDelta(name=piece.name, arguments=piece.arguments),
+    )

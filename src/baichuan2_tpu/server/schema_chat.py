@@ -27,8 +27,10 @@ __all__ = [
     "Delta",
     "FinishReason",
     "FunctionCall",
+    "FunctionDelta",
     "JsonObjectFormat",
     "JsonSchemaFormat",
+    "Message",
     "NamedTool",
     "SystemMessage",
     "TextFormat",
@@ -36,6 +38,7 @@ __all__ = [
     "TokenLogprobs",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "ToolMessage",
     "UserMessage",
 ]
@@ -253,14 +256,22 @@ class ChatAnswer(Output):
     usage: Usage
 
 
-class FunctionDelta(Output):
+class Sparse(Output):
+    """What is new of something; what is not new is left out."""
+
+    @model_serializer(mode="wrap")
+    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class FunctionDelta(Sparse):
     """What is new of a call."""
 
     name: str | None = None
     arguments: str
 
 
-class ToolCallDelta(Output):
+class ToolCallDelta(Sparse):
     """What is new of one of the calls."""
 
     index: int
@@ -269,16 +280,12 @@ class ToolCallDelta(Output):
     function: FunctionDelta
 
 
-class Delta(Output):
-    """What is new of an answer; what is not new is left out."""
+class Delta(Sparse):
+    """What is new of an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
 
 
 class ChunkChoice(Output):
