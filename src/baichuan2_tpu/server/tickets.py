@@ -82,11 +82,11 @@ class Ticket:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._items)
+                    self._changed.wait_for(lambda: self._items or self.is_over)
+                    if not self._items:
+                        return
                     event = self._next()
                 yield event
-                if isinstance(event, Result):
-                    return
         finally:
             self.cancel()
 
@@ -103,8 +103,9 @@ class Ticket:
                 while self._items:
                     event = self._next()
                     yield event
-                    if isinstance(event, Result):
-                        return
+                # In this order: what ends a ticket is in its items before it is over.
+                if self.is_over and not self._items:
+                    return
         finally:
             self.cancel()
 

@@ -57,6 +57,14 @@ def test_a_reader_in_an_event_loop_waits_for_what_comes() -> None:
     assert asyncio.run(read_beside_writer()) == EVENTS
 
 
+def test_a_ticket_that_was_read_has_nothing_more() -> None:
+    ticket = Ticket()
+    put_all(ticket)
+    assert list(ticket) == EVENTS
+    assert list(ticket) == []
+    assert asyncio.run(read_all(ticket)) == []
+
+
 def test_an_error_ends_reading_behind_the_events_before_it() -> None:
     ticket = Ticket()
     ticket.put(EVENTS[0])
