@@ -24,7 +24,7 @@ MODEL = "Tiny-Chat"
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Baichuan2 in small; its weights are random, so it talks nonsense."""
     directory = tmp_path_factory.mktemp("models") / MODEL
-    write_official(directory, rope_config(vocabulary_size=400))
+    write_official(directory, rope_config(vocabulary_size=400, max_context=1024))
     write_sentencepiece(directory)
     quantized = directory.with_name(f"{MODEL}-w4")
     quantize(directory, quantized, bits=4)

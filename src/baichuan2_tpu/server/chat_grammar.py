@@ -19,6 +19,8 @@ from baichuan2_tpu.server.tools import CALL_BEGIN, CALL_END, call_begin, paramet
 
 __all__ = ["chat_grammar"]
 
+_MAX_CALLS = 8  # in one answer: a small model can make the same call over and over
+
 _ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 
@@ -33,7 +35,7 @@ def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> 
         return grammar
     for tool in tools:
         _checked(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
-    more = "" if body.parallel_tool_calls is False else ' (", " call)*'
+    more = "" if body.parallel_tool_calls is False else f' (", " call){{0,{_MAX_CALLS - 1}}}'
     rules = [
         *_start(body, schema),
         f"calls: call{more} {json.dumps(CALL_END)}",

@@ -100,6 +100,13 @@ def test_a_call_that_is_required_is_made_with_arguments_that_are_allowed(seed: i
         assert (name, json.loads(arguments)) == ("read_clock", {})
 
 
+def test_an_answer_has_a_bounded_number_of_calls() -> None:
+    clock = '{"name": "read_clock", "arguments": {}}'
+    engine = engine_that_says("<tool_call>[" + ", ".join([clock] * 20))
+    _, calls, reason = said(engine, max_tokens=1000)
+    assert ([name for name, _ in calls], reason) == (["read_clock"] * 8, "tool_calls")
+
+
 def test_a_named_function_is_called_and_no_other() -> None:
     choice = {"type": "function", "function": {"name": "read_clock"}}
     _, calls, reason = said(engine_that_says(CALLS), tool_choice=choice, parallel_tool_calls=False)
