@@ -170,11 +170,12 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name(schema: dict[str, o
         Grammars(ByteTokenizer()).json_schema(schema)
 
 
-def test_a_schema_of_great_depth_is_refused() -> None:
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_a_schema_of_great_depth_is_refused(depth: int) -> None:
     schema: dict[str, object] = {}
-    for _ in range(500):
+    for _ in range(depth):
         schema = {"type": "array", "items": schema}
-    with pytest.raises(RequestError, match="recursion limit"):
+    with pytest.raises(RequestError, match="recursion"):
         Grammars(ByteTokenizer()).json_schema(schema)
 
 
