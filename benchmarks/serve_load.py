@@ -1,0 +1,266 @@
+"""Ask a live server many things at once, leave half-way at random, and check every answer and its memory.
+
+Each question is answered alone first; under load its answer must be the same, greedy or with a seed. At the
+end nothing may be lost: the server's own counts must be those of the clients, and it must end with code 0.
+Memory must not grow once the keys and values have filled their bound, which should be in the first quarter.
+All traffic stays on 127.0.0.1, and the load ends after the time it was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx
+
+from servers.asking import Answer, AnswerError, ask, ask_stream, new_client
+
+COMMAND = "from baichuan2_tpu.cli import main; main()"
+TOPICS = ("France", "the sea", "bubble sort", "tea", "the moon", "C++", "北京", "a bicycle")
+STARTS = ("What is", "Tell me about", "Write a poem on", "Why is there")
+MOST_GROWTH = 0.05
+"""Share by which memory may grow between the second quarter of the load and the last."""
+WAYS = {"stream": 5, "whole": 3, "leave stream": 3, "give up waiting": 1}
+"""How clients ask, and how often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened. Units: megabytes of anonymous memory, in quarters of the time."""
+
+    clients: int
+    seconds: float
+    asked: dict[str, int]
+    wrong: list[str]
+    memory_mb: list[float]
+    server_counts: dict[str, int]
+    exit_code: int
+
+    @property
+    def growth(self) -> float:
+        """How much memory grew since the second quarter, when pools are full."""
+        return self.memory_mb[-1] / self.memory_mb[1] - 1
+
+    @property
+    def faults(self) -> list[str]:
+        """Everything that must not be."""
+        faults = [*self.wrong]
+        if self.growth > MOST_GROWTH:
+            faults.append(f"memory grew by {self.growth:.1%}")
+        if self.exit_code:
+            faults.append(f"the server ended with exit code {self.exit_code}")
+        if self.server_counts["running"] or self.server_counts["waiting"]:
+            faults.append("requests are left in the server")
+        if self.server_counts["failed"] or self.server_counts["faults"]:
+            faults.append("the server counts failed requests")
+        ended = self.server_counts["finished"] + self.server_counts["cancelled"]
+        # A client that gives up before its request is read is one that the server never had.
+        if not self.asked["kept"] <= ended <= sum(self.asked.values()):
+            faults.append(f"the server counts {ended} requests, the clients {self.asked}")
+        return faults
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the clients saw."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Load a server, print what happened, and end with 1 if anything is wrong."""
+    given = parse_arguments()
+    report = run(given)
+    print(f"{report.clients} clients, {report.seconds:.0f} s: {dict(report.asked)}")
+    print(f"memory in quarters: {', '.join(f'{one:.0f}' for one in report.memory_mb)} MB")
+    print(f"the server's counts: {report.server_counts}")
+    print("\n".join(report.faults) or "every whole answer is that of its solo run; nothing lost, memory flat")
+    if given.json:
+        print(json.dumps({**asdict(report), "growth": report.growth, "faults": report.faults}))
+    sys.exit(bool(report.faults))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="demo", help="what baichuan2 serve takes (demo)")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--questions", type=int, default=32, help="different ones (32)")
+    parser.add_argument("--tokens", type=int, default=48, help="the longest answer (48)")
+    parser.add_argument("--kv-memory", type=float, default=0.25, metavar="GB")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int, default=0, help="of the questions and the leaving")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser.parse_args()
+
+
+def run(given: argparse.Namespace) -> Report:
+    """Start the server, ask, and stop it."""
+    chance = random.Random(given.seed)
+    questions = [make_question(number, given.tokens, chance) for number in range(given.questions)]
+    process, url = start_server(given)
+    try:
+        tell(f"{len(questions)} solo runs")
+        alone = asyncio.run(ask_alone(url, questions))
+        tell(f"{given.clients} clients for {given.seconds:g} s")
+        start_s = time.perf_counter()
+        tally, samples = asyncio.run(load(url, process.pid, list(zip(questions, alone, strict=True)), given))
+        seconds = time.perf_counter() - start_s
+        counts = read_counts(url)
+        counts["finished"] -= len(questions)  # the solo runs
+        process.terminate()
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    asked = dict(tally.asked)
+    return Report(given.clients, seconds, asked, tally.wrong, quarters(samples), counts, code)
+
+
+def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
+    """Start ``baichuan2 serve`` and return it with its URL; its log lines are dropped."""
+    options = [
+        "--port",
+        "0",
+        "--name",
+        "served",
+        "--no-page",
+        "--log",
+        "json",
+        "--kv-memory",
+        str(given.kv_memory),
+    ]
+    options += ["--max-queue", str(given.clients)]
+    if given.threads:
+        options += ["--threads", str(given.threads)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "serve", given.model, *options], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"event": "ready"' in line:
+            # Nobody reads on: a full pipe would stop the server.
+            subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+            return process, json.loads(line)["url"]
+        tell(line.rstrip())
+    raise RuntimeError(f"the server ended with exit code {process.wait()} before it was ready")
+
+
+def make_question(number: int, tokens: int, chance: random.Random) -> dict[str, object]:
+    """Return a completion's body; many begin alike, every third draws its tokens with a seed."""
+    prompt = f"{chance.choice(STARTS)} {chance.choice(TOPICS)}, {number}? " * chance.randint(1, 12)
+    drawn = {"temperature": 0.8, "top_k": 40, "seed": number} if number % 3 == 0 else {"temperature": 0}
+    return {"model": "served", "prompt": prompt, "max_tokens": chance.randint(1, tokens), **drawn}
+
+
+async def ask_alone(url: str, questions: Sequence[dict[str, object]]) -> list[Answer]:
+    """Return the answers to all questions, one after the other."""
+    async with new_client(url) as client:
+        return [await ask(client, question) for question in questions]
+
+
+async def load(
+    url: str, process: int, known: Sequence[tuple[dict[str, object], Answer]], given: argparse.Namespace
+) -> tuple[Tally, list[float]]:
+    """Ask from all clients until the time is over; return what they saw, and the memory meanwhile."""
+    tally = Tally()
+    samples: list[float] = []
+    end_s = time.perf_counter() + given.seconds
+
+    async def be_client(number: int) -> None:
+        chance = random.Random(f"{given.seed} {number}")
+        async with new_client(url) as client:
+            while time.perf_counter() < end_s:
+                await ask_once(client, *chance.choice(known), chance, tally)
+
+    async def watch_memory() -> None:
+        while time.perf_counter() < end_s:
+            samples.append(memory_mb(process))
+            await asyncio.sleep(given.seconds / 100)
+
+    await asyncio.gather(watch_memory(), *(be_client(number) for number in range(given.clients)))
+    await wait_until_idle(url)
+    return tally, samples
+
+
+async def ask_once(
+    client: httpx.AsyncClient, question: dict[str, object], alone: Answer, chance: random.Random, tally: Tally
+) -> None:
+    """Ask in some way; an answer that is read to its end must be the one of the solo run."""
+    way = chance.choices([*WAYS], [*WAYS.values()])[0]
+    answer = None
+    try:
+        if way == "stream":
+            answer = await ask_stream(client, question)
+        elif way == "whole":
+            answer = await ask(client, question)
+        elif way == "leave stream":
+            await ask_stream(client, question, leave_after=chance.randint(1, 8))
+        else:
+            await asyncio.wait_for(ask(client, question), chance.uniform(0.01, 0.5))
+    except asyncio.TimeoutError:
+        pass  # it gave up, as it meant to
+    except (AnswerError, httpx.HTTPError) as error:
+        tally.wrong.append(f"{way}: {type(error).__name__}: {error}")
+    tally.asked["kept" if answer else "left"] += 1
+    if answer and (answer.text, answer.finish_reason, answer.tokens) != (
+        alone.text,
+        alone.finish_reason,
+        alone.tokens,
+    ):
+        tally.wrong.append(f"{way}: {question} was answered {answer.text!r}, alone {alone.text!r}")
+
+
+async def wait_until_idle(url: str) -> None:
+    """Wait until the server has noticed that the last clients are gone."""
+    for _ in range(100):
+        counts = read_counts(url)
+        if not counts["running"] + counts["waiting"]:
+            return
+        await asyncio.sleep(0.1)
+
+
+def read_counts(url: str) -> dict[str, int]:
+    """Return the counts of the server's own metrics."""
+    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    names = {"running": "requests_running", "waiting": "requests_waiting", "faults": "engine_faults_total"}
+    outcomes = ("finished", "cancelled", "failed", "refused")
+    names |= {one: f'requests_total{{outcome="{one}"}}' for one in outcomes}
+    found = dict(re.findall(r"^baichuan2_(\S+) (\S+)$", text, re.MULTILINE))
+    return {name: int(float(found[key])) for name, key in names.items()}
+
+
+def memory_mb(process: int) -> float:
+    """Return the anonymous memory of a process: what is not a mapped file."""
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None
+    return int(found.group(1)) / 1000
+
+
+def quarters(samples: Sequence[float]) -> list[float]:
+    """Return the median of each quarter of the samples."""
+    size = max(1, len(samples) // 4)
+    return [statistics.median(samples[start : start + size]) for start in range(0, 4 * size, size)]
+
+
+def tell(step: str) -> None:
+    """Say on stderr what is going on."""
+    print(step, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
