@@ -1,4 +1,4 @@
-"""``/v1/models``, ``/tokenize`` and ``/detokenize``: what is known without computing anything.
+"""``/v1/models``, ``/tokenize``, ``/detokenize``, ``/tokenizer_info``: what needs no engine.
 
 Not here: answers (``routes_answers``).
 """
@@ -9,7 +9,14 @@ from fastapi import APIRouter
 
 from baichuan2_tpu.server.chat_requests import chat_tokens
 from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
-from baichuan2_tpu.server.schema import Detokenized, DetokenizeRequest, ModelCard, ModelList, Tokenized
+from baichuan2_tpu.server.schema import (
+    Detokenized,
+    DetokenizeRequest,
+    ModelCard,
+    ModelList,
+    Tokenized,
+    TokenizerInfo,
+)
 from baichuan2_tpu.server.schema_chat import ChatTokenizeRequest
 from baichuan2_tpu.server.service import Service
 
@@ -37,6 +44,12 @@ def model_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         tokens = _tokens(body, service)
         return Tokenized(tokens=tokens, count=len(tokens), max_model_len=service.model.max_context)
+
+    @router.get("/tokenizer_info")
+    def show_tokenizer() -> TokenizerInfo:
+        """Describe the tokenizer."""
+        tokenizer = service.model.tokenizer
+        return TokenizerInfo(tokenizer_class=type(tokenizer).__name__, vocab_size=tokenizer.vocabulary_size)
 
     @router.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> Detokenized:

@@ -26,6 +26,7 @@ __all__ = [
     "StopInput",
     "StreamOptions",
     "Tokenized",
+    "TokenizerInfo",
     "Usage",
 ]
 
@@ -132,6 +133,20 @@ class Tokenized(Output):
     tokens: list[int]
     count: int
     max_model_len: int
+
+
+class TokenizerInfo(Output):
+    """What lm-evaluation-harness asks before it trusts ``/tokenize``.
+
+    The tokens that begin and end a text have no name here: no text becomes one.
+    """
+
+    tokenizer_class: str
+    vocab_size: int
+    bos_token: None = None
+    eos_token: None = None
+    pad_token: None = None
+    chat_template: None = None
 
 
 class DetokenizeRequest(Input):

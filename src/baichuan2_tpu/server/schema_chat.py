@@ -203,6 +203,7 @@ class ChatTokenizeRequest(Input):
     model: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
+    add_special_tokens: Literal[False] | None = None
 
 
 class TokenLogprob(Output):

@@ -125,3 +125,11 @@ def test_what_cannot_be_honoured_is_refused(fields: dict[str, object], status: i
     with served(scripted_engine()) as client:
         response = client.post(COMPLETIONS, json={**body(), **fields})
     assert (response.status_code, set(response.json())) == (status, {"error"})
+
+
+def test_a_stream_counts_tokens_when_asked() -> None:
+    asked = body(stream=True, stream_options={"include_usage": True})
+    with served(scripted_engine("cd")) as client:
+        *_, last, _done, _rest = client.post(COMPLETIONS, json=asked).text.split("\n\n")
+    chunk = json.loads(last.removeprefix("data: "))
+    assert (chunk["choices"], chunk["usage"]["total_tokens"]) == ([], 4)

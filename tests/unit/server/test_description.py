@@ -57,6 +57,7 @@ OPERATIONS = [
     ("/v1/models/{name}", "get"),
     ("/tokenize", "post"),
     ("/detokenize", "post"),
+    ("/tokenizer_info", "get"),
     ("/health", "get"),
     ("/health/live", "get"),
     ("/health/ready", "get"),

@@ -26,6 +26,13 @@ def test_text_becomes_tokens_and_text_again() -> None:
     assert text == {"prompt": "你"}
 
 
+def test_the_tokenizer_names_no_token_that_text_could_not_become() -> None:
+    with served(scripted_engine()) as client:
+        info = client.get("/tokenizer_info").json()
+    assert (info["tokenizer_class"], info["vocab_size"]) == ("ByteTokenizer", 259)
+    assert info["bos_token"] is info["eos_token"] is None
+
+
 def test_a_chat_becomes_the_tokens_the_model_reads() -> None:
     with served(scripted_engine()) as client:
         tokens = client.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}]}).json()
