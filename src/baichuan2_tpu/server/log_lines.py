@@ -1,4 +1,4 @@
-"""Log lines for machines: ``key=value`` or JSON, one line an event, one event a request.
+"""Log lines for machines: ``key=value`` or JSON, one line an event, two events a request.
 
 No line holds what a client wrote or a model answered. Escape sequences that a client puts into a path are
 written as text. Not here: where lines go and from which level on (``cli.serve``).
@@ -12,6 +12,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Literal
@@ -19,7 +21,9 @@ from typing import Literal
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["LineFormatter", "LogForm", "RequestLog", "log_event"]
+from baichuan2_tpu.generate.events import Event, Result
+
+__all__ = ["LineFormatter", "LogForm", "RequestLog", "log_answer", "log_event"]
 
 LogForm = Literal["text", "json"]
 
@@ -34,6 +38,25 @@ _QUIET_PATHS = ("/health", "/metrics")
 def log_event(logger: logging.Logger, event: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Log an event with fields of its own; those that are None are left out."""
     logger.log(level, event, extra={"fields": fields})
+
+
+async def log_answer(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Pass the events of an answer on, and log what it took when it is over."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Result):
+                stats = event.stats
+                log_event(
+                    _log,
+                    "answer",
+                    finish_reason=event.finish_reason,
+                    prompt_tokens=stats.prompt_tokens,
+                    reused_tokens=stats.reused_tokens,
+                    generated_tokens=stats.generated_tokens,
+                    first_token_s=_rounded(stats.first_token_s),
+                    tok_per_s=_rounded(stats.tok_per_s),
+                )
+            yield event
 
 
 class LineFormatter(logging.Formatter):
@@ -117,6 +140,10 @@ class _Note:
             whole=self._is_whole,
             seconds=round(time.perf_counter() - self._start_s, 3),
         )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _quoted(value: object) -> str:

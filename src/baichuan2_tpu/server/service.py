@@ -19,6 +19,7 @@ from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.answers import Answers
 from baichuan2_tpu.server.errors import ApiError
+from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduler import Request, Scheduler
 from baichuan2_tpu.text.registry import open_tokenizer
@@ -103,7 +104,7 @@ class Service:
 
         Raises: what ``Scheduler.submit`` raises.
         """
-        answers = Answers(self.metrics.observe)
+        answers = Answers(lambda events: log_answer(self.metrics.observe(events)))
         try:
             for request in requests:
                 answers.add(self._scheduler.submit(request))

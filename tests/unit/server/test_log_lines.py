@@ -59,7 +59,10 @@ def test_every_request_is_a_line_with_the_id_its_client_got(caplog: pytest.LogCa
         missing = client.get("/nowhere%0Alevel=error")
     assert answer.json()["choices"][0]["message"]["content"] == "a secret answer"
     own = [record for record in caplog.records if record.name == LOGGER.name]
-    asked, lost = [getattr(record, "fields", {}) for record in own]
+    answered, asked, lost = [getattr(record, "fields", {}) for record in own]
+    assert answered["finish_reason"] == "stop"
+    assert answered["generated_tokens"] == len("a secret answer")
+    assert answered["prompt_tokens"] > len("a secret question")
     assert (asked["method"], asked["path"], asked["status"]) == ("POST", "/v1/chat/completions", 200)
     assert asked["whole"]
     assert lost["status"] == missing.status_code == 404
