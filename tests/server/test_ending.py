@@ -1,5 +1,6 @@
 """The end of a server, by request and by force: what clients see, and what is left behind."""
 
+import json
 import signal
 import socket
 from collections.abc import Generator
@@ -99,6 +100,21 @@ def test_an_answer_that_outlasts_the_grace_ends_with_an_error(
         server.signal(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="the server stopped before the answer was ready"):
             list(stream)
+        assert server.wait() == 0
+
+
+def test_a_client_that_never_reads_does_not_keep_the_server(
+    model: Path, tmp_path: Path, never_stop: dict[str, int]
+) -> None:
+    body = {"model": "Tiny-w4", "prompt": "hello", "max_tokens": ENDLESS, "logit_bias": never_stop}
+    content = json.dumps({**body, "stream": True}).encode()
+    with ServerProcess(model, tmp_path, "--grace", 0.1, "--no-page") as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", urlsplit(server.url).port))
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n"
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + content)
+        wait_until_running(server.url, 1)
+        server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
 

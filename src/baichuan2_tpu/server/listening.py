@@ -27,8 +27,8 @@ from baichuan2_tpu.server.service import Service
 
 __all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
 
-_SLOW_READER_S = 5
-"""Time beyond the grace in which a client may read the end of its answer."""
+_READING_S = 5
+"""Time in which clients may read the end of their answers."""
 
 _BACKLOG = 128
 
@@ -122,7 +122,7 @@ def serve(
         server_header=False,
         backlog=_BACKLOG,
         ws="none",
-        timeout_graceful_shutdown=math.ceil(grace_s) + _SLOW_READER_S,
+        timeout_graceful_shutdown=math.ceil(grace_s) + 2 * _READING_S,
     )
     _Server(config, service, grace_s, when_ready).run([listener])
 
@@ -156,11 +156,17 @@ class _Server(uvicorn.Server):
         self._when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the scheduler end its answers while uvicorn waits for their connections."""
+        """Let the scheduler end its answers while uvicorn waits for their connections.
+
+        What is open when all answers are over is no answer: a page waits for events as long as it is shown.
+        """
         tell_supervisor("STOPPING=1")
-        stopping = asyncio.create_task(asyncio.to_thread(self._service.stop, self._grace_s))
-        await super().shutdown(sockets)
-        await stopping
+        ending = asyncio.create_task(super().shutdown(sockets))
+        await asyncio.to_thread(self._service.stop, self._grace_s)
+        await asyncio.wait([ending], timeout=_READING_S)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn calls it
         """Begin to stop; the second time, end."""
