@@ -170,7 +170,9 @@ def _parse_stages(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise typer.BadParameter(f"--prefill is {text!r}, allowed are numbers such as 16,64,128,256") from error
+        raise typer.BadParameter(
+            f"--prefill is {text!r}, allowed are numbers such as 16,64,128,256"
+        ) from error
 
 
 def _directory(checkpoint: str, bits: _Bits | None) -> Path:
