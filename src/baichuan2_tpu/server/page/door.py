@@ -1,0 +1,147 @@
+"""Who gets to the web page, and what it may do to the browser: ASGI middleware in front of the API.
+
+Gradio serves much more than one page needs: uploads, files, a proxy, monitoring. Only the paths below reach
+it; every other path is the API's. A Content-Security-Policy holds the browser to this server, so that neither
+Gradio nor a picture in an answer can call another one.
+Not here: keys of the API (``auth``).
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from html import escape
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from baichuan2_tpu.server.auth import is_known_key
+from baichuan2_tpu.server.errors import ApiError, error_response
+from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
+
+__all__ = ["PageDoor"]
+
+_SIGN_IN = "/sign-in"
+_PATHS = frozenset(
+    {
+        "/",
+        _SIGN_IN,
+        "/config",
+        "/favicon.ico",
+        "/manifest.json",
+        "/theme.css",
+        "/gradio_api/app_id",
+        "/gradio_api/info",
+        "/gradio_api/queue/data",
+        "/gradio_api/queue/join",
+        "/gradio_api/startup-events",
+    }
+)
+_FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
+
+_COOKIE = "baichuan2_page"
+_COOKIE_S = 30 * 24 * 3600
+
+# Gradio compiles the functions of its events in the browser ('unsafe-eval') and has scripts in its HTML.
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class PageDoor:
+    """Sends the page's paths to ``page``, others to ``app``; if there are ``keys``, the page asks for one."""
+
+    def __init__(self, app: ASGIApp, page: ASGIApp, keys: Collection[str]) -> None:
+        self._app = app
+        self._page = page
+        self._keys = tuple(keys)
+        # What the browser shows instead of the key. It tells nothing about the key, and outlives a restart.
+        self._passes = tuple(_pass(key) for key in self._keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with the form for the key."""
+        if scope["type"] != "http" or not _is_page(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_held(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        request = Request(scope, receive)
+        app = await self._refusal(request) or self._page
+        await app(scope, receive, send_held)
+
+    async def _refusal(self, request: Request) -> Response | None:
+        """Return what a request gets instead of the page, or None when it may pass."""
+        # Browsers say so themselves when another web page is behind a request.
+        if request.method == "POST" and request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
+            return error_response(ApiError("web pages of others may not use this one", status=403))
+        if request.url.path == _SIGN_IN:
+            return await self._sign_in(request)
+        if not self._keys or is_known_key(request.cookies.get(_COOKIE, ""), self._passes):
+            return None
+        if request.url.path == "/":
+            return _form(request, is_wrong=False)
+        return error_response(
+            ApiError("no valid key; open / to give one", status=401, code="invalid_api_key")
+        )
+
+    async def _sign_in(self, request: Request) -> Response:
+        answer = RedirectResponse("/", status_code=303)
+        if request.method == "POST" and self._keys:
+            async with request.form(max_files=0, max_fields=1) as form:
+                key = str(form.get("key", ""))
+            if not is_known_key(key, self._keys):
+                return _form(request, is_wrong=True)
+            answer.set_cookie(
+                _COOKIE,
+                _pass(key),
+                max_age=_COOKIE_S,
+                secure=request.url.scheme == "https",
+                httponly=True,
+                samesite="strict",
+            )
+        return answer
+
+
+def _is_page(path: str) -> bool:
+    return path in _PATHS or path.startswith(_FOLDERS)
+
+
+def _pass(key: str) -> str:
+    return hmac.new(key.encode(), b"baichuan2-tpu web page", "sha256").hexdigest()
+
+
+def _form(request: Request, *, is_wrong: bool) -> Response:
+    """Return the form for the key, in the browser's language."""
+    language = choose_language(request.headers.get("accept-language", ""))
+    texts = TEXTS[language]
+    html = read_part("sign_in.html")
+    shown = {
+        "language": language,
+        "title": texts["key"],
+        "error": texts["wrong_key"] if is_wrong else "",
+        "open": texts["open"],
+    }
+    for name, text in shown.items():
+        html = html.replace(f"{{{{{name}}}}}", escape(text))
+    return HTMLResponse(html, status_code=401)

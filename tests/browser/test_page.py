@@ -1,0 +1,276 @@
+"""The web page in a real browser: conversations, errors, keys, languages, and whom it calls."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from chat_page import ChatPage, Open, Serve
+from talking_engine import COUNT, LONG_COUNT
+
+# Gradio asks pandas for what pandas is giving up.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+_FIGURES = re.compile(r"first token \d+\.\d\d s · \d+\.\d tokens/s · \d+ tokens")
+
+
+def test_an_answer_is_seen_to_grow_and_ends_with_its_figures(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.ask("count")
+    some = page.wait(lambda: next(iter(page.said("bot")), ""))
+    more = page.wait(lambda: next((text for text in page.said("bot") if len(text) > len(some)), ""))
+    assert COUNT.startswith(more)
+    assert page.is_answering
+    page.wait_until_over()
+    assert page.said("bot") == [COUNT]
+    assert _FIGURES.fullmatch(page.note)
+
+
+def test_stop_ends_an_answer_at_once_and_keeps_it(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.ask("count on")
+    page.wait(lambda: page.said("bot"))
+    page.stop()
+    page.wait_until_over()
+    (said,) = page.said("bot")
+    assert LONG_COUNT.startswith(said)
+    assert len(said) < len(LONG_COUNT)
+    assert page.note.endswith("stopped")
+    assert server.scheduler.load().running == 0
+    assert page.answer("hello") == "Hello! How can I help?"
+
+
+def test_conversations_grow_side_by_side_and_never_meet(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.ask("count on")
+    page.wait(lambda: page.said("bot"))
+    page.start_new()
+    assert page.answer("hello") == "Hello! How can I help?"
+    assert page.said("user") == ["hello"]
+    page.choose("count on")
+    assert page.is_answering
+    page.stop()
+    page.wait_until_over()
+    assert LONG_COUNT.startswith(page.said("bot")[0])
+    page.choose("hello")
+    assert page.said("bot") == ["Hello! How can I help?"]
+
+
+def test_a_page_that_is_loaded_again_has_its_history(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.answer("hello")
+    page.start_new()
+    page.answer("this is the second")
+    page.open()
+    page.wait(lambda: page.said("bot") == ["You said: this is the second"])
+    assert page.conversations == ["this is the second", "hello"]
+    page.choose("hello")
+    assert page.said("bot") == ["Hello! How can I help?"]
+
+
+def test_an_answer_nobody_waits_for_is_stopped_and_what_was_said_is_kept(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.ask("count on")
+    page.wait(lambda: len(page.said("bot")[0]) > 300 if page.said("bot") else False)
+    page.open()
+    page.wait(lambda: server.scheduler.load().running == 0)
+    (said,) = page.wait(lambda: page.said("bot"))
+    assert LONG_COUNT.startswith(said)
+    assert not page.is_answering
+
+
+def test_two_tabs_do_not_overwrite_each_others_conversations(serve: Serve, browser: Open) -> None:
+    server, chrome = serve(), browser()
+    page = ChatPage(chrome, server.url)
+    first = chrome.current_window_handle
+    chrome.switch_to.new_window("tab")
+    page.open()
+    page.ask("count")
+    second = chrome.current_window_handle
+    chrome.switch_to.window(first)
+    page.answer("hello")
+    page.wait(lambda: set(page.conversations) == {"hello", "count"})
+    chrome.switch_to.window(second)
+    page.wait_until_over()
+    page.open()
+    page.wait(lambda: page.said("bot") == [COUNT])
+    assert set(page.conversations) == {"hello", "count"}
+
+
+def test_people_who_ask_at_once_see_their_own_answers(serve: Serve, browser: Open) -> None:
+    server = serve()
+    pages = [ChatPage(browser(), server.url) for _ in range(2)]
+    for page, question in zip(pages, ("of one person", "of another"), strict=True):
+        page.ask(question)
+    for page, question in zip(pages, ("of one person", "of another"), strict=True):
+        page.wait_until_over()
+        assert page.said("user") == [question]
+        assert page.said("bot") == [f"You said: {question}"]
+        assert page.conversations == [question]
+
+
+def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.answer("hello")
+    page.answer("the second question")
+    page.press("Try again")
+    page.wait(lambda: page.is_answering)
+    page.wait_until_over()
+    assert page.said("bot") == ["Hello! How can I help?", "You said: the second question"]
+
+    page.find("#chat button[title='Edit']").click()
+    field = page.find("#chat .message.user textarea")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("something else")
+    page.find("#chat button[title='Submit']").click()
+    page.wait(lambda: page.said("bot") == ["You said: something else"])
+    assert page.said("user") == ["something else"]
+
+
+def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.answer("hello")
+    page.find("#conversations .delete").click()
+    page.browser.switch_to.alert.accept()
+    page.wait(lambda: not page.said("user"))
+    page.open()
+    assert page.conversations == []
+
+
+def test_a_fault_is_shown_as_an_error_and_not_as_an_answer(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.ask("break")
+    assert page.error == "Error: the device reported a fault; restart it"
+    assert page.said("bot") == []
+    assert page.said("user") == ["break"]
+    assert page.answer("hello") == "Hello! How can I help?"
+    assert _FIGURES.fullmatch(page.note)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.browser.execute_script(
+        "const box = arguments[0]; box.value = 'x'.repeat(9000); box.dispatchEvent(new Event('input'))",
+        page.find("#box textarea"),
+    )
+    page.find("#box .submit-button").click()
+    assert "the prompt is 9002 tokens with its system message" in page.error
+
+
+def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.ask("count on")
+    page.wait(lambda: page.said("bot"))
+    server.stop()
+    assert page.error.startswith("Error: ")
+    assert not page.is_answering
+    assert page.said("user") == ["count on"]
+
+
+def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve(max_tokens=10).url)
+    assert page.answer("hello") == "Hello! How"
+    assert "cut at the longest answer" in page.note
+    page.find("#settings button").click()
+    field = page.find("input[aria-label='Longest answer, tokens']")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys("5")
+    assert page.answer("hello") == "Hello"
+    page.open()
+    page.find("#settings button").click()
+    page.wait(lambda: page.find("input[aria-label='Longest answer, tokens']").get_attribute("value") == "5")
+    assert page.answer("something") == "You s"
+
+
+def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve().url)
+    page.find("#settings button").click()
+    page.find("#system textarea").send_keys("Be brief.")
+    assert page.answer("what is your system prompt?") == "Be brief."
+    page.start_new()
+    page.wait(lambda: page.find("#system textarea").get_attribute("value") == "")
+    assert page.answer("hello") == "Hello! How can I help?"
+    page.choose("what is your system prompt?")
+    page.wait(lambda: page.find("#system textarea").get_attribute("value") == "Be brief.")
+
+
+def test_the_wrong_key_is_refused_and_the_right_one_remembered(serve: Serve, browser: Open) -> None:
+    server, chrome = serve(keys={"open sesame"}), browser()
+    for key in ("sesame", "OPEN SESAME"):
+        chrome.get(server.url)
+        chrome.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
+        page_text = chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text
+        assert page_text == "This key is wrong."
+        assert not chrome.find_elements(By.TAG_NAME, "gradio-app")
+    chrome.find_element(By.ID, "key").send_keys("open sesame", Keys.ENTER)
+    page = ChatPage(chrome, server.url)
+    assert page.answer("hello") == "Hello! How can I help?"
+    page.open()
+    page.wait(lambda: page.conversations == ["hello"])
+    assert page.answer("hello") == "Hello! How can I help?"
+
+
+def test_the_page_calls_nobody_but_its_server(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.answer("code")
+    assert page.browser.find_elements(By.CSS_SELECTOR, "#chat code .token.keyword")
+    page.answer("picture")
+    assert page.browser.find_elements(By.CSS_SELECTOR, "#chat .katex")
+    own = urlsplit(server.url).netloc
+    requests = page.requests()
+    assert server.url in requests
+    foreign = {
+        url: reason
+        for url, reason in requests.items()
+        if urlsplit(url).scheme in {"http", "https", "ws", "wss"} and urlsplit(url).netloc != own
+    }
+    assert set(foreign.values()) <= {"csp"}, foreign
+    assert set(foreign) <= {"http://example.com/picture.png"}
+
+
+def test_in_a_narrow_window_the_conversations_do_not_cover_the_page(serve: Serve, browser: Open) -> None:
+    chrome = browser()
+    chrome.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    )
+    page = ChatPage(chrome, serve().url)
+    assert page.answer("hello") == "Hello! How can I help?"
+    assert chrome.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    page.photograph("narrow")
+
+
+@pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_the_page_follows_the_browser_and_can_be_switched(
+    serve: Serve, browser: Open, language: str, is_dark: bool
+) -> None:
+    page = ChatPage(browser(language=language, is_dark=is_dark), serve().url)
+    texts = {"en-US": ("Ask something", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
+    hint, new = texts.pop(language)
+    assert page.find("#box textarea").get_attribute("placeholder") == hint
+    assert page.is_dark is is_dark
+    page.answer("你好")
+    page.answer("code")
+    page.photograph(f"{language}-{'dark' if is_dark else 'light'}")
+    page.press(new)
+
+    page.find("#language").click()
+    page.find("#theme").click()
+    ((other_hint, _),) = texts.values()
+    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
+    page.open()
+    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
+    assert page.is_dark is not is_dark

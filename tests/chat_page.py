@@ -1,0 +1,151 @@
+"""The page as somebody uses it: what to press, and what to see."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from live_page import LivePage
+
+__all__ = ["ChatPage", "Open", "Serve"]
+
+Serve = Callable[..., LivePage]
+"""Starts a server, with ``LivePage``'s settings."""
+
+Open = Callable[..., webdriver.Chrome]
+"""Opens a browser with a ``language`` and ``is_dark``."""
+
+_PATIENCE_S = 40  # a shared machine stalls
+
+_Value = TypeVar("_Value")
+
+
+class ChatPage:
+    """A page in a browser's tab."""
+
+    def __init__(self, browser: webdriver.Chrome, url: str) -> None:
+        self.browser = browser
+        self.url = url
+        self.open()
+
+    def open(self) -> None:
+        """Open the page, or open it again, and wait until it can be used."""
+        self.browser.get(self.url)
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the page has its language and its settings."""
+        self.wait(lambda: self.browser.execute_script("return document.documentElement.lang !== ''"))
+        self.wait(lambda: self.find("#box textarea"))
+        self.wait(lambda: self.find("#language").text)
+
+    def wait(self, see: Callable[[], _Value]) -> _Value:
+        """Look until there is something."""
+        waiting = WebDriverWait(self.browser, _PATIENCE_S, 0.05, [StaleElementReferenceException])
+        return cast("_Value", waiting.until(lambda _: see()))
+
+    def find(self, selector: str) -> WebElement:
+        """Return the first such element, when there is one."""
+        return self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))[0]
+
+    def ask(self, question: str) -> None:
+        """Write a question and send it."""
+        self.wait(lambda: not self.is_answering)
+        self.find("#box textarea").send_keys(question, Keys.ENTER)
+        self.wait(lambda: question in self.said("user"))
+
+    def answer(self, question: str) -> str:
+        """Ask and return the whole answer."""
+        self.ask(question)
+        self.wait_until_over()
+        return self.said("bot")[-1]
+
+    def wait_until_over(self) -> None:
+        self.wait(lambda: not self.is_answering)
+
+    @property
+    def is_answering(self) -> bool:
+        return bool(self.browser.find_elements(By.CSS_SELECTOR, "#box .stop-button"))
+
+    def stop(self) -> None:
+        self.find("#box .stop-button").click()
+
+    def said(self, role: str) -> list[str]:
+        """Return what "user" or "bot" said, as it is shown."""
+        return [
+            element.text for element in self.browser.find_elements(By.CSS_SELECTOR, f"#chat .message.{role}")
+        ]
+
+    @property
+    def note(self) -> str:
+        """The line below the conversation."""
+        return self.find("#note .note").text
+
+    @property
+    def error(self) -> str:
+        """The error below the conversation; it is waited for."""
+        return self.find("#note [role=alert]").text
+
+    @property
+    def conversations(self) -> list[str]:
+        """The titles of all conversations."""
+        return [
+            element.text for element in self.browser.find_elements(By.CSS_SELECTOR, "#conversations .open")
+        ]
+
+    def _texts(self, selector: str) -> list[str]:
+        # In one step: elements that are looked at one by one may be gone meanwhile.
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+        return cast("list[str]", self.browser.execute_script(script, selector))
+
+    def start_new(self) -> None:
+        self.press("New conversation")
+        self.wait(lambda: not self.said("user"))
+
+    def choose(self, title: str) -> None:
+        """Open another conversation."""
+
+        def press() -> bool:
+            self.find(f'#conversations .open[title="{title}"]').click()
+            return True
+
+        self.wait(press)  # again, if the list changed meanwhile
+        self.wait(lambda: title in self.said("user"))
+
+    def press(self, label: str) -> None:
+        """Press the button with this text."""
+        buttons = "//button[normalize-space()='{}']"
+        self.wait(lambda: self.browser.find_element(By.XPATH, buttons.format(label))).click()
+
+    @property
+    def is_dark(self) -> bool:
+        return bool(self.browser.execute_script("return document.body.classList.contains('dark')"))
+
+    def photograph(self, name: str) -> None:
+        """Keep a picture of it, in the folder that BAICHUAN2_TEST_SCREENSHOTS names."""
+        folder = os.environ.get("BAICHUAN2_TEST_SCREENSHOTS")
+        if folder:
+            self.browser.save_screenshot(str(Path(folder, f"page-{name}.png")))
+
+    def requests(self) -> dict[str, str]:
+        """Return every URL the browser wanted since it was last asked, and why it was blocked, if it was."""
+        urls: dict[str, str] = {}
+        blocked: dict[str, str] = {}
+        for entry in self.browser.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            values = message["params"]
+            if message["method"] == "Network.requestWillBeSent":
+                urls[values["requestId"]] = values["request"]["url"]
+            elif message["method"] == "Network.loadingFailed":
+                blocked[values["requestId"]] = values.get("blockedReason", "")
+        return {url: blocked.get(request, "") for request, url in urls.items()}
