@@ -121,7 +121,13 @@ def run_server(plan: ServePlan) -> None:
 
 
 def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
-    app = create_app(service, plan.access)
+    access = plan.access
+    app = create_app(service, access)
+    if plan.has_page:
+        # Gradio takes seconds and 100 MB, which --no-page saves.
+        from baichuan2_tpu.server.page.mount import add_page
+
+        add_page(app, service, keys=access.api_keys, max_body_bytes=access.max_body_bytes)
 
     def when_ready() -> None:
         url = plan.address.url(listener)
