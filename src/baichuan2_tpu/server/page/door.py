@@ -33,10 +33,8 @@ _PATHS = frozenset(
         "/manifest.json",
         "/theme.css",
         "/gradio_api/app_id",
-        "/gradio_api/info",
         "/gradio_api/queue/data",
         "/gradio_api/queue/join",
-        "/gradio_api/startup-events",
     }
 )
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")

@@ -1,0 +1,112 @@
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+
+from baichuan2_tpu.server.page.door import PageDoor
+
+KEY = "open sesame"
+
+
+def client(*keys: str, url: str = "http://testserver") -> TestClient:
+    door = PageDoor(PlainTextResponse("api"), PlainTextResponse("page"), keys)
+    return TestClient(door, base_url=url, follow_redirects=False)
+
+
+def signed_in(**settings: str) -> TestClient:
+    one = client(KEY, **settings)
+    assert one.post("/sign-in", data={"key": KEY}).status_code == 303
+    return one
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/config", "/assets/index.js", "/gradio_api/queue/data?session_hash=a"]
+)
+def test_the_page_gets_its_own_paths(path: str) -> None:
+    assert client().get(path).text == "page"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/nothing",
+        "/monitoring",
+        "/assets",
+        "/gradio_api/upload",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/proxy=http://example.com",
+        "/gradio_api/vibe-edit",
+    ],
+)
+def test_nothing_else_of_gradio_can_be_reached(path: str) -> None:
+    assert client().get(path).text == "api"
+
+
+def test_the_browser_is_held_to_this_server_on_the_page_alone() -> None:
+    policy = client().get("/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "http" not in policy
+    assert "content-security-policy" not in client().get("/v1/models").headers
+
+
+def test_without_the_key_there_is_a_form_and_nothing_else() -> None:
+    page = client(KEY)
+    assert page.get("/").status_code == 401
+    assert 'type="password"' in page.get("/").text
+    refusal = page.post("/gradio_api/queue/join", json={})
+    assert refusal.status_code == 401
+    assert refusal.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("key", ["", "open", "OPEN SESAME", "open sesame ", "ключ"])
+def test_a_wrong_key_is_refused(key: str) -> None:
+    page = client(KEY)
+    refusal = page.post("/sign-in", data={"key": key})
+    assert refusal.status_code == 401
+    assert "This key is wrong." in refusal.text
+    assert "set-cookie" not in refusal.headers
+    assert page.get("/").status_code == 401
+
+
+def test_the_right_key_opens_the_page_and_is_not_kept_by_the_browser() -> None:
+    page = client(KEY, "another")
+    answer = page.post("/sign-in", data={"key": KEY})
+    assert answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert "sesame" not in cookie
+    assert page.get("/").text == "page"
+
+
+def test_a_cookie_of_a_key_that_is_no_longer_one_is_refused() -> None:
+    cookies = dict(signed_in().cookies)
+    later = client("a new key")
+    later.cookies.update(cookies)
+    assert later.get("/").status_code == 401
+
+
+@pytest.mark.parametrize(("scheme", "is_secure"), [("http", False), ("https", True)])
+def test_the_cookie_goes_over_tls_only_where_it_came_over_tls(scheme: str, is_secure: bool) -> None:
+    page = client(KEY, url=f"{scheme}://testserver")
+    cookie = page.post("/sign-in", data={"key": KEY}).headers["set-cookie"]
+    assert ("Secure" in cookie) is is_secure
+
+
+def test_without_keys_signing_in_just_opens_the_page() -> None:
+    assert client().post("/sign-in", data={"key": "any"}).headers["location"] == "/"
+    assert client(KEY).get("/sign-in").headers["location"] == "/"
+
+
+def test_a_page_of_another_site_cannot_ask() -> None:
+    refusal = signed_in().post("/gradio_api/queue/join", json={}, headers={"Sec-Fetch-Site": "cross-site"})
+    assert refusal.status_code == 403
+    assert (
+        signed_in().post("/gradio_api/queue/join", headers={"Sec-Fetch-Site": "same-origin"}).text == "page"
+    )
+
+
+def test_the_form_speaks_the_browsers_language() -> None:
+    html = client(KEY).get("/", headers={"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}).text
+    assert '<html lang="zh">' in html
+    assert "密钥" in html
