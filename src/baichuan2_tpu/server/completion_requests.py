@@ -30,7 +30,7 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
         service,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
-        prompt_logprobs=body.logprobs if body.echo else None,
+        prompt_logprobs=_prompt_logprobs(body),
     )
     prompts = _prompts(body)
     return [
@@ -38,6 +38,14 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
         for prompt in prompts
         for request in repeated(_ids(prompt, service), settings, body, service, client)
     ]
+
+
+def _prompt_logprobs(body: CompletionRequest) -> int | None:
+    """Return how many likely tokens are told of each place of the prompt; None when it is not scored."""
+    if not body.echo:
+        return None
+    # An answer of no tokens is a prompt that is scored, whether or not the scores are wanted.
+    return 0 if body.logprobs is None and body.max_tokens == 0 else body.logprobs
 
 
 def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:

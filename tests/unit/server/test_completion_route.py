@@ -56,6 +56,13 @@ def test_echo_puts_the_prompt_in_front(is_stream: bool) -> None:
     assert texts == ["abc", "d", ""]
 
 
+def test_echo_of_a_prompt_alone_gives_it_back() -> None:
+    with served(HistoryEngine(VOCABULARY)) as client:
+        answer = client.post(COMPLETIONS, json=body(echo=True, max_tokens=0)).json()
+    assert answer["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "length"}]
+    assert answer["usage"]["completion_tokens"] == 0
+
+
 def test_log_probabilities_stand_beside_tokens_and_places() -> None:
     with served(scripted_engine("a你b")) as client:
         (choice,) = client.post(COMPLETIONS, json=body(logprobs=1)).json()["choices"]
