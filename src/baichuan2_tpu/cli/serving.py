@@ -10,6 +10,7 @@ import logging
 import os
 from contextlib import closing
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
@@ -133,6 +134,8 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
         url = plan.address.url(listener)
         log_event(_log, "ready", model=plan.name, engine=service.model.engine_name, url=url)
         tell_supervisor("READY=1")
+        # Beside the first answers: it takes a second or two, which the first JSON answer would wait for.
+        Thread(target=service.warm_up, name="warm-up").start()
 
     serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 

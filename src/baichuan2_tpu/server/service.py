@@ -74,10 +74,14 @@ class Service:
 
     @property
     def grammars(self) -> Grammars:
-        """What compiles grammars for the model, built when the first is asked for; from any thread."""
+        """What compiles grammars for the model, built when it is first needed; from any thread."""
         with self._grammars_lock:
             self._grammars = self._grammars or Grammars(self.model.tokenizer)
             return self._grammars
+
+    def warm_up(self) -> None:
+        """Build what takes long before a request needs it."""
+        self.grammars.json_schema({"type": "object"})
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:
