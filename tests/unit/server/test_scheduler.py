@@ -336,7 +336,9 @@ def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
     assert most == 256  # in blocks of 64
     assert scheduler.load().totals.put_off > 0
     for ticket, one in zip(tickets, requests, strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+        result = said(ticket)
+        assert result.token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+        assert result.stats.reused_tokens == 0, "its own tokens, fed again, are not another's"
 
 
 def test_memory_for_less_than_one_context_is_refused() -> None:
