@@ -178,6 +178,16 @@ def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
     assert page.said("user") == ["count on"]
 
 
+def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, browser: Open) -> None:
+    server = serve()
+    page = ChatPage(browser(), server.url)
+    page.answer("hello")
+    server.stop()
+    page.ask("are you there?")
+    page.wait(lambda: "Connection to the server was lost." in page.find(".toast-body.error").text)
+    assert page.said("bot") == ["Hello! How can I help?"]
+
+
 def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve(max_tokens=10).url)
     assert page.answer("hello") == "Hello! How"

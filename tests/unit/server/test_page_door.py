@@ -1,6 +1,9 @@
+import asyncio
+
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.page.door import PageDoor
 
@@ -110,3 +113,29 @@ def test_the_form_speaks_the_browsers_language() -> None:
     html = client(KEY).get("/", headers={"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}).text
     assert '<html lang="zh">' in html
     assert "密钥" in html
+
+
+def test_a_page_that_listens_when_the_server_ends_is_told_and_no_fault() -> None:
+    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def end() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
+        door = PageDoor(PlainTextResponse("api"), listen, ())
+        listening = asyncio.ensure_future(door(scope, never, send))
+        while not sent:
+            await asyncio.sleep(0)
+        listening.cancel()
+        await listening
+
+    async def never() -> Message:
+        raise AssertionError
+
+    asyncio.run(end())
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}

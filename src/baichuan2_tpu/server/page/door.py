@@ -8,6 +8,7 @@ Not here: keys of the API (``auth``).
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Collection
 from html import escape
@@ -79,14 +80,24 @@ class PageDoor:
             await self._app(scope, receive, send)
             return
 
+        is_begun = False
+
         async def send_held(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
         request = Request(scope, receive)
         app = await self._refusal(request) or self._page
-        await app(scope, receive, send_held)
+        try:
+            await app(scope, receive, send_held)
+        except asyncio.CancelledError:
+            # The server ends. A page that is shown listens for ever, so that this is no fault to be logged.
+            if not is_begun:
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refusal(self, request: Request) -> Response | None:
         """Return what a request gets instead of the page, or None when it may pass."""

@@ -247,7 +247,8 @@ window.baichuan2 = (() => {
     return [shown && shownMessages(shown), undefined, shown && noteHtml(shown.note), undefined, undefined];
   }
 
-  // The server did not end the turns it began: it is gone.
+  // The server did not end the turns it began. When it is not there at all, Gradio says so itself, lets
+  // nothing happen on the page, and loads it again when the server is back.
   function lose() {
     for (const id of turns.values()) {
       const record = records.get(id);
