@@ -15,15 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from float_model import FloatModel
 from peers.protocol import Choice, choose
 
 BENCHMARKS = Path(__file__).resolve().parent
@@ -125,7 +127,8 @@ def compare(
     if index is None:
         return Comparison(text, ours, theirs, None)
     # Up to here both answers are the same, so this prefix is what either side saw.
-    *_, rows = judge.logits([*prompt, *(choice.token for choice in ours[:index])])
+    behind = judge.run(np.array([[*prompt, *(choice.token for choice in ours[:index])]]))
+    rows = judge.logits(behind[0, -1:])
     return Comparison(text, ours, theirs, Parting(index, ours[index], theirs[index], choose(rows[-1])))
 
 

@@ -26,12 +26,15 @@ from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer
-from float_model import ROWS_AT_ONCE, FloatModel
 from plain_rounding import RoundedWeights
 
 RESAMPLES = 10_000
+
+ROWS_AT_ONCE = 64
+"""Rows of logits held at once: memory that is asked for anew costs more here than the arithmetic on it."""
 
 Logits = Callable[[list[int]], Iterator[NDArray[np.float32]]]
 """Yields the logits of a window's tokens in order, some rows at a time."""
@@ -76,7 +79,7 @@ def main() -> None:
     text = read_text(directories[8], given.tokens, given.window, given.stride)
     checkpoint = FloatCheckpoint.open(source)
     tell("scoring the float weights")
-    reference = score(FloatModel(checkpoint).logits, text)
+    reference = score_float(checkpoint, text)
     print(f"{source.name}: {reference.counts.sum()} tokens of pydoc_data.topics (Python ", end="")
     print(f"{platform.python_version()}), window {text.window}, stride {text.stride}")
     rows = {"float32": compared(reference, reference)}
@@ -130,6 +133,19 @@ def versions(
         "4 bits, float activations": (four, True),
         "4 bits, plain rounding": (partial(RoundedWeights, checkpoint, QuantizationConfig(4)), False),
     }
+
+
+def score_float(checkpoint: FloatCheckpoint, text: Text) -> Score:
+    """Score the float weights, all windows at once."""
+    model = FloatModel(checkpoint)
+    windows = iter(model.run(np.array([tokens for tokens, _ in text.windows()])))
+
+    def logits(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
+        states = next(windows)  # they are scored in their order
+        for start in range(0, len(tokens), ROWS_AT_ONCE):
+            yield model.logits(states[start : start + ROWS_AT_ONCE])
+
+    return score(logits, text)
 
 
 def score_weights(weights: Weights, text: Text, *, is_exact: bool) -> Score:

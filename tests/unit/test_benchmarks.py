@@ -15,6 +15,7 @@ from baichuan2_tpu.checkpoint.gptq import dequantize
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.float_model import FloatModel
 from reference import reference_logits
 from tiny_checkpoint import float_weights, rope_config, write_llama_safetensors
 
@@ -97,20 +98,22 @@ def test_plain_rounding_misses_by_half_a_step_at_most(bits: int) -> None:
     assert np.mean(np.abs(dequantize(packed) - weights) <= 0.51 * steps) > 0.95
 
 
-def test_the_float_model_follows_the_reference(checkpoint: FloatCheckpoint) -> None:
-    model = importlib.import_module("float_model").FloatModel(checkpoint)
-    logits = np.concatenate(list(model.logits(TOKENS)))
+def test_float_weights_score_as_the_reference(perplexity: ModuleType, checkpoint: FloatCheckpoint) -> None:
+    text = perplexity.Text(tokens=TOKENS, window=20, stride=10)
     names = [*float_weights(checkpoint.config, 0)]
     weights = {name: checkpoint.read(name.removesuffix(".weight")) for name in names}
-    np.testing.assert_allclose(
-        logits, reference_logits(checkpoint.config, weights, TOKENS), rtol=0, atol=1e-4
-    )
+
+    def logits(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
+        yield reference_logits(checkpoint.config, weights, tokens).astype(np.float32)
+
+    found, expected = perplexity.score_float(checkpoint, text), perplexity.score(logits, text)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
 
 
 def test_plainly_rounded_weights_run_in_the_engine(checkpoint: FloatCheckpoint) -> None:
     rounded = importlib.import_module("plain_rounding").RoundedWeights(checkpoint, QuantizationConfig(8))
-    model = importlib.import_module("float_model").FloatModel(checkpoint)
-    expected = np.concatenate(list(model.logits(TOKENS)))
+    model = FloatModel(checkpoint)
+    expected = model.logits(model.run(np.array([TOKENS]))[0])
     with CpuEngine(rounded, is_exact=True) as engine, engine.open_sequence() as sequence:
         logits = engine.forward([Chunk(sequence, TOKENS, len(TOKENS))])[0]
     assert np.abs(logits - expected).max() < 0.02 * np.abs(expected).max()

@@ -21,10 +21,13 @@ LAYERS: list[set[str]] = [
     {"checkpoint", "text"},
     {"fetch"},
     {"toolchain"},
-    {"quantize", "engine", "memory", "compile"},
-    {"resolve", "generate"},
+    {"engine", "memory", "compile", "float_model"},
+    {"generate"},
+    {"quantize"},
+    {"resolve"},
     {"chat"},
     {"bench", "server", "evaluate", "estimate", "selfcheck"},
+    {"doctor"},
     {"cli"},
 ]
 NATIVE_USERS = {"quantize", "engine", "bench"}
