@@ -14,11 +14,12 @@ from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ContextLengthError
 
-__all__ = ["MemoryNeed", "check_context", "machine_memory_bytes", "memory_need"]
+__all__ = ["CGROUP_LIMITS", "MemoryNeed", "check_context", "machine_memory_bytes", "memory_need"]
 
 _FLOAT16_BYTES = 2
 _FLOAT32_BYTES = 4
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files with the limit of a container, of both versions of cgroups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def memory_need(config: ModelConfig) -> MemoryNeed:
 def machine_memory_bytes() -> int:
     """Return the memory this process could get at most: the machine's, or its container's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [path.read_text().strip() for path in _CGROUP_LIMITS if path.is_file()]
+    limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
     return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])
 
 

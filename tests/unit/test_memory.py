@@ -66,7 +66,7 @@ def test_weights_that_do_not_fit_ask_for_another_machine() -> None:
 
 def test_container_limit_counts_when_it_is_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (limit, tmp_path / "absent"))
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (limit, tmp_path / "absent"))
     whole = machine_memory_bytes()
     limit.write_text("max\n")
     assert machine_memory_bytes() == whole

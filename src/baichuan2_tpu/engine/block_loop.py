@@ -18,7 +18,7 @@ from baichuan2_tpu.engine.device import DTYPES, Buffer, Device, TensorInfo
 from baichuan2_tpu.engine.kv_rows import KvRows
 from baichuan2_tpu.engine.net_plan import BlockStage, NetPlan, Piece
 
-__all__ = ["BlockLoop"]
+__all__ = ["BlockLoop", "widened"]
 
 _MASKED = {"float16": np.float16(-1e4), "bfloat16": np.uint16(0xC61C), "float32": np.float32(-1e4)}
 """Far below every score, and nearest to -1e4 in each dtype; it is what the vendor's samples use."""
@@ -74,7 +74,7 @@ class BlockLoop:
         hidden = self._plan.hidden_size
         source = self._device.view(states, row * hidden, self._head_input.shape)
         self._device.launch(self._plan.head.net, 0, [source], self._head_outputs)
-        return [_widened(one, self._device.download(one)) for one in self._head_outputs]
+        return [widened(one, self._device.download(one)) for one in self._head_outputs]
 
     def _run_layer(self, layer: int, piece: Piece, io: _LayerIo, length: int) -> None:
         keys, values = (
@@ -145,7 +145,7 @@ def _history(device: Device, plan: NetPlan) -> list[Buffer]:
     return [place(layer, index) for layer in range(plan.layers) for index in (3, 4)]
 
 
-def _widened(buffer: Buffer, values: NDArray[Any]) -> NDArray[Any]:
+def widened(buffer: Buffer, values: NDArray[Any]) -> NDArray[Any]:
     """Return floats of any length as float32, integers as they are."""
     if buffer.dtype == "bfloat16":
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -44,7 +44,7 @@ from baichuan2_tpu.engine.device_checks import (
 from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, DeviceError
 
-__all__ = ["BmrtBuffer", "BmrtDevice"]
+__all__ = ["BmrtBuffer", "BmrtDevice", "DeviceHandles", "request_device"]
 
 _CHIPS = {0x1684: "bm1684", 0x1686: "bm1684x", 0x1688: "bm1688"}  # bm_get_chipid
 _MOST_BYTES = (1 << 32) - 1  # bm_device_mem_t counts in 32 bits
@@ -80,7 +80,7 @@ class BmrtBuffer(Buffer):
 
 
 @dataclass(slots=True)
-class _Handles:
+class DeviceHandles:
     """What is to be given back to the library, and how much memory was asked of it."""
 
     library: BmrtLibrary
@@ -92,6 +92,7 @@ class _Handles:
     is_open: bool = True
 
     def close(self) -> None:
+        """Give everything back; closing twice is allowed."""
         if not self.is_open:
             return
         self.is_open = False
@@ -139,7 +140,7 @@ class BmrtDevice(Device):
             prepare_simulator(simulator)
             self._total_bytes = simulator_memory_bytes()
         self._library = BmrtLibrary(simulator or libraries)
-        self._handles = _request(self._library, device)
+        self._handles = request_device(self._library, device)
         # Without it the simulator's threads outlive the interpreter and crash the process at its end.
         self._finalizer = weakref.finalize(self, self._handles.close)
         try:
@@ -271,7 +272,7 @@ class BmrtDevice(Device):
             raise DeviceError(f"{action} failed: {reason} ({status})")
 
 
-def _request(library: BmrtLibrary, device: int) -> _Handles:
+def request_device(library: BmrtLibrary, device: int) -> DeviceHandles:
     """Open a device.
 
     Raises: BackendUnavailable when this machine has no such device.
@@ -294,7 +295,7 @@ def _request(library: BmrtLibrary, device: int) -> _Handles:
             f"device {device} cannot be opened: {_STATUSES.get(status, 'unknown status')} ({status}); "
             "look who uses it with bm-smi"
         )
-    return _Handles(library, handle)
+    return DeviceHandles(library, handle)
 
 
 def _chip(library: BmrtLibrary, handle: ctypes.c_void_p) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "HARDWARE_LIBRARIES",
     "IO_ALONE",
     "MAX_DIMENSIONS",
+    "OLDEST_LIBSOPHON",
     "SHARE_MEMORY",
     "BmrtLibrary",
     "DeviceStat",
@@ -46,7 +47,9 @@ IO_ALONE = 1
 """``addr_mode`` of a net whose inputs and outputs lie in memory of their own."""
 
 _MAX_HEAPS = 4
-_OLDEST = "libsophon 0.5.1 (SDK V24.04.01)"
+OLDEST_LIBSOPHON = "0.5.1"
+"""Older ones have shorter structs."""
+_OLDEST = f"libsophon {OLDEST_LIBSOPHON} (SDK V24.04.01)"
 
 
 class MemoryStruct(Structure):

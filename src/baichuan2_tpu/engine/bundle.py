@@ -18,7 +18,7 @@ from baichuan2_tpu.engine.device import DTYPES, Device
 from baichuan2_tpu.engine.net_plan import NetPlan, plan_nets
 from baichuan2_tpu.errors import ArtifactError, BackendError
 
-__all__ = ["OpenDevice", "open_bundle"]
+__all__ = ["OpenDevice", "buffer_bytes", "map_embedding", "open_bundle"]
 
 OpenDevice = Callable[[Path, int], Device]
 """Load a bmodel, where so many bytes of device memory will be needed beside it."""
@@ -43,8 +43,8 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
             f"{folder}: was compiled for {manifest.devices} devices, this engine drives one; "
             "compile with --devices 1"
         )
-    embedding = _map_embedding(folder, manifest) if manifest.embedding == "disk" else None
-    device = open_device(folder / manifest.bmodel, _buffer_bytes(manifest))
+    embedding = map_embedding(folder, manifest) if manifest.embedding == "disk" else None
+    device = open_device(folder / manifest.bmodel, buffer_bytes(manifest))
     try:
         plan = plan_nets(device.nets)
         _check_plan(folder, manifest, plan)
@@ -54,13 +54,13 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
         raise
 
 
-def _buffer_bytes(manifest: Manifest) -> int:
+def buffer_bytes(manifest: Manifest) -> int:
     """Count what the engine allocates on the device: the head's outputs and the embedding's inputs."""
     ids = sum((*manifest.prefill, 1)) if manifest.embedding == "device" else 0
     return (manifest.model.vocabulary_size + ids) * _FLOAT32_BYTES
 
 
-def _map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
+def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
     """Map the rows of the embedding. Shapes: (V, E)."""
     path = folder / _EMBEDDING_FILE
     shape = (manifest.model.vocabulary_size, manifest.model.hidden_size)

@@ -29,7 +29,7 @@ from baichuan2_tpu.engine.requests import (
 )
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
-__all__ = ["CpuEngine", "available_threads"]
+__all__ = ["CpuEngine", "available_kernels", "available_threads"]
 
 _EMBEDDING = "model.embed_tokens"
 _HEAD = "lm_head"
@@ -178,6 +178,11 @@ class CpuEngine(Engine):
         if not isinstance(chunk.sequence, CpuSequence) or not chunk.sequence.belongs_to(self):
             raise RequestError("a chunk's sequence belongs to another engine; open it with this one")
         return chunk.sequence
+
+
+def available_kernels() -> tuple[str, ...]:
+    """Return the names of the kernels that this processor runs, the fastest first."""
+    return tuple(_native.kernel_names())
 
 
 def available_threads() -> int:

@@ -17,7 +17,7 @@ from baichuan2_tpu.errors import RequestError
 if TYPE_CHECKING:
     from baichuan2_tpu.engine.bundle import OpenDevice
 
-__all__ = ["ENGINES", "open_engine"]
+__all__ = ["ENGINES", "device_opener", "open_engine"]
 
 ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
 """What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu, and a bundle on a TPU by bmrt."""
@@ -74,7 +74,7 @@ def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -
             f"{path} is a compiled bundle, which the cpu engine cannot run; name the checkpoint it was "
             f"compiled from ({Manifest.read(path).source}), or use --engine bmrt, sail or simulator"
         )
-    return open_bundle(path, _device_opener(engine, device), context=context)
+    return open_bundle(path, device_opener(engine, device), context=context)
 
 
 def _open_vendor(bmodel: Path, engine: str, *, device: int, context: int | None) -> Engine:
@@ -84,10 +84,10 @@ def _open_vendor(bmodel: Path, engine: str, *, device: int, context: int | None)
         raise RequestError(
             f"{bmodel} is compiled, which the cpu engine cannot run; use --engine bmrt, sail or simulator"
         )
-    return open_vendor_bmodel(bmodel, _device_opener(engine, device), context=context)
+    return open_vendor_bmodel(bmodel, device_opener(engine, device), context=context)
 
 
-def _device_opener(engine: str, device: int) -> OpenDevice:
+def device_opener(engine: str, device: int) -> OpenDevice:
     """Return what opens a bmodel where the user wants it; auto means a TPU through libbmrt, and nothing else.
 
     Raises: BackendUnavailable where the simulator is asked for and not installed.

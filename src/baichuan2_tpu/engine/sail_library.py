@@ -16,7 +16,15 @@ from types import ModuleType
 
 from baichuan2_tpu.errors import BackendUnavailable, DeviceError
 
-__all__ = ["VENDOR_ERRORS", "check_apart", "check_version", "import_errors", "vendor_errors"]
+__all__ = [
+    "OLDEST_SAIL",
+    "VENDOR_ERRORS",
+    "check_apart",
+    "check_version",
+    "import_errors",
+    "installed_version",
+    "vendor_errors",
+]
 
 VENDOR_ERRORS = (
     "DataTypeError",
@@ -36,9 +44,12 @@ VENDOR_ERRORS = (
 # RuntimeError, a bad net, index or stage an IndexError, a form of call that it does not know a TypeError.
 _PYTHON_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, MemoryError)
 
+OLDEST_SAIL = "3.9.1"
+"""Older ones have other forms of the calls, and neither views nor ``nbytes``."""
+
 _INSTALL = (
-    "build 3.9.1 or newer from https://github.com/sophgo/sophon-sail and install its wheel with pip, "
-    "or use --engine bmrt, which needs libsophon alone"
+    f"build {OLDEST_SAIL} or newer from https://github.com/sophgo/sophon-sail and install its wheel with "
+    "pip, or use --engine bmrt, which needs libsophon alone"
 )
 # One distribution for each platform. ``sail.__version__`` says when it was built, and nothing else.
 _DISTRIBUTIONS = frozenset(
@@ -86,10 +97,11 @@ def check_version(sail: ModuleType) -> None:
     """
     if hasattr(sail, "EngineLLM") and hasattr(sail.Tensor, "nbytes"):
         return
-    raise BackendUnavailable(f"SOPHON-SAIL {_installed_version()} is too old; {_INSTALL}")
+    raise BackendUnavailable(f"SOPHON-SAIL {installed_version()} is too old; {_INSTALL}")
 
 
-def _installed_version() -> str:
+def installed_version() -> str:
+    """Return the version of the distribution that brought SAIL, or the words "of an unknown version"."""
     names = metadata.packages_distributions().get("sophon", [])
     versions = [metadata.version(name) for name in names if name.lower().replace("_", "-") in _DISTRIBUTIONS]
     return versions[0] if versions else "of an unknown version"
