@@ -87,6 +87,7 @@ def report(traffic: Traffic | None = None) -> BenchReport:
     return BenchReport(
         model="tiny",
         engine="counting",
+        platform="a processor, 2 threads",
         config=TINY,
         settings=SETTINGS,
         load_s=0.5,
@@ -167,6 +168,7 @@ def test_json_holds_the_promised_keys() -> None:
     assert values["decode_bytes_per_s"] == 2120.0
     assert values["decode_tok_per_s_low"] == 1.0
     assert values["bits"] == 4
+    assert values["platform"] == "a processor, 2 threads"
     assert values["multiply_mac_per_s_ceiling"] is None
 
 

@@ -18,6 +18,7 @@ from baichuan2_tpu.bench.processor import (
     run_bench,
     shape_config,
 )
+from baichuan2_tpu.bench.table import PerformanceRow, performance_table
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT,
     VENDOR_PROMPT_IDS,
@@ -36,12 +37,14 @@ __all__ = [
     "BundleReport",
     "Ceilings",
     "Measurement",
+    "PerformanceRow",
     "RandomWeights",
     "Run",
     "Traffic",
     "available_threads",
     "measure_ceilings",
     "peak_rss_bytes",
+    "performance_table",
     "prefill_macs",
     "prompt_lengths",
     "run_bench",

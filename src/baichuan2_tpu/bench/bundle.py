@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baichuan2_tpu.artifact import Manifest
+from baichuan2_tpu.bench.platform import chip_platform
+from baichuan2_tpu.bench.table import PerformanceRow
 from baichuan2_tpu.bench.timing import Measurement, flat, peak_rss_bytes, spread, time_answer, time_prefill
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError
@@ -18,6 +20,7 @@ from baichuan2_tpu.errors import RequestError
 __all__ = ["BundleBenchSettings", "BundleReport", "prompt_lengths", "run_bundle_bench"]
 
 _SHORTEST_DOUBLED = 64
+_VENDOR_CHIP = "bm1684x"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class BundleReport:
 
     model: str
     engine: str
+    platform: str
     manifest: Manifest | None
     """None for a bmodel that came without one."""
     settings: BundleBenchSettings
@@ -60,12 +64,22 @@ class BundleReport:
     is_simulated: bool
     """True when this is no measure of a chip's speed."""
 
+    @property
+    def performance(self) -> PerformanceRow:
+        """The line of the performance table, for the prompt that the answer follows."""
+        first_token = self.first_token_s[len(self.settings.prompt)]
+        bits = self.manifest.bits if self.manifest else None
+        return PerformanceRow(
+            self.platform, self.model, bits, first_token.median, self.decode_tok_per_s.median
+        )
+
     def to_json(self) -> dict[str, object]:
         """Return one object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
         settings = self.settings
         result: dict[str, object] = {
             "model": self.model,
             "engine": self.engine,
+            "platform": self.platform,
             "is_measure_of_speed": not self.is_simulated,
             **_facts(self.manifest),
             "prompt_tokens": len(settings.prompt),
@@ -121,9 +135,12 @@ def run_bundle_bench(
         load_s = time.perf_counter() - started
         first_tokens, rates = _measure(engine, settings, on_step)
         name, is_simulated = engine.name, engine.is_simulated
+    # A vendor's bmodel runs on the same chip, whether it has a manifest or not.
+    chip = manifest.chip if manifest else _VENDOR_CHIP
     return BundleReport(
         model=model,
         engine=name,
+        platform=chip_platform(chip, name, is_simulated=is_simulated),
         manifest=manifest,
         settings=settings,
         load_s=load_s,

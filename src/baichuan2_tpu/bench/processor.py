@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from baichuan2_tpu import _native
+from baichuan2_tpu.bench.platform import processor_platform
+from baichuan2_tpu.bench.table import PerformanceRow
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT_IDS,
     Measurement,
@@ -115,6 +117,7 @@ class BenchReport:
 
     model: str
     engine: str
+    platform: str
     config: ModelConfig
     settings: BenchSettings
     load_s: float
@@ -122,6 +125,18 @@ class BenchReport:
     runs: tuple[Run, ...]
     traffic: Traffic | None
     ceilings: Ceilings
+
+    @property
+    def bits(self) -> int | None:
+        """Bits a weight; None for a model of floats."""
+        return self.config.quantization.bits if self.config.quantization else None
+
+    @property
+    def performance(self) -> PerformanceRow:
+        """The line of the performance table."""
+        return PerformanceRow(
+            self.platform, self.model, self.bits, self.first_token_s.median, self.decode_tok_per_s.median
+        )
 
     @property
     def first_token_s(self) -> Measurement:
@@ -156,11 +171,12 @@ class BenchReport:
 
     def to_json(self) -> dict[str, object]:
         """Return one flat object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
-        quantization, traffic, settings = self.config.quantization, self.traffic, self.settings
+        traffic, settings = self.traffic, self.settings
         result: dict[str, object] = {
             "model": self.model,
             "engine": self.engine,
-            "bits": quantization.bits if quantization else None,
+            "platform": self.platform,
+            "bits": self.bits,
             "threads": settings.threads,
             "prompt_tokens": len(settings.prompt),
             "prefill_tokens": settings.prefill_tokens,
@@ -249,7 +265,18 @@ def run_bench(
     peak = peak_rss_bytes()
     tell("measuring the machine")
     limits = ceilings(settings.threads, bits)
-    return BenchReport(model, name, config, settings, load_s, peak, runs, traffic, limits)
+    return BenchReport(
+        model=model,
+        engine=name,
+        platform=processor_platform(settings.threads),
+        config=config,
+        settings=settings,
+        load_s=load_s,
+        peak_rss_bytes=peak,
+        runs=runs,
+        traffic=traffic,
+        ceilings=limits,
+    )
 
 
 def _ignore(step: str) -> None:

@@ -65,7 +65,8 @@ def bench(
     """Measure how fast a model answers here.
 
     Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; of a
-    bundle, the first token by the length of the prompt, and decode. The last line is one JSON object.
+    bundle, the first token by the length of the prompt, and decode. Then comes the line of a performance
+    table, in Markdown; the last line is one JSON object.
     """
     from baichuan2_tpu.artifact import find_bmodel, is_bundle
 
@@ -189,10 +190,14 @@ def _bench_shape(
 
 
 def _show(report: BenchReport | BundleReport, *, as_json: bool) -> None:
-    """Print the figures as a table and as one JSON object, or as the object alone."""
+    """Print the figures, the performance table and one JSON object, or the object alone."""
+    from baichuan2_tpu.bench import performance_table
+
     if not as_json:
         rows = report.rows()
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         for name, figure, ceiling in rows:
             write_result(f"{name:<{widths[0]}}  {figure:<{widths[1]}}  {ceiling}".rstrip() + "\n")
+        table = performance_table([report.performance])
+        write_result("\n" + "\n".join(table) + "\n\n")
     write_result(json.dumps(report.to_json(), ensure_ascii=False) + "\n")

@@ -260,7 +260,11 @@ BENCH = ("--prefill", 8, "--decode", 2, "--repetitions", 1)
 def test_bench_ends_with_a_json_line(run: Run, model: Path) -> None:
     done = run("bench", model, *BENCH)
     assert done.code == 0
-    figures = json.loads(done.out.splitlines()[-1])
+    *_, header, rule, row, blank, last = done.out.splitlines()
+    figures = json.loads(last)
+    assert header == "| platform | model | bits | first token (s) | tokens a second |"
+    assert (rule, blank) == ("|---|---|---|---|---|", "")
+    assert row.startswith(f"| {figures['platform']} | {model} | 4 | {figures['first_token_s']:.3f} | ")
     wanted = ["decode_tok_per_s", "prefill_tok_per_s", "first_token_s", "load_s", "peak_rss_bytes"]
     assert all(figures[name] > 0 for name in [*wanted, "decode_bytes_per_s"])
 
