@@ -6,7 +6,6 @@ Not here: choosing tokens (``baichuan2_tpu.generate``).
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ import typer
 
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.answer import collect_answer, show_answer
+from baichuan2_tpu.cli.inputs import read_text
 from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
 from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
@@ -54,7 +54,7 @@ def generate(
     """
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
-    text = _read_file(file) if file is not None else _read_prompt(prompt or "")
+    text = _read_prompt(prompt, file)
     if not text.strip():
         raise RequestError("the prompt is empty; write something to answer")
     running = EngineSettings(engine.value, device, context, threads, exact)
@@ -70,22 +70,8 @@ def generate(
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
 
 
-def _read_prompt(prompt: str) -> str:
-    return _decoded(sys.stdin.buffer.read(), "standard input") if prompt == "-" else prompt
-
-
-def _read_file(path: Path) -> str:
-    if str(path) == "-":
-        return _read_prompt("-")
-    try:
-        return _decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}; name a text file") from error
-
-
-def _decoded(content: bytes, name: str) -> str:
-    """Return text without the line feed that ends a file."""
-    try:
-        return content.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8 at byte {error.start}; convert it first") from error
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """Return the prompt; out of a file or standard input, without the line feed that ends it."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    return read_text(file or Path("-")).removesuffix("\n")
