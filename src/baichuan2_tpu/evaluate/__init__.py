@@ -1,0 +1,29 @@
+"""How good a model is: perplexity of a text, and tasks of lm-evaluation-harness, beside another model's.
+
+Everything goes through the scorers of a ``Subject``: an engine, or the float weights. Not here: opening
+models and printing (``cli``), speed (``bench``).
+"""
+
+from baichuan2_tpu.evaluate.engine_scorer import EngineScorer
+from baichuan2_tpu.evaluate.float_scorer import FloatScorer
+from baichuan2_tpu.evaluate.perplexity import Perplexity, PerplexityRise
+from baichuan2_tpu.evaluate.report import Evaluation, Report
+from baichuan2_tpu.evaluate.subject import Subject, TextPlan, measure_perplexity
+from baichuan2_tpu.evaluate.task_scores import TaskScore
+from baichuan2_tpu.evaluate.texts import ScoredText, check_same_tokens, language_reference
+
+__all__ = [
+    "EngineScorer",
+    "Evaluation",
+    "FloatScorer",
+    "Perplexity",
+    "PerplexityRise",
+    "Report",
+    "ScoredText",
+    "Subject",
+    "TaskScore",
+    "TextPlan",
+    "check_same_tokens",
+    "language_reference",
+    "measure_perplexity",
+]

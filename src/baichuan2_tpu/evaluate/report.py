@@ -1,0 +1,151 @@
+"""What was found, as lines for a reader and as one object for a program.
+
+Not here: finding it (``subject``, ``tasks``), printing it (``cli``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baichuan2_tpu.evaluate.bootstrap import interval_json, interval_text
+from baichuan2_tpu.evaluate.perplexity import Perplexity
+from baichuan2_tpu.evaluate.task_scores import TaskScore
+from baichuan2_tpu.evaluate.texts import ScoredText, check_same_tokens
+
+__all__ = ["Evaluation", "Report", "markdown_table", "perplexity_row"]
+
+_PERPLEXITY_COLUMNS = ("model", "engine", "weights", "perplexity", "95 % interval")
+_RISE_COLUMNS = ("rise", "95 % interval", "same first choice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What was found of one model."""
+
+    model: str
+    engine: str
+    weights: str
+    tokenizer: str
+    text: ScoredText | None = None
+    perplexity: Perplexity | None = None
+    tasks: tuple[TaskScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found of a model, beside another one or alone.
+
+    Raises: RequestError where both cut the text into different tokens.
+    """
+
+    own: Evaluation
+    against: Evaluation | None = None
+
+    def __post_init__(self) -> None:
+        if self.against is not None and self.own.text is not None and self.against.text is not None:
+            check_same_tokens(self.own.text, self.against.text, self.against.model)
+
+    def lines(self) -> list[str]:
+        """Return what a reader wants to know, with Markdown tables."""
+        lines: list[str] = []
+        if self.own.text is not None and self.own.perplexity is not None:
+            lines += [*_text_lines(self.own.text, self.own.perplexity, self.own.tokenizer), ""]
+            lines += self._perplexity_table(self.own.perplexity)
+        if self.own.tasks:
+            lines += [""] if lines else []
+            lines += self._task_table()
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        """Return one object; an interval is a list of two numbers, or null."""
+        facts = _facts(self.own)
+        if self.against is None:
+            return facts
+        other = self.against
+        comparison: dict[str, object] = {}
+        if self.own.perplexity is not None and other.perplexity is not None:
+            rise = self.own.perplexity.rise_over(other.perplexity)
+            comparison |= {
+                "rise_percent": rise.percent,
+                "rise_percent_interval": interval_json(rise.interval),
+                "same_first_choice": rise.same_choice,
+            }
+        if self.own.tasks:
+            pairs = zip(self.own.tasks, other.tasks, strict=True)
+            comparison["tasks"] = [one.comparison_json(reference) for one, reference in pairs]
+        return {**facts, "against": _facts(other), "comparison": comparison}
+
+    def _perplexity_table(self, perplexity: Perplexity) -> list[str]:
+        other = self.against.perplexity if self.against else None
+        if self.against is None or other is None:
+            return markdown_table(_PERPLEXITY_COLUMNS, [perplexity_row(self.own, perplexity)])
+        rows = [
+            perplexity_row(self.own, perplexity, other),
+            (*perplexity_row(self.against, other), "", "", ""),
+        ]
+        return markdown_table((*_PERPLEXITY_COLUMNS, *_RISE_COLUMNS), rows)
+
+    def _task_table(self) -> list[str]:
+        columns = ("task", "metric", "questions", self.own.model, "95 % interval")
+        if self.against is None:
+            return markdown_table(columns, [one.cells() for one in self.own.tasks])
+        pairs = zip(self.own.tasks, self.against.tasks, strict=True)
+        return markdown_table(
+            (*columns, self.against.model, "difference", "95 % interval"),
+            [(*one.cells(), *one.comparison_cells(reference)) for one, reference in pairs],
+        )
+
+
+def perplexity_row(
+    found: Evaluation, perplexity: Perplexity, reference: Perplexity | None = None
+) -> tuple[str, ...]:
+    """Return the cells of one model, with its rise over a reference where there is one."""
+    cells = (
+        found.model,
+        found.engine,
+        found.weights,
+        f"{perplexity.value:.4f}",
+        interval_text(perplexity.interval, ".2f"),
+    )
+    if reference is None:
+        return cells
+    rise = perplexity.rise_over(reference)
+    interval = interval_text(rise.interval, "+.3f", " %")
+    return (*cells, f"{rise.percent:+.3f} %", interval, f"{rise.same_choice:.2%}")
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; a bar inside a cell would break it."""
+    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (columns, *rows)]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
+
+
+def _text_lines(text: ScoredText, perplexity: Perplexity, tokenizer: str) -> list[str]:
+    """Say what was scored, so that another can score the same."""
+    return [
+        f"text       {text.name}",
+        f"tokens     {len(text.tokens)} by {tokenizer}, none put before them; sha256 {text.sha256}",
+        f"windows    {len(perplexity.counts)} of {text.window} tokens, stride {text.stride}; "
+        f"{perplexity.scored_tokens} tokens are scored",
+    ]
+
+
+def _facts(found: Evaluation) -> dict[str, object]:
+    facts: dict[str, object] = {"model": found.model, "engine": found.engine, "weights": found.weights}
+    if found.text is not None and found.perplexity is not None:
+        facts["text"] = {
+            "name": found.text.name,
+            "tokenizer": found.tokenizer,
+            "tokens": len(found.text.tokens),
+            "tokens_sha256": found.text.sha256,
+            "window": found.text.window,
+            "stride": found.text.stride,
+            "windows": len(found.perplexity.counts),
+            "scored_tokens": found.perplexity.scored_tokens,
+        }
+        facts["perplexity"] = found.perplexity.value
+        facts["perplexity_interval"] = interval_json(found.perplexity.interval)
+    if found.tasks:
+        facts["tasks"] = [task.to_json() for task in found.tasks]
+    return facts

@@ -1,0 +1,76 @@
+"""A model as evaluation sees it: what scores, what cuts text into tokens, and what to call it.
+
+Not here: opening one (``cli.evaluating``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.evaluate.passages import Progress, Scorer
+from baichuan2_tpu.evaluate.perplexity import Perplexity
+from baichuan2_tpu.evaluate.texts import DEFAULT_WINDOW, ScoredText
+from baichuan2_tpu.text.template import ChatTemplate
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+__all__ = ["Subject", "TextPlan", "measure_perplexity"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An open model."""
+
+    name: str
+    engine_name: str
+    weights: str
+    """What its weights are: "4 bits", "float32"."""
+    config: ModelConfig
+    scorer: Scorer
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None for a model that knows no chat."""
+    engine: Engine | None
+    """What answers; None for float weights, which only score."""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's kind and size."""
+        return f"{type(self.tokenizer).__name__} of {self.tokenizer.vocabulary_size} ids"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlan:
+    """A text, and how it is to be scored; None leaves it to the text or the model. Units: tokens."""
+
+    name: str
+    text: str
+    tokens: int | None = None
+    window: int | None = None
+    stride: int | None = None
+
+    def tokenised(self, subject: Subject) -> ScoredText:
+        """Return the text in a model's tokens.
+
+        Raises: RequestError for a text or a window that cannot be scored.
+        """
+        context = subject.scorer.max_context
+        window = min(DEFAULT_WINDOW, context) if self.window is None else self.window
+        if window > context:
+            raise RequestError(
+                f"a window of {window} tokens does not fit {subject.name}, whose context is {context}; "
+                f"use --window {context} or less"
+            )
+        return ScoredText.of(
+            self.name, self.text, subject.tokenizer, limit=self.tokens, window=window, stride=self.stride
+        )
+
+
+def measure_perplexity(subject: Subject, text: ScoredText, on_progress: Progress | None = None) -> Perplexity:
+    """Score a text in a model's tokens.
+
+    Raises: what its scorer raises.
+    """
+    return Perplexity.of(subject.scorer.score(text.passages(), on_progress))

@@ -1,0 +1,5 @@
+from typing import Any
+
+class Instance:
+    @property
+    def args(self) -> tuple[Any, ...]: ...

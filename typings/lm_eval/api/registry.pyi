@@ -1,0 +1,3 @@
+from collections.abc import Container
+
+metric_registry: Container[str]
