@@ -1,0 +1,169 @@
+"""What one model needs of a machine at one context: where it runs and how much memory it takes there.
+
+Not here: loading it, what the machine has (``host_memory``, ``regions``).
+Source: of the vendor's minimum, the README of sample/Baichuan2 in sophgo/sophon-demo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from baichuan2_tpu.artifact import Manifest, find_bmodel
+from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.random_weights import SHAPES
+from baichuan2_tpu.checkpoint.shards import read_json
+from baichuan2_tpu.compile.plan import make_plan
+from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.engine.bmodel_file import BmodelFile
+from baichuan2_tpu.engine.bundle import buffer_bytes
+from baichuan2_tpu.engine.vendor import read_vendor_config
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.memory import memory_need
+from baichuan2_tpu.resolve import KNOWN_MODELS
+
+__all__ = ["VENDOR_MINIMUM_BYTES", "Need", "read_need"]
+
+VENDOR_MINIMUM_BYTES = {8: 9216 << 20, 4: 6144 << 20}
+"""Of all regions together, by the bits of Baichuan2-7B at a context of 512."""
+
+_VENDOR_CONTEXT = 512
+"""What the vendor's files are compiled for; a bmodel's header does not tell."""
+_BITS: Literal[4] = 4
+"""Of a model that is not quantised yet, unless the user asks for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Units: bytes; ``device_bytes`` None is not known. ``context`` counts tokens."""
+
+    title: str
+    runs_on: Literal["cpu", "tpu"]
+    context: int
+    host_bytes: int
+    """Weights and KV cache on the cpu; of a compiled model, the embedding that is mapped."""
+    device_bytes: int | None
+    is_estimate: bool
+    """True where ``device_bytes`` is what it would take if it were compiled."""
+    chip: str = ""
+    devices: int = 1
+    bits: int = 0
+    is_baichuan2_7b: bool = False
+
+
+def read_need(model: str, context: int | None = None) -> Need:
+    """Count what ``model`` needs: a path, or a known name, which is not fetched for this.
+
+    Raises: RequestError for what is neither; ArtifactError, CheckpointError, ContextLengthError.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        return _known_need(model, context)
+    kind = identify(path)
+    if kind == "bundle":
+        return _bundle_need(path, context)
+    if kind == "bmodel":
+        return _bmodel_need(path, context)
+    if kind == "gguf":
+        return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
+    file = path / "config.json"
+    return _checkpoint_need(path.name, ModelConfig.from_json(read_json(file), file=str(file)), context)
+
+
+def _known_need(model: str, context: int | None) -> Need:
+    if model not in KNOWN_MODELS:
+        raise RequestError(
+            f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
+            f"or one of: {', '.join(KNOWN_MODELS)}"
+        )
+    shape = next((shape for shape in SHAPES if model.startswith(shape)), None)
+    if shape is None:
+        return Need(f"{model}: fetched when it is first used", "cpu", 0, 0, None, True)
+    return _checkpoint_need(model, SHAPES[shape], context)
+
+
+def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Need:
+    """Count what the cpu holds, and what the device would."""
+    counted = config if config.quantization else replace(config, quantization=QuantizationConfig(_BITS))
+    bits = counted.quantization.bits if counted.quantization else 0
+    tokens = context or config.max_context
+    state = "quantised checkpoint" if config.quantization else "not quantised yet; counted"
+    return Need(
+        title=f"{name}: {state}, {config.layers} layers of {bits} bits, context {tokens}",
+        runs_on="cpu",
+        context=tokens,
+        host_bytes=memory_need(counted).total_bytes(tokens),
+        device_bytes=_compiled_bytes(counted, tokens),
+        is_estimate=True,
+        bits=bits,
+        is_baichuan2_7b=_is_baichuan2_7b(config),
+    )
+
+
+def _compiled_bytes(config: ModelConfig, context: int) -> int | None:
+    """Return what a bundle would take on the device, None where none can be compiled."""
+    if config.quantization is None:
+        return None
+    settings = CompileSettings(
+        bits=config.quantization.bits,
+        head="w8" if config.quantization.head_bits == 8 else "w4",
+        context=context,
+        prefill=default_prefill(context),
+    )
+    try:
+        settings.check(config)
+    except RequestError:
+        return None
+    return make_plan(config, settings, jobs=1).device_bytes
+
+
+def _bundle_need(folder: Path, context: int | None) -> Need:
+    """Read the manifest; the history of the compiled context is part of the nets' own memory."""
+    manifest = Manifest.read(folder)
+    manifest.check_sizes(folder)
+    tokens, model = manifest.checked_context(context), manifest.model
+    return Need(
+        title=f"{folder.name}: bundle, {model.layers} layers of {manifest.bits} bits, context {tokens}",
+        runs_on="tpu",
+        context=tokens,
+        host_bytes=memory_need(model).embedding_bytes if manifest.embedding == "disk" else 0,
+        device_bytes=manifest.device_bytes + buffer_bytes(manifest),
+        is_estimate=False,
+        chip=manifest.chip,
+        devices=manifest.devices,
+        bits=manifest.bits,
+        is_baichuan2_7b=_is_baichuan2_7b(model),
+    )
+
+
+def _bmodel_need(folder: Path, context: int | None) -> Need:
+    """Read the header, and add the history, which the engine allocates beside such nets."""
+    bmodel = find_bmodel(folder)
+    if bmodel is None:
+        raise RequestError(f"{folder}: holds no bmodel any more; give another directory")
+    file, config = BmodelFile.read(bmodel), read_vendor_config(folder)
+    tokens = context or _VENDOR_CONTEXT
+    bits = next((bits for bits in (4, 8) if f"int{bits}" in bmodel.name.lower()), 0)
+    return Need(
+        title=f"{bmodel.name}: bmodel without manifest, context {tokens}",
+        runs_on="tpu",
+        context=tokens,
+        host_bytes=0,
+        device_bytes=file.device_bytes + tokens * memory_need(config).kv_bytes_per_token,
+        is_estimate=False,
+        chip=file.chip,
+        devices=file.devices,
+        bits=bits,
+        is_baichuan2_7b=_is_baichuan2_7b(config),
+    )
+
+
+def _is_baichuan2_7b(config: ModelConfig) -> bool:
+    seven = SHAPES["baichuan2-7b"]
+    return (config.layers, config.hidden_size, config.vocabulary_size) == (
+        seven.layers,
+        seven.hidden_size,
+        seven.vocabulary_size,
+    )

@@ -1,0 +1,71 @@
+"""A whole diagnosis: every finding in the order it is read, and whether the machine does what it must.
+
+Not here: drawing it (``cli``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baichuan2_tpu.doctor.checks_device import check_device
+from baichuan2_tpu.doctor.checks_host import check_host
+from baichuan2_tpu.doctor.checks_memory import check_device_memory
+from baichuan2_tpu.doctor.devices import find_tpu
+from baichuan2_tpu.doctor.finding import Finding
+from baichuan2_tpu.doctor.host import Host
+from baichuan2_tpu.doctor.machine import Machine
+from baichuan2_tpu.doctor.need import Need, read_need
+from baichuan2_tpu.errors import Baichuan2Error
+
+__all__ = ["Report", "examine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. ``model`` None means that the machine alone was looked at."""
+
+    model: str | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Tell whether nothing fails that the model, or the machine's own purpose, needs."""
+        return all(one.status != "fail" for one in self.findings)
+
+    def with_proofs(self, proofs: Sequence[Finding]) -> Report:
+        """Return the report with what was computed behind what was read."""
+        return Report(self.model, (*self.findings, *proofs))
+
+    def to_json(self) -> dict[str, object]:
+        """Return one object; findings by the names of their fields."""
+        return {
+            "model": self.model,
+            "is_ok": self.is_ok,
+            "findings": [one.to_json() for one in self.findings],
+        }
+
+
+def examine(
+    machine: Machine, host: Host, *, model: str | None = None, context: int | None = None, device: int = 0
+) -> Report:
+    """Read a machine, and judge it for a model where there is one. Nothing is loaded, and nothing raises."""
+    findings: list[Finding] = []
+    need: Need | None = None
+    if model is not None:
+        need, finding = _read_model(model, context)
+        findings.append(finding)
+    tpu = find_tpu(machine, device)
+    findings += check_host(machine, host, need)
+    findings += check_device(machine, host, tpu, need)
+    findings += check_device_memory(machine, tpu, need)
+    return Report(model, tuple(findings))
+
+
+def _read_model(model: str, context: int | None) -> tuple[Need | None, Finding]:
+    try:
+        need = read_need(model, context)
+    except Baichuan2Error as error:
+        what, _, step = str(error).rpartition("; ")
+        return None, Finding("model", "fail", what or step, "", (step,) if what else ())
+    return need, Finding("model", "pass", need.title)

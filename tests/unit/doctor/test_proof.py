@@ -1,0 +1,112 @@
+"""The proof computes: what it measures is small, and a wrong answer fails it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.doctor import ProofSettings, find_tpu, proof, prove
+from baichuan2_tpu.doctor.apart import Outcome, run_apart
+from baichuan2_tpu.doctor.net_check import check_layer, check_twice
+from baichuan2_tpu.doctor.oracle import first_token_logits, relative_error
+from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.engine.bmrt_library import HARDWARE_LIBRARIES
+from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.errors import BackendError, RequestError
+from bundle_manifest import bundle_manifest
+from fakes import ScriptedEngine
+from recorded_machine import HOST, MACHINES, RecordedMachine
+
+NONE = find_tpu(RecordedMachine(MACHINES / "none"))
+SOC = find_tpu(RecordedMachine(MACHINES / "soc"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_oracle_agrees_with_the_exact_mode(bits: int) -> None:
+    weights = RandomWeights(shape_config("tiny", 4 if bits == 4 else 8))
+    with CpuEngine(weights, is_exact=True) as engine, engine.open_sequence() as sequence:
+        (logits,) = engine.forward([Chunk(sequence, [7])])
+    error = relative_error(logits, first_token_logits(weights, 7))
+    assert error < 1e-3
+
+
+def test_this_processor_computes() -> None:
+    (finding,) = prove(HOST, NONE, ProofSettings())
+    assert (finding.name, finding.status) == ("computes: cpu", "pass")
+
+
+def test_a_wrong_matrix_fails_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = proof.first_token_logits
+    monkeypatch.setattr(proof, "first_token_logits", lambda weights, token: right(weights, token) * 1.1)
+    assert proof.prove_cpu().status == "fail"
+
+
+def test_what_is_no_number_is_infinitely_wrong() -> None:
+    assert relative_error(np.array([np.nan, 1.0]), np.array([1.0, 1.0])) == float("inf")
+
+
+def test_a_bundle_is_run_by_every_engine_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle_manifest().write(tmp_path)
+    asked: list[tuple[str, ...]] = []
+
+    def run(*words: str) -> Outcome:
+        asked.append(words)
+        return Outcome(told="well")
+
+    monkeypatch.setattr(proof, "run_apart", run)
+    settings = ProofSettings.of(str(tmp_path), checkpoint=Path("checkpoint"), device=1, simulator=False)
+    findings = prove(dataclasses.replace(HOST, sail="3.10.7"), SOC, settings)
+    assert [one.name for one in findings] == [
+        "computes: cpu",
+        "computes: tpu",
+        "computes: bmrt",
+        "computes: sail",
+    ]
+    assert asked == [
+        ("memory", "1"),
+        ("net", "bmrt", str(tmp_path), "1", "checkpoint"),
+        ("net", "sail", str(tmp_path), "1", "checkpoint"),
+    ]
+
+
+def test_a_checkpoint_is_nothing_for_a_tpu(tmp_path: Path) -> None:
+    assert ProofSettings.of(str(tmp_path), checkpoint=None, device=0, simulator=False).compiled is None
+    assert ProofSettings.of(None, checkpoint=None, device=0, simulator=False).compiled is None
+
+
+@pytest.mark.skipif(HARDWARE_LIBRARIES.exists(), reason="libsophon is installed")
+def test_a_tpu_that_is_not_there_is_told_by_the_child() -> None:
+    outcome = run_apart("memory", "0")
+    assert "libbmlib.so.0: not found; install libsophon 0.5.1" in outcome.problem
+
+
+def test_a_child_that_dies_is_told_with_its_last_line() -> None:
+    outcome = run_apart("memory", "nonsense")
+    assert outcome.problem.startswith("ended with code 1, its last line: ValueError: invalid literal")
+
+
+def test_an_engine_must_say_the_same_twice() -> None:
+    with ScriptedEngine(16) as engine:
+        engine.enqueue_ids([1, 1])
+        assert check_twice(engine).startswith("3 tokens run twice give the same answer")
+        engine.enqueue_ids([1, 2])
+        with pytest.raises(BackendError, match="gave two answers to the same 3 tokens"):
+            check_twice(engine)
+
+
+def test_only_a_bundle_has_a_checkpoints_integers(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="has no manifest"):
+        check_layer(tmp_path, tmp_path, lambda *_: pytest.fail("opened"))
+
+
+def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "run_apart", lambda *_: Outcome(problem="broken"))
+    needed = ProofSettings.of(None, checkpoint=None, device=0, simulator=False)
+    idle = ProofSettings.of(str(tmp_path), checkpoint=None, device=0, simulator=False)
+    assert [prove(HOST, SOC, one)[-1].status for one in (needed, idle)] == ["fail", "warn"]
