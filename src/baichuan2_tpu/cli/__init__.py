@@ -19,6 +19,7 @@ from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.bench import bench
 from baichuan2_tpu.cli.chat import chat
 from baichuan2_tpu.cli.compile import compile_checkpoint
+from baichuan2_tpu.cli.doctor import doctor
 from baichuan2_tpu.cli.estimate import estimate
 from baichuan2_tpu.cli.evaluate import evaluate
 from baichuan2_tpu.cli.generate import generate
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (chat, generate, serve, quantize, info, bench, estimate, evaluate):
+for _verb in (chat, generate, serve, quantize, info, bench, estimate, evaluate, doctor):
     app.command()(_verb)
 app.command("compile")(compile_checkpoint)
 app.add_typer(toolchain)
