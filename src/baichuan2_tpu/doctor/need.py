@@ -6,6 +6,7 @@ Source: of the vendor's minimum, the README of sample/Baichuan2 in sophgo/sophon
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ VENDOR_MINIMUM_BYTES = {8: 9216 << 20, 4: 6144 << 20}
 
 _VENDOR_CONTEXT = 512
 """What the vendor's files are compiled for; a bmodel's header does not tell."""
+_VENDOR_NAME = re.compile(r"-int([48])-bmodel$")
 _BITS: Literal[4] = 4
 """Of a model that is not quantised yet, unless the user asks for others."""
 
@@ -78,10 +80,27 @@ def _known_need(model: str, context: int | None) -> Need:
             f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
             f"or one of: {', '.join(KNOWN_MODELS)}"
         )
+    compiled = _VENDOR_NAME.search(model)
+    if compiled:
+        return _vendor_need(model, int(compiled[1]))
     shape = next((shape for shape in SHAPES if model.startswith(shape)), None)
     if shape is None:
         return Need(f"{model}: fetched when it is first used", "cpu", 0, 0, None, True)
     return _checkpoint_need(model, SHAPES[shape], context)
+
+
+def _vendor_need(model: str, bits: int) -> Need:
+    """Take the vendor's word for a bmodel of its own that is not fetched yet."""
+    return Need(
+        title=f"{model}: fetched when it is first used, compiled by the vendor for context {_VENDOR_CONTEXT}",
+        runs_on="tpu",
+        context=_VENDOR_CONTEXT,
+        host_bytes=0,
+        device_bytes=VENDOR_MINIMUM_BYTES[bits],
+        is_estimate=False,
+        bits=bits,
+        is_baichuan2_7b=True,
+    )
 
 
 def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Need:

@@ -314,3 +314,18 @@ def test_a_card_without_its_driver_is_told_by_what_is_missing(tmp_path: Path) ->
     )
     assert findings["driver"].value == "/proc/bmsophon/driver_version is missing"
     assert findings["tpu memory"].value == "/proc/bmsophon/card0/bmsophon0/heap is missing"
+
+
+def test_memory_that_others_hold_is_a_warning_on_the_cpu(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "tiny", 4)
+    machine = changed("none", tmp_path, {"proc/meminfo": "MemTotal: 1000000 kB\nMemAvailable: 100 kB"})
+    finding = named(examine(machine, HOST, model=str(checkpoint)))["memory"]
+    assert (finding.status, finding.next_step) == ("warn", ("end other programs before it is loaded",))
+
+
+def test_limits_that_are_guessed_are_told_so(tmp_path: Path) -> None:
+    machine = changed("soc_broken", tmp_path, {"proc/device-tree/memory/reg": "odd", "proc/meminfo": "odd"})
+    model = write_bundle(tmp_path / "large", device_bytes=9300 << 20)
+    steps = named(examine(machine, HOST, model=model))["model fits"].next_step
+    assert steps[0].startswith("divide the memory anew, if memory_edit.sh -p allows them")
+    assert steps[-1] == "$ sudo reboot"

@@ -1,35 +1,34 @@
 """The proof computes: what it measures is small, and a wrong answer fails it."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
-from baichuan2_tpu.doctor import ProofSettings, find_tpu, proof, prove
-from baichuan2_tpu.doctor.apart import Outcome, run_apart
+from baichuan2_tpu.doctor import ProofSettings, apart, find_tpu, proof, prove
+from baichuan2_tpu.doctor.apart import Outcome, run_apart, work
 from baichuan2_tpu.doctor.net_check import check_layer, check_twice
 from baichuan2_tpu.doctor.oracle import first_token_logits, relative_error
-from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.bmrt_library import HARDWARE_LIBRARIES
-from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import BackendError, RequestError
+from baichuan2_tpu.selfcheck import SelfCheck
 from bundle_manifest import bundle_manifest
 from fakes import ScriptedEngine
+from random_model import SHAPES, float_weights, random_weights
 from recorded_machine import HOST, MACHINES, RecordedMachine
+from reference import reference_logits
 
 NONE = find_tpu(RecordedMachine(MACHINES / "none"))
 SOC = find_tpu(RecordedMachine(MACHINES / "soc"))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_oracle_agrees_with_the_exact_mode(bits: int) -> None:
-    weights = RandomWeights(shape_config("tiny", 4 if bits == 4 else 8))
-    with CpuEngine(weights, is_exact=True) as engine, engine.open_sequence() as sequence:
-        (logits,) = engine.forward([Chunk(sequence, [7])])
-    error = relative_error(logits, first_token_logits(weights, 7))
-    assert error < 1e-3
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_oracle_is_the_definition_for_one_token(shape: str) -> None:
+    weights = random_weights(shape, 4)
+    wanted = reference_logits(weights.config, float_weights(weights), [7])
+    assert relative_error(first_token_logits(weights, 7), wanted.reshape(-1)) < 1e-6
 
 
 def test_this_processor_computes() -> None:
@@ -82,6 +81,31 @@ def test_a_checkpoint_is_nothing_for_a_tpu(tmp_path: Path) -> None:
 def test_a_tpu_that_is_not_there_is_told_by_the_child() -> None:
     outcome = run_apart("memory", "0")
     assert "libbmlib.so.0: not found; install libsophon 0.5.1" in outcome.problem
+
+
+def test_a_child_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_TIMEOUT_S", 0.001)
+    assert run_apart("memory", "0").problem == "did not end within 0.001 s"
+
+
+def test_an_error_of_ours_is_an_outcome(tmp_path: Path) -> None:
+    work(str(tmp_path / "answer.json"), "net", "cpu", str(tmp_path / "none"), "0")
+    assert "config.json" in json.loads((tmp_path / "answer.json").read_text())["problem"]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_the_simulator_is_asked_for_only_by_name(is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(toolchain: object) -> SelfCheck:
+        if not is_right:
+            raise BackendError("a simulated layer differs from numpy")
+        return SelfCheck(6e-4, 1.5, 11.25)
+
+    monkeypatch.setattr(proof, "find_toolchain", lambda: None)
+    monkeypatch.setattr(proof, "check_toolchain", check)
+    finding = prove(HOST, NONE, ProofSettings(has_simulator=True))[-1]
+    told = "a layer, compiled in 1.5 s, simulated in 11.2 s, is off by 6.0e-04 beside numpy"
+    assert finding.value == (told if is_right else "a simulated layer differs from numpy")
+    assert finding.status == ("pass" if is_right else "fail")
 
 
 def test_a_child_that_dies_is_told_with_its_last_line() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.doctor import Machine, examine
+from baichuan2_tpu.doctor import machine as machine_module
 from baichuan2_tpu.doctor.devices import find_tpu
 from baichuan2_tpu.doctor.host_memory import HostMemory, parse_limit, parse_memory, read_limit
 from baichuan2_tpu.doctor.machine import Node, Seen
@@ -241,3 +242,15 @@ def test_devices_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 0):
         (tmp_path / f"bm-sophon{number}").touch()
     assert Machine(tmp_path).matches("/bm-sophon*") == ["/bm-sophon0", "/bm-sophon2", "/bm-sophon10"]
+
+
+def test_users_without_a_name_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(machine_module.pwd, "getpwuid", refuse)
+    monkeypatch.setattr(machine_module.grp, "getgrgid", refuse)
+    seen = Machine().node("/dev/null").value
+    assert seen is not None
+    assert seen.owner.isdecimal()
+    assert seen.group.isdecimal()

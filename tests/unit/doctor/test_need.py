@@ -1,0 +1,84 @@
+"""What models need is counted from their files, without loading any of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from baichuan2_tpu.checkpoint.random_weights import shape_config
+from baichuan2_tpu.doctor import need as module
+from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
+from baichuan2_tpu.engine.bmodel_file import BmodelFile
+from baichuan2_tpu.errors import ArtifactError, RequestError
+from bundle_manifest import bundle_manifest
+
+KV_BYTES = 32 * 2 * 4096 * 2
+"""A token of the 7B: layers, keys and values, hidden size, bytes."""
+
+
+def test_a_bundle_needs_what_its_manifest_says(tmp_path: Path) -> None:
+    bundle_manifest(device_bytes=10**9).write(tmp_path)
+    need = read_need(str(tmp_path))
+    assert need.device_bytes == 10**9 + 512 * 4  # the logits of the head
+    assert need.host_bytes == 512 * 128 * 2  # the embedding
+    assert (need.runs_on, need.context, need.chip, need.is_estimate) == ("tpu", 128, "bm1684x", False)
+
+
+def test_an_embedding_on_the_device_takes_nothing_of_the_host(tmp_path: Path) -> None:
+    bundle_manifest(embedding="device").write(tmp_path)
+    assert read_need(str(tmp_path)).host_bytes == 0
+
+
+def test_a_bmodel_needs_a_history_beside_its_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "baichuan2-7b_int8_1dev.bmodel").touch()
+    monkeypatch.setattr(BmodelFile, "read", lambda path: BmodelFile("bm1684x", 1, 7 * 10**9))
+    usual, longer = read_need(str(tmp_path)), read_need(str(tmp_path), 1024)
+    assert usual.device_bytes == 7 * 10**9 + 512 * KV_BYTES
+    assert longer.device_bytes == 7 * 10**9 + 1024 * KV_BYTES
+    assert (usual.bits, usual.is_baichuan2_7b, usual.chip) == (8, True, "bm1684x")
+
+
+def test_a_damaged_bmodel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bmodel").write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError, match="is no bmodel"):
+        read_need(str(tmp_path))
+
+
+def test_a_checkpoint_needs_weights_and_the_history_of_its_context(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
+    (tmp_path / "model.safetensors").touch()
+    long, short = read_need(str(tmp_path)), read_need(str(tmp_path), 512)
+    assert long.host_bytes - short.host_bytes == (4096 - 512) * KV_BYTES
+    assert (long.context, long.is_estimate) == (4096, True)
+    assert long.device_bytes is not None
+    assert short.device_bytes is not None
+    # Compiled, only the history grows with the context, and the stages' masks a little.
+    assert long.device_bytes - short.device_bytes == pytest.approx((4096 - 512) * KV_BYTES, rel=0.05)
+
+
+def test_a_context_that_nothing_can_be_compiled_for_gives_no_estimate(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
+    (tmp_path / "model.safetensors").touch()
+    assert read_need(str(tmp_path), 8192).device_bytes is None
+
+
+def test_a_gguf_is_only_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.touch()
+    need = read_need(str(path))
+    assert (need.host_bytes, need.device_bytes) == (0, None)
+
+
+def test_known_names_are_counted_by_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("demo", "baichuan2-7b-chat", "baichuan2-7b-int4-bmodel")
+    monkeypatch.setattr(module, "KNOWN_MODELS", dict.fromkeys(names))
+    demo, seven, compiled = map(read_need, names)
+    assert demo.host_bytes == 0
+    assert (seven.runs_on, seven.bits, seven.is_baichuan2_7b) == ("cpu", 4, True)
+    assert 6 * 10**9 < seven.host_bytes < 7.5 * 10**9
+    assert (compiled.runs_on, compiled.device_bytes) == ("tpu", VENDOR_MINIMUM_BYTES[4])
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(RequestError, match="is no path that exists, and no known model; give a checkpoint"):
+        read_need("no such model")
