@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from baichuan2_tpu.server.schema import Input, Output, SamplingInput, Usage
+from baichuan2_tpu.server.schema import Input, Many, Names, Output, SamplingInput, Usage
 
 __all__ = [
     "AssistantMessage",
@@ -53,7 +53,7 @@ class TextPart(Input):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Many[TextPart]
 
 
 class SystemMessage(Input):
@@ -93,7 +93,7 @@ class AssistantMessage(Input):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
 
 
 class ToolMessage(Input):
@@ -169,7 +169,7 @@ class NamedTool(Input):
 class ChatRequest(SamplingInput):
     """A conversation that is to be gone on with."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
@@ -177,14 +177,14 @@ class ChatRequest(SamplingInput):
     response_format: Annotated[
         TextFormat | JsonObjectFormat | JsonSchemaFormat | None, Field(discriminator="type")
     ] = None
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Many[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     functions: None = None
     function_call: None = None
     audio: None = None
-    metadata: dict[str, str] | None = Field(None, max_length=0)
-    modalities: list[Literal["text"]] | None = None
+    metadata: Annotated[dict[str, str], Names] | None = Field(None, max_length=0)
+    modalities: Many[Literal["text"]] | None = None
     moderation: None = None
     prediction: None = None
     prompt_cache_key: str | None = Field(None, description="Not needed: prefixes are found by their tokens.")
@@ -202,7 +202,7 @@ class ChatTokenizeRequest(Input):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Many[ChatMessage] | None = None
     add_special_tokens: Literal[False] | None = None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baichuan2_tpu.server.schema import Output, SamplingInput, Usage
+from baichuan2_tpu.server.schema import Many, Output, SamplingInput, Usage
 
 __all__ = [
     "CompletionAnswer",
@@ -21,12 +21,12 @@ __all__ = [
 
 _MAX_PROMPTS = 128
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[Many[int], Field(min_length=1)]
 Prompt = (
     str
     | Ids
-    | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
-    | Annotated[list[Ids], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[Many[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[Many[Ids], Field(min_length=1, max_length=_MAX_PROMPTS)]
 )
 
 

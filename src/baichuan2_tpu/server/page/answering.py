@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 from starlette.concurrency import run_in_threadpool
 
 from baichuan2_tpu.chat import prompt_budget
@@ -21,6 +21,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.answers import Answers
 from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduler import Request
+from baichuan2_tpu.server.schema import Input, Many
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message, Role
 
@@ -30,10 +31,10 @@ _SHOW_EVERY_S = 0.08  # a browser renders all of a long answer again each time
 _MAX_ENDED = 4  # turns that are shown after their end
 
 
-class _Sent(BaseModel):
+class _Sent(Input):
     """What a browser sends; what is wrong in it is not repeated in a log."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=False, hide_input_in_errors=True)
 
 
 class Said(_Sent):
@@ -71,7 +72,7 @@ class Turn(_Sent):
     """A conversation that waits for an answer, under an id of the browser's making."""
 
     id: str
-    messages: list[Said]
+    messages: Many[Said]
     settings: Settings
 
 
