@@ -1,8 +1,8 @@
 """From what a user calls a model to the directory of a quantised checkpoint or of a compiled bundle.
 
-A model is a path or a known name. A quantised checkpoint and a bundle are used where they lie; a float
-checkpoint or a GGUF is quantised once into the user's cache, under a name made from its files, the bits and
-the group size.
+A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
+they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
+files, the bits and the group size.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening engines (``engine.registry``).
 """
 
@@ -12,17 +12,30 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.random_weights import SHAPES
+from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.fetch import DEMO, cache_folder, fetch_demo
+from baichuan2_tpu.fetch import (
+    DEMO,
+    HUB_MODELS,
+    VENDOR_MODELS,
+    DownloadProgress,
+    cache_folder,
+    fetch_demo,
+)
+from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
+from baichuan2_tpu.fetch.vendor import fetch_vendor_model
 from baichuan2_tpu.quantize import Progress, quantize
+from baichuan2_tpu.quantize.plan import make_plan
 
-__all__ = ["KNOWN_MODELS", "KnownModel", "ResolveSettings", "find_source", "resolve_model"]
+__all__ = ["KNOWN_MODELS", "FetchWish", "KnownModel", "ResolveSettings", "find_source", "resolve_model"]
 
 Bits = Literal[4, 8]
 Notice = Callable[[str], None]
@@ -33,23 +46,67 @@ _SOURCE_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.gguf")
 
 
 @dataclass(frozen=True, slots=True)
+class FetchWish:
+    """How a fetch tells what it does, and what must be free on the disk besides for what is made of it."""
+
+    notice: Notice
+    progress: DownloadProgress | None = None
+    spare_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be fetched: what it is, what it is pinned to, and the bits that keep its quality."""
+    """A model that can be fetched: what it is, what tells it from others, the bits that keep its quality."""
 
     description: str
-    fetch: Callable[[Notice], Path]
-    sha256: str
-    bits: Bits
+    fetch: Callable[[FetchWish], Path]
+    fingerprint: str
+    bits: Bits | None
+    """None for a model that is compiled already."""
+    shape: str | None = None
+    """Its dimensions, by their name in ``SHAPES``; None where the result takes little of a disk."""
+
+
+def _fetch_demo(wish: FetchWish) -> Path:
+    return fetch_demo(wish.notice)
+
+
+def _fetch_from_hub(name: str, wish: FetchWish) -> Path:
+    settings = FetchSettings(spare_bytes=wish.spare_bytes)
+    return fetch_model(name, settings, notice=wish.notice, progress=wish.progress)
+
+
+def _fetch_from_vendor(name: str, wish: FetchWish) -> Path:
+    return fetch_vendor_model(name, notice=wish.notice, progress=wish.progress)
 
 
 KNOWN_MODELS: Mapping[str, KnownModel] = MappingProxyType(
     {
         "demo": KnownModel(
-            description="SmolLM2-135M-Instruct, 93 MB to fetch",
-            fetch=fetch_demo,
-            sha256=DEMO.file_sha256,
+            "SmolLM2-135M-Instruct, 93 MB to fetch",
+            _fetch_demo,
+            DEMO.file_sha256,
             bits=8,  # its 135M weights are 4-bit already and lose too much the second time
         )
+    }
+    | {
+        name: KnownModel(
+            f"{model.description}, {model.about_bytes / 1e9:.1f} GB to fetch",
+            partial(_fetch_from_hub, name),
+            model.repository,
+            bits=_DEFAULT_BITS,
+            shape=model.shape,
+        )
+        for name, model in HUB_MODELS.items()
+    }
+    | {
+        name: KnownModel(
+            f"{model.description}, at most {model.room_bytes / 1e9:.1f} GB to fetch",
+            partial(_fetch_from_vendor, name),
+            model.bmodel,
+            bits=None,
+        )
+        for name, model in VENDOR_MODELS.items()
     }
 )
 
@@ -63,13 +120,19 @@ class ResolveSettings:
     workers: int = 2
 
 
-def find_source(model: str, notice: Notice) -> Path:
-    """Return the path of a model's files, fetched first if it is a known name.
+def find_source(
+    model: str, notice: Notice, progress: DownloadProgress | None = None, *, spare_bytes: int = 0
+) -> Path:
+    """Return the path of a model's files, to be quantised; fetched first if it is a known name.
 
-    Raises: RequestError for what is neither; FetchError.
+    ``spare_bytes`` must be free in the user's cache besides.
+    Raises: RequestError for what is neither, or is compiled already; FetchError.
     """
-    if model in KNOWN_MODELS:
-        return KNOWN_MODELS[model].fetch(notice)
+    known = KNOWN_MODELS.get(model)
+    if known is not None:
+        if known.bits is None:
+            raise RequestError(f"{model} is compiled already; give a checkpoint, such as baichuan2-7b-chat")
+        return known.fetch(FetchWish(notice, progress, spare_bytes))
     path = Path(model).expanduser()
     if path.exists():
         return path
@@ -85,11 +148,12 @@ def resolve_model(
     *,
     notice: Notice,
     progress: Progress | None = None,
+    fetch_progress: DownloadProgress | None = None,
 ) -> Path:
     """Return the directory of a quantised checkpoint, or of a compiled bundle, for ``model``.
 
     A known name goes before a path of that name: write ``./demo`` for a folder called demo.
-    Side effect: a model that is not quantised is quantised into the user's cache, once.
+    Side effect: what is not fetched or not quantised yet is, into the user's cache, once.
     Raises: RequestError, FetchError, CheckpointError.
     """
     settings = settings or ResolveSettings()
@@ -99,11 +163,14 @@ def resolve_model(
         if identify(path) in ("quantized", "bundle", "bmodel"):
             return path
         name, fingerprint, bits = path.resolve().stem, _fingerprint(path), settings.bits or _DEFAULT_BITS
+    elif known.bits is None:
+        return known.fetch(FetchWish(notice, fetch_progress))
     else:
-        name, fingerprint, bits = model, known.sha256, settings.bits or known.bits
+        name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
     cached = _cached_path(name, fingerprint, bits, settings.group_size)
     if not cached.exists():
-        source = find_source(model, notice)
+        spare_bytes = _result_bytes(known, bits, settings.group_size)
+        source = find_source(model, notice, fetch_progress, spare_bytes=spare_bytes)
         notice(f"quantising {model} to {bits} bits (once, into {cached})")
         quantize(
             source,
@@ -114,6 +181,13 @@ def resolve_model(
             progress=progress,
         )
     return cached
+
+
+def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:
+    """Return what a known model takes on the disk when it is quantised."""
+    if known is None or known.shape is None:
+        return 0
+    return make_plan(SHAPES[known.shape], QuantizationConfig(bits, group_size)).size_bytes
 
 
 def _fingerprint(path: Path) -> str:

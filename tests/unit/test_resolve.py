@@ -11,7 +11,7 @@ from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
-from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings, find_source, resolve_model
+from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
 from tiny_checkpoint import rope_config, write_llama_safetensors, write_official
 from tiny_tokenizer import write_sentencepiece
 
@@ -61,7 +61,7 @@ def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path
 def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[Path] = []
 
-    def fetch(notice: resolve.Notice) -> Path:
+    def fetch(wish: FetchWish) -> Path:
         fetched.append(source)
         return source
 
@@ -72,12 +72,42 @@ def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch
     assert fetched == [source]
 
 
+def test_room_for_the_quantised_model_is_wanted_before_it_is_fetched(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes: list[FetchWish] = []
+
+    def fetch(wish: FetchWish) -> Path:
+        wishes.append(wish)
+        return source
+
+    name = "baichuan2-7b-chat"
+    monkeypatch.setattr(resolve, "KNOWN_MODELS", {name: replace(KNOWN_MODELS[name], fetch=fetch)})
+    resolve_model(name, notice=lambda _: None)
+    assert 4.5e9 < wishes[0].spare_bytes < 5.5e9
+    resolve_model(name, ResolveSettings(bits=8), notice=lambda _: None)
+    assert 8e9 < wishes[1].spare_bytes < 9e9
+
+
+def test_compiled_model_is_used_where_it_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "baichuan2-7b-int8-bmodel"
+    known = replace(KNOWN_MODELS[name], fetch=lambda wish: tmp_path)
+    monkeypatch.setattr(resolve, "KNOWN_MODELS", {name: known})
+    assert resolve_model(name, notice=pytest.fail) == tmp_path
+
+
+def test_compiled_model_is_not_fetched_to_be_quantised() -> None:
+    with pytest.raises(RequestError, match="is compiled already; give a checkpoint"):
+        find_source("baichuan2-7b-int4-bmodel", pytest.fail)
+
+
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(RequestError) as caught:
         find_source("baichuan3", pytest.fail)
     assert str(caught.value) == (
         "'baichuan3' is no path that exists, and no known model; give a checkpoint or bundle directory, "
-        "a .gguf file, or one of: demo"
+        "a .gguf file, or one of: demo, baichuan2-7b-chat, baichuan2-7b-base, baichuan2-13b-chat, "
+        "baichuan2-13b-base, baichuan2-7b-int8-bmodel, baichuan2-7b-int4-bmodel"
     )
 
 

@@ -22,6 +22,7 @@ from baichuan2_tpu.cli.compile import compile_checkpoint
 from baichuan2_tpu.cli.doctor import doctor
 from baichuan2_tpu.cli.estimate import estimate
 from baichuan2_tpu.cli.evaluate import evaluate
+from baichuan2_tpu.cli.fetch import fetch
 from baichuan2_tpu.cli.generate import generate
 from baichuan2_tpu.cli.info import info
 from baichuan2_tpu.cli.quantize import quantize
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (chat, generate, serve, quantize, info, bench, estimate, evaluate, doctor):
+for _verb in (chat, generate, serve, fetch, quantize, info, bench, estimate, evaluate, doctor):
     app.command()(_verb)
 app.command("compile")(compile_checkpoint)
 app.add_typer(toolchain)
@@ -73,7 +74,8 @@ def _root(
 ) -> None:
     """Chat with Baichuan2 and other models of the Llama family on any CPU, or on a BM1684X.
 
-    MODEL is the directory of a checkpoint or of a compiled bundle, a .gguf file, or a known name ("demo").
+    MODEL is the directory of a checkpoint or of a compiled bundle, a .gguf file, or a name that
+    baichuan2 fetch --list shows, such as demo or baichuan2-7b-chat.
     """
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.terminal import byte_bar, notice, progress_bar, write_result
+from baichuan2_tpu.cli.terminal import byte_bar, byte_bars, file_events, notice, write_result
 
 if TYPE_CHECKING:
     from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent
@@ -183,8 +183,14 @@ def _directory(checkpoint: str, bits: _Bits | None) -> Path:
         return Path(checkpoint).expanduser()
     number = None if bits is None else bits.number
     settings = ResolveSettings(None if number == 16 else number)
-    with progress_bar("quantising") as progress:
-        return resolve_model(checkpoint, settings, notice=notice, progress=progress)
+    with byte_bars("fetching", "quantising") as (fetching, quantising):
+        return resolve_model(
+            checkpoint,
+            settings,
+            notice=notice,
+            progress=file_events(quantising),
+            fetch_progress=fetching,
+        )
 
 
 def _warn_of_memory(plan: Plan) -> None:

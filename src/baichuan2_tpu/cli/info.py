@@ -15,6 +15,7 @@ import typer
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.models import read_config, resolve
 from baichuan2_tpu.cli.terminal import write_result
+from baichuan2_tpu.errors import RequestError
 
 if TYPE_CHECKING:
     from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -74,11 +75,23 @@ def _shown(name: str, value: object) -> str:
 
 
 def _directory(model: str) -> Path:
-    """Return the directory to describe; only a GGUF has to be quantised to have one."""
+    """Return the directory to describe; only a GGUF has to be quantised to have one.
+
+    Raises: RequestError for a model that would have to be fetched first, with its size.
+    """
+    from baichuan2_tpu.fetch import find_fetched
     from baichuan2_tpu.resolve import KNOWN_MODELS
 
     path = Path(model).expanduser()
-    return path if model not in KNOWN_MODELS and path.is_dir() else resolve(model)
+    if model not in KNOWN_MODELS:
+        return path if path.is_dir() else resolve(model)
+    if model == "demo":
+        return resolve(model)
+    fetched = find_fetched(model)
+    if fetched is None:
+        description = KNOWN_MODELS[model].description
+        raise RequestError(f"{model} is not here yet ({description}); run baichuan2 fetch {model}")
+    return fetched
 
 
 def _describe(directory: Path, context: int | None, wished: QuantizationConfig) -> dict[str, object]:

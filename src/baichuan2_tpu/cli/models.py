@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from baichuan2_tpu.cli.terminal import notice, progress_bar
+from baichuan2_tpu.cli.terminal import byte_bars, file_events, notice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,12 +89,12 @@ def _first(said: _Value | None, default: _Value) -> _Value:
 def resolve(model: str) -> Path:
     """Return the directory of the quantised checkpoint or the bundle behind ``model``.
 
-    Side effect: what is not quantised yet is quantised into the user's cache, with a notice and progress.
+    Side effect: what is not there yet is fetched and quantised into the user's cache, with progress.
     """
     from baichuan2_tpu.resolve import resolve_model
 
-    with progress_bar("quantising") as progress:
-        return resolve_model(model, notice=notice, progress=progress)
+    with byte_bars("fetching", "quantising") as (fetching, quantising):
+        return resolve_model(model, notice=notice, progress=file_events(quantising), fetch_progress=fetching)
 
 
 def open_model(directory: Path, settings: EngineSettings) -> Engine:

@@ -77,7 +77,10 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="Checkpoint or bundle directory, .gguf file, or known name (demo)."),
+    typer.Argument(
+        metavar="MODEL",
+        help="Checkpoint or bundle directory, .gguf file, or known name (demo, baichuan2-7b-chat, …).",
+    ),
 ]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, is_eager=True, help="Show the traceback of an error.")

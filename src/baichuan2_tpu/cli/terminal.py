@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from baichuan2_tpu.quantize import Progress, QuantizeEvent
 
-__all__ = ["byte_bar", "notice", "printable", "progress_bar", "write_result"]
+__all__ = ["byte_bar", "byte_bars", "file_events", "notice", "printable", "progress_bar", "write_result"]
+
+ByteProgress = Callable[[int, int], None]
 
 _DROPPED = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -42,29 +44,40 @@ def notice(text: str) -> None:
 def progress_bar(title: str) -> Generator[Progress | None, None, None]:
     """Give a callback for events that draws a bar on standard error, or None where that is no terminal."""
     with byte_bar(title) as draw:
-        if draw is None:
-            yield None
-            return
+        yield file_events(draw)
 
-        def draw_event(event: QuantizeEvent) -> None:
-            draw(event.done_bytes, event.total_bytes)
 
-        yield draw_event
+def file_events(draw: ByteProgress | None) -> Progress | None:
+    """Return a callback for events of quantising that draws their bytes."""
+    if draw is None:
+        return None
+
+    def draw_event(event: QuantizeEvent) -> None:
+        draw(event.done_bytes, event.total_bytes)
+
+    return draw_event
 
 
 @contextmanager
-def byte_bar(title: str) -> Generator[Callable[[int, int], None] | None, None, None]:
+def byte_bar(title: str) -> Generator[ByteProgress | None, None, None]:
     """Give a callback for done and total bytes that draws a bar on standard error, or None as above."""
+    with byte_bars(title) as (draw,):
+        yield draw
+
+
+@contextmanager
+def byte_bars(*titles: str) -> Generator[list[ByteProgress | None], None, None]:
+    """Give a callback for each title, whose bar shows from its first call; only one group can be open."""
     if not sys.stderr.isatty():
-        yield None
+        yield [None for _ in titles]
         return
     from rich.console import Console
     from rich.progress import Progress as Bars
 
     with Bars(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(title, visible=False)
 
-        def draw(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total, visible=True)
+        def make_draw(title: str) -> ByteProgress:
+            task = bars.add_task(title, visible=False)
+            return lambda done, total: bars.update(task, completed=done, total=total, visible=done < total)
 
-        yield draw
+        yield [make_draw(title) for title in titles]

@@ -86,7 +86,8 @@ def test_unknown_model_is_one_line_and_exit_code_1(run: Run) -> None:
         1,
         "",
         "error: 'gpt' is no path that exists, and no known model; give a checkpoint or bundle directory, "
-        "a .gguf file, or one of: demo\n",
+        "a .gguf file, or one of: demo, baichuan2-7b-chat, baichuan2-7b-base, baichuan2-13b-chat, "
+        "baichuan2-13b-base, baichuan2-7b-int8-bmodel, baichuan2-7b-int4-bmodel\n",
     )
 
 
