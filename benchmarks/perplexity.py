@@ -1,74 +1,31 @@
 """Perplexity of the quantised demo weights beside their float version, on prose that every CPython carries.
 
-The same windows go through every version; the interval is a bootstrap over windows of the log ratio.
+The same windows go through every version; the interval is a bootstrap over windows of the log ratio. To
+compare two models of your own, use ``baichuan2 evaluate MODEL --against OTHER``.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pydoc_data.topics import topics
-
-import numpy as np
-from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
 from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import QuantizationConfig
-from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
+from baichuan2_tpu.evaluate.report import markdown_table
 from baichuan2_tpu.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer
 from plain_rounding import RoundedWeights
 
-RESAMPLES = 10_000
-
-ROWS_AT_ONCE = 64
-"""Rows of logits held at once: memory that is asked for anew costs more here than the arithmetic on it."""
-
-Logits = Callable[[list[int]], Iterator[NDArray[np.float32]]]
-"""Yields the logits of a window's tokens in order, some rows at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Tokens to score, and how they are cut.
-
-    Units: all in tokens. Of each window but the first only the last ``stride`` tokens count.
-    """
-
-    tokens: list[int]
-    window: int
-    stride: int
-
-    def windows(self) -> Iterator[tuple[list[int], int]]:
-        """Yield each window and the first of its tokens that counts; a window's own first has no past."""
-        for start in range(0, len(self.tokens) - self.window + 1, self.stride):
-            counted_from = 1 if start == 0 else max(1, self.window - self.stride)
-            yield self.tokens[start : start + self.window], counted_from
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Negative log likelihood, in nats, and number of tokens of every window."""
-
-    losses: NDArray[np.float64]
-    counts: NDArray[np.int64]
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the mean loss."""
-        return math.exp(self.losses.sum() / self.counts.sum())
+FLOAT = "float32"
 
 
 def main() -> None:
@@ -76,20 +33,22 @@ def main() -> None:
     given = parse_arguments()
     source = find_source(given.model, tell)
     directories = {bits: quantized(given.model, bits) for bits in (4, 8)}
-    text = read_text(directories[8], given.tokens, given.window, given.stride)
+    text = read_text(directories[8], given)
     checkpoint = FloatCheckpoint.open(source)
     tell("scoring the float weights")
-    reference = score_float(checkpoint, text)
-    print(f"{source.name}: {reference.counts.sum()} tokens of pydoc_data.topics (Python ", end="")
-    print(f"{platform.python_version()}), window {text.window}, stride {text.stride}")
-    rows = {"float32": compared(reference, reference)}
+    found = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
     for name, (weights, is_exact) in versions(directories, checkpoint).items():
         tell(f"scoring {name}")
-        rows[name] = compared(score_weights(weights(), text, is_exact=is_exact), reference)
+        found[name] = score_weights(weights(), text, is_exact=is_exact)
+    rows = {name: compared(one, found[FLOAT]) for name, one in found.items()}
+    print(
+        f"{source.name}: {found[FLOAT].scored_tokens} tokens of {text.name}, window {text.window}, ", end=""
+    )
+    print(f"stride {text.stride}")
     print("\n".join(table(rows)))
     if given.json:
         settings = {"model": source.name, "window": text.window, "stride": text.stride}
-        settings |= {"tokens": int(reference.counts.sum()), "text_sha256": fingerprint(text.tokens)}
+        settings |= {"tokens": found[FLOAT].scored_tokens, "text_sha256": text.sha256}
         print(json.dumps({**settings, "versions": rows}))
 
 
@@ -109,13 +68,11 @@ def quantized(model: str, bits: int) -> Path:
     return resolve_model(model, ResolveSettings(bits=8 if bits == 8 else 4), notice=tell)
 
 
-def read_text(directory: Path, tokens: int, window: int, stride: int) -> Text:
-    """Tokenise the language reference that Python's ``help()`` shows, topic after topic."""
-    prose = "\n\n".join(topics[name] for name in sorted(topics))
-    ids = open_tokenizer(directory).encode(prose)
-    if len(ids) < tokens:
-        sys.exit(f"error: the text has {len(ids)} tokens, {tokens} were asked for; lower --tokens")
-    return Text(ids[:tokens], window, stride)
+def read_text(directory: Path, given: argparse.Namespace) -> ScoredText:
+    """Tokenise the language reference that Python's ``help()`` shows."""
+    name, prose = language_reference()
+    tokenizer = open_tokenizer(directory)
+    return ScoredText.of(name, prose, tokenizer, limit=given.tokens, window=given.window, stride=given.stride)
 
 
 def versions(
@@ -135,88 +92,40 @@ def versions(
     }
 
 
-def score_float(checkpoint: FloatCheckpoint, text: Text) -> Score:
-    """Score the float weights, all windows at once."""
-    model = FloatModel(checkpoint)
-    windows = iter(model.run(np.array([tokens for tokens, _ in text.windows()])))
-
-    def logits(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
-        states = next(windows)  # they are scored in their order
-        for start in range(0, len(tokens), ROWS_AT_ONCE):
-            yield model.logits(states[start : start + ROWS_AT_ONCE])
-
-    return score(logits, text)
-
-
-def score_weights(weights: Weights, text: Text, *, is_exact: bool) -> Score:
+def score_weights(weights: Weights, text: ScoredText, *, is_exact: bool) -> Perplexity:
     """Score quantised weights in the CPU engine."""
     with CpuEngine(weights, context=text.window, is_exact=is_exact) as engine:
-
-        def logits(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
-            with engine.open_sequence() as sequence:
-                for start in range(0, len(tokens), ROWS_AT_ONCE):
-                    piece = tokens[start : start + ROWS_AT_ONCE]
-                    yield engine.forward([Chunk(sequence, piece, logit_rows=len(piece))])[0]
-
-        return score(logits, text)
+        return Perplexity.of(EngineScorer(engine).score(text.passages()))
 
 
-def score(logits: Logits, text: Text) -> Score:
-    """Return the loss of every window."""
-    losses: list[float] = []
-    counts: list[int] = []
-    for tokens, first in text.windows():
-        losses.append(window_loss(logits, tokens, first))
-        counts.append(len(tokens) - first)
-    return Score(np.array(losses), np.array(counts))
-
-
-def window_loss(logits: Logits, tokens: list[int], first: int) -> float:
-    """Return the summed loss of the tokens from ``first`` on; a row of logits tells the next token."""
-    total, position = 0.0, 1
-    for rows in logits(tokens):
-        skipped = max(0, first - position)
-        targets = np.array(tokens[position : position + len(rows)], np.int64)
-        total += loss(rows[skipped : len(targets)], targets[skipped:])
-        position += len(rows)
-    return total
-
-
-def loss(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Return the summed negative log likelihood of ``targets``. Shapes: (T, V), (T,)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    picked = shifted[np.arange(len(targets)), targets].astype(np.float64)
-    return float((np.log(np.exp(shifted).sum(axis=1, dtype=np.float64)) - picked).sum())
-
-
-def compared(one: Score, reference: Score) -> dict[str, float]:
+def compared(one: Perplexity, reference: Perplexity) -> dict[str, float | None]:
     """Return the perplexity and its rise over the reference, with a 95 % interval, in per cent."""
-    differences = one.losses - reference.losses
-    # Windows are resampled, not tokens: losses inside a window hang together.
-    generator = np.random.default_rng(0)
-    picks = generator.integers(0, len(differences), (RESAMPLES, len(differences)))
-    means = differences[picks].sum(axis=1) / one.counts[picks].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    rise = one.rise_over(reference)
     return {
-        "perplexity": one.perplexity,
-        "rise_percent": 100 * math.expm1(differences.sum() / one.counts.sum()),
-        "rise_percent_low": 100 * math.expm1(low),
-        "rise_percent_high": 100 * math.expm1(high),
+        "perplexity": one.value,
+        "rise_percent": rise.percent,
+        "rise_percent_low": rise.interval.low if rise.interval else None,
+        "rise_percent_high": rise.interval.high if rise.interval else None,
+        "same_first_choice": rise.same_choice,
     }
 
 
-def table(rows: dict[str, dict[str, float]]) -> list[str]:
+def table(rows: dict[str, dict[str, float | None]]) -> list[str]:
     """Return the lines of a Markdown table."""
-    lines = ["| weights | perplexity | rise over float | 95 % interval |", "|---|---|---|---|"]
-    for name, row in rows.items():
-        interval = f"{row['rise_percent_low']:+.3f} to {row['rise_percent_high']:+.3f} %"
-        lines.append(f"| {name} | {row['perplexity']:.4f} | {row['rise_percent']:+.3f} % | {interval} |")
-    return lines
+    columns = ("weights", "perplexity", "rise over float", "95 % interval", "same first choice")
+    return markdown_table(columns, [cells(name, row) for name, row in rows.items()])
 
 
-def fingerprint(tokens: list[int]) -> str:
-    """Return a digest that tells texts of different Python versions apart."""
-    return hashlib.sha256(np.array(tokens, "<i4").tobytes()).hexdigest()
+def cells(name: str, row: dict[str, float | None]) -> tuple[str, ...]:
+    """Return the cells of one version; one window alone leaves no interval."""
+    low, high = row["rise_percent_low"], row["rise_percent_high"]
+    return (
+        name,
+        f"{row['perplexity']:.4f}",
+        f"{row['rise_percent']:+.3f} %",
+        "" if low is None else f"{low:+.3f} to {high:+.3f} %",
+        f"{row['same_first_choice']:.2%}",
+    )
 
 
 def tell(step: str) -> None:

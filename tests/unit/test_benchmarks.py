@@ -1,13 +1,10 @@
-"""What the benchmark scripts compute themselves: losses, ratios, plain rounding, the float model."""
+"""What the benchmark scripts compute themselves: ratios, plain rounding, tables, an estimate of a whole."""
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from baichuan2_tpu.artifact import NetCost
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
@@ -16,8 +13,7 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.float_model import FloatModel
-from reference import reference_logits
-from tiny_checkpoint import float_weights, rope_config, write_llama_safetensors
+from tiny_checkpoint import rope_config, write_llama_safetensors
 
 TOKENS = list(range(3, 80))
 
@@ -35,48 +31,16 @@ def checkpoint(tmp_path: Path) -> FloatCheckpoint:
     return FloatCheckpoint.open(write_llama_safetensors(tmp_path, config))
 
 
-@pytest.fixture
-def perplexity() -> ModuleType:
-    return importlib.import_module("perplexity")
-
-
-def uniform(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
-    """Yield logits of 8 equally likely tokens, three rows at a time."""
-    for start in range(0, len(tokens), 3):
-        yield np.zeros((len(tokens[start : start + 3]), 8), np.float32)
-
-
-def test_equally_likely_tokens_have_the_vocabulary_as_perplexity(perplexity: ModuleType) -> None:
-    text = perplexity.Text(tokens=[1, 2, 3, 4, 5, 6, 7] * 4, window=7, stride=7)
-    score = perplexity.score(uniform, text)
-    assert score.counts.tolist() == [6, 6, 6, 6]
-    assert score.perplexity == pytest.approx(8.0)
-
-
-def test_overlapping_windows_count_every_token_once(perplexity: ModuleType) -> None:
-    text = perplexity.Text(tokens=list(range(8)) * 2, window=8, stride=4)
-    assert perplexity.score(uniform, text).counts.tolist() == [7, 4, 4]
-
-
-def test_a_row_is_judged_by_the_token_that_follows(perplexity: ModuleType) -> None:
-    tokens = [3, 1, 4, 1, 5]
-
-    def knowing(window: list[int]) -> Iterator[NDArray[np.float32]]:
-        logits = np.full((len(window), 8), -50, np.float32)
-        logits[np.arange(len(window) - 1), window[1:]] = 50
-        yield from np.split(logits, [2])
-
-    assert perplexity.window_loss(knowing, tokens, 1) == pytest.approx(0.0)
-
-
-def test_the_interval_holds_the_rise_and_is_empty_against_itself(perplexity: ModuleType) -> None:
-    counts = np.full(20, 100)
-    reference = perplexity.Score(np.full(20, 200.0), counts)
-    worse = perplexity.Score(np.random.default_rng(0).normal(202, 1, 20), counts)
-    row = perplexity.compared(worse, reference)
-    assert row["rise_percent_low"] < row["rise_percent"] < row["rise_percent_high"]
-    assert row["rise_percent"] == pytest.approx(2, abs=0.5)
-    assert perplexity.compared(reference, reference)["rise_percent_high"] == 0
+def test_a_version_is_shown_beside_the_float_weights() -> None:
+    script = importlib.import_module("perplexity")
+    counts, best = np.full(20, 100), np.zeros(2000, np.int64)
+    reference = script.Perplexity(np.full(20, 200.0), counts, best)
+    worse = script.Perplexity(np.random.default_rng(0).normal(202, 1, 20), counts, best)
+    rows = {"float32": script.compared(reference, reference), "4 bits": script.compared(worse, reference)}
+    lines = script.table(rows)
+    assert lines[2] == "| float32 | 7.3891 | +0.000 % | +0.000 to +0.000 % | 100.00% |"
+    assert lines[3].startswith("| 4 bits | 7.5")
+    assert script.cells("one window", rows["float32"] | {"rise_percent_low": None})[3] == ""
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
@@ -96,18 +60,6 @@ def test_plain_rounding_misses_by_half_a_step_at_most(bits: int) -> None:
     # The float16 scale and the rounded zero can cost the ends of the range another half.
     assert (np.abs(dequantize(packed) - weights) <= 1.01 * steps).all()
     assert np.mean(np.abs(dequantize(packed) - weights) <= 0.51 * steps) > 0.95
-
-
-def test_float_weights_score_as_the_reference(perplexity: ModuleType, checkpoint: FloatCheckpoint) -> None:
-    text = perplexity.Text(tokens=TOKENS, window=20, stride=10)
-    names = [*float_weights(checkpoint.config, 0)]
-    weights = {name: checkpoint.read(name.removesuffix(".weight")) for name in names}
-
-    def logits(tokens: list[int]) -> Iterator[NDArray[np.float32]]:
-        yield reference_logits(checkpoint.config, weights, tokens).astype(np.float32)
-
-    found, expected = perplexity.score_float(checkpoint, text), perplexity.score(logits, text)
-    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
 
 
 def test_plainly_rounded_weights_run_in_the_engine(checkpoint: FloatCheckpoint) -> None:
