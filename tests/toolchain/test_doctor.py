@@ -12,7 +12,7 @@ from tiny_bundle import TinyBundles, write_tiny_checkpoint
 def test_memory_gives_back_what_it_was_given(toolchain: Toolchain) -> None:
     outcome = run_apart("memory", "0", str(find_simulator(toolchain.root)))
     assert outcome.problem == ""
-    assert outcome.told == "16 MiB sent to the device, copied there and fetched are the same"
+    assert outcome.told == "16 MiB sent, copied there and fetched are the same"
 
 
 @pytest.mark.parametrize("bits", [4, 8])

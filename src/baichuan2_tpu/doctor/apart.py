@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from baichuan2_tpu.doctor.net_check import check_layer, check_twice
-from baichuan2_tpu.engine.bmrt_memory import echo_memory
+from baichuan2_tpu.engine.bmrt_memory import ECHO_BYTES, echo_memory
 from baichuan2_tpu.engine.registry import device_opener, open_engine
 from baichuan2_tpu.errors import Baichuan2Error
 
@@ -65,8 +65,11 @@ def work(answer: str, kind: str, *words: str) -> None:
 
 
 def _echo(device: str, simulator: str = "") -> str:
-    echo_memory(int(device), simulator=Path(simulator) if simulator else None)
-    return "16 MiB sent to the device, copied there and fetched are the same"
+    memory = echo_memory(int(device), simulator=Path(simulator) if simulator else None)
+    told = f"{ECHO_BYTES >> 20} MiB sent, copied there and fetched are the same"
+    if memory is None:
+        return told
+    return f"{told}; {(memory.total - memory.free) >> 20} of {memory.total >> 20} MiB in use"
 
 
 def _check_net(engine: str, folder: str, device: str, checkpoint: str = "") -> str:

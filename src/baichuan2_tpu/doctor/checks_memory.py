@@ -49,6 +49,8 @@ def _unread(tpu: Tpu, regions: Regions) -> Finding:
 def _regions(regions: Regions) -> Finding:
     parts = " + ".join(f"{one.name} {one.total // MIB}" for one in regions.regions)
     value = f"{parts} = {regions.total // MIB} MiB"
+    if regions.ddr_gib is not None:
+        value += f" of {regions.ddr_gib} GiB"
     if any(one.used is not None for one in regions.regions):
         value += f", {regions.free // MIB} MiB free"
     if regions.problems:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from baichuan2_tpu.doctor.devices import Tpu
 from baichuan2_tpu.doctor.machine import Machine, Seen
 
-__all__ = ["REGIONS", "Region", "Regions", "parse_heaps", "parse_region", "read_regions"]
+__all__ = ["REGIONS", "Region", "Regions", "parse_capacity", "parse_heaps", "parse_region", "read_regions"]
 
 REGIONS = ("npu", "vpu", "vpp")
 """Of a SoC, in the order that memory_edit.sh takes them."""
@@ -37,6 +37,8 @@ class Regions:
 
     regions: tuple[Region, ...]
     problems: tuple[str, ...] = ()
+    ddr_gib: int | None = None
+    """GiB of a whole card's chip, firmware and all; None is not told."""
 
     @property
     def total(self) -> int:
@@ -56,7 +58,9 @@ def read_regions(machine: Machine, tpu: Tpu) -> Regions:
     if tpu.kind == "none":
         return Regions(())
     seen = machine.parsed(f"{tpu.proc}/heap", parse_heaps)
-    return Regions((), (seen.told,)) if seen.value is None else Regions(seen.value)
+    if seen.value is None:
+        return Regions((), (seen.told,))
+    return Regions(seen.value, ddr_gib=machine.parsed(f"{tpu.proc}/ddr_capacity", parse_capacity).value)
 
 
 def _read_soc(machine: Machine) -> Regions:
@@ -80,3 +84,9 @@ def parse_heaps(text: str) -> tuple[Region, ...] | None:
     """Return the heaps of a card that are not empty."""
     found = [Region(f"heap{number}", int(size, 16), None) for number, size in _HEAP.findall(text)]
     return tuple(one for one in found if one.total) or None
+
+
+def parse_capacity(text: str) -> int | None:
+    """Return the last of "4g, 4g, 4g, 4g, 16g", which is the sum of the others."""
+    found = re.fullmatch(r"(?:\d{1,3}g, ){4}(\d{1,3})g", text)
+    return int(found[1]) if found else None

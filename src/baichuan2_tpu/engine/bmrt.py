@@ -103,6 +103,14 @@ class DeviceHandles:
             self.library.destroy(self.runtime)
         self.library.dev_free(self.device)
 
+    def memory(self) -> DeviceMemory | None:
+        """Return how much memory the device has, or None where it cannot tell, as the simulator."""
+        stat = DeviceStat()
+        status = self.library.get_stat(self.device, stat)
+        if status != 0 or stat.total_mb <= 0:
+            return None
+        return DeviceMemory(stat.total_mb * _MEGABYTE, (stat.total_mb - stat.used_mb) * _MEGABYTE)
+
     def free(self, memory: MemoryStruct) -> None:
         """Free memory, unless that was done when the device was closed."""
         if self.memories.pop(memory.address, None) is not None:
@@ -158,11 +166,7 @@ class BmrtDevice(Device):
         """Return how much memory the device has, or None where it cannot tell."""
         if self._total_bytes:
             return DeviceMemory(self._total_bytes, self._total_bytes - self._handles.allocated_bytes)
-        stat = DeviceStat()
-        status = self._library.get_stat(self._handles.device, stat)
-        if status != 0 or stat.total_mb <= 0:
-            return None
-        return DeviceMemory(stat.total_mb * _MEGABYTE, (stat.total_mb - stat.used_mb) * _MEGABYTE)
+        return self._handles.memory()
 
     def allocate(self, dtype: str, shape: Shape) -> BmrtBuffer:
         """Return new memory, all zero; it is freed with the last buffer that refers to it."""

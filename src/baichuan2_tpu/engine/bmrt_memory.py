@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.bmrt import DeviceHandles, request_device
 from baichuan2_tpu.engine.bmrt_library import HARDWARE_LIBRARIES, BmrtLibrary, MemoryStruct
+from baichuan2_tpu.engine.device import DeviceMemory
 from baichuan2_tpu.engine.simulator import prepare_simulator
 from baichuan2_tpu.errors import DeviceError
 
@@ -25,8 +26,12 @@ ECHO_BYTES = 16 << 20
 Bytes = NDArray[np.uint8]
 
 
-def echo_memory(device: int, *, simulator: Path | None = None, libraries: Path = HARDWARE_LIBRARIES) -> None:
+def echo_memory(
+    device: int, *, simulator: Path | None = None, libraries: Path = HARDWARE_LIBRARIES
+) -> DeviceMemory | None:
     """Send random bytes to a device, copy them there, fetch the copy and compare.
+
+    Returns how much memory the device had before, or None where it cannot tell.
 
     Side effect: as of ``BmrtDevice``; all memory is given back.
     Raises: BackendUnavailable when a library or the device is missing; DeviceError where a step fails or the
@@ -38,6 +43,7 @@ def echo_memory(device: int, *, simulator: Path | None = None, libraries: Path =
     handles = request_device(library, device)
     sent = np.random.default_rng(0).integers(0, 256, ECHO_BYTES, np.uint8)
     try:
+        memory = handles.memory()
         fetched = _echo(library, handles, sent)
     finally:
         handles.close()
@@ -47,6 +53,7 @@ def echo_memory(device: int, *, simulator: Path | None = None, libraries: Path =
             f"{changed:,} of {ECHO_BYTES:,} bytes came back changed from device {device}, allowed are none; "
             "restart the machine, and replace the device if it happens again"
         )
+    return memory
 
 
 def _echo(library: BmrtLibrary, handles: DeviceHandles, sent: Bytes) -> Bytes:

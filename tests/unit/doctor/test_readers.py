@@ -14,7 +14,7 @@ from baichuan2_tpu.doctor.devices import find_tpu
 from baichuan2_tpu.doctor.host_memory import HostMemory, parse_limit, parse_memory, read_limit
 from baichuan2_tpu.doctor.machine import Node, Seen
 from baichuan2_tpu.doctor.processor import Processor, parse_processor
-from baichuan2_tpu.doctor.regions import Region, parse_heaps, parse_region, read_regions
+from baichuan2_tpu.doctor.regions import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from baichuan2_tpu.doctor.state import (
     Link,
     parse_celsius,
@@ -27,6 +27,7 @@ from baichuan2_tpu.doctor.versions import parse_version, read_libsophon_version
 from recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 
 PARSERS: list[Callable[[str], object]] = [
+    parse_capacity,
     parse_celsius,
     parse_chip,
     parse_heaps,
@@ -157,6 +158,11 @@ def test_empty_heaps_of_a_card_are_left_out() -> None:
     text = "heap0, size = 0x1000, start_addr =0x1\nheap1, size = 0x0, start_addr =0x0"
     assert parse_heaps(text) == (Region("heap0", 4096, None),)
     assert parse_heaps("heap0, size = 0x0, start_addr =0x0") is None
+
+
+def test_capacity_of_a_card_is_the_sum_at_the_end() -> None:
+    assert parse_capacity("4g, 4g, 4g, 4g, 16g") == 16
+    assert parse_capacity("16g") is None
 
 
 def test_temperatures_out_of_this_world_are_odd() -> None:
