@@ -32,7 +32,7 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="Also judge the machine for this model, which is neither fetched nor loaded.",
         ),
     ] = None,

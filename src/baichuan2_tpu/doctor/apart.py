@@ -42,7 +42,7 @@ def run_apart(*words: str) -> Outcome:
             run = subprocess.run(  # noqa: S603 - a list, no shell
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT_S
             )
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # run() has killed the child
             return Outcome(problem=f"did not end within {_TIMEOUT_S} s")
         if run.returncode == 0 and answer.exists():
             return Outcome(**json.loads(answer.read_text("utf-8")))

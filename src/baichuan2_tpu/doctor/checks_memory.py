@@ -75,6 +75,7 @@ def _fit(machine: Machine, tpu: Tpu, regions: Regions, need: Need, device_bytes:
 
 def _more_memory(machine: Machine, tpu: Tpu, regions: Regions, device_bytes: int) -> tuple[str, ...]:
     """Tell what to do about too little memory."""
+    # What others hold is theirs again after a restart, so a new layout makes room beside it.
     used = regions.total - regions.free
     smaller = "compile with fewer bits or a shorter --context"
     if used >= _BORDER_BYTES and regions.total - device_bytes >= _BORDER_BYTES:

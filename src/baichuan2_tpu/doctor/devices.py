@@ -41,6 +41,7 @@ class Tpu:
 
 def find_tpu(machine: Machine, number: int = 0) -> Tpu:
     """Look for a SoC's TPU, then for a card's."""
+    # A box whose driver is not loaded has no node yet; its device tree names the chip.
     if machine.matches("/dev/bm-tpu*") or _is_soc(machine):
         count = len(machine.matches("/dev/bm-tpu*"))
         usage = f"/sys/class/bm-tpu/bm-tpu{number}/device/npu_usage"

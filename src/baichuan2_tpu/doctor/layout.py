@@ -59,6 +59,7 @@ def read_limits(machine: Machine) -> Limits:
     ranges = _read_ranges(machine, paths[0]).value if paths else None
     if ranges is None or len(ranges) not in (3, 4):
         return _USUAL
+    # Three or four ranges: the first two of four are one for npu.
     sizes = [size for _, size in ranges]
     low, third, fourth = sum(sizes[:-2]), sizes[-2], sizes[-1]
     firmware = sum(_reserved(machine, name)[1] for name in _FIRMWARE)

@@ -75,6 +75,7 @@ def _read_soc(machine: Machine) -> Regions:
 def parse_region(text: str) -> tuple[int, int] | None:
     """Return total and used bytes of one region, when no more is used than there is."""
     found = _SUMMARY.search(text)
+    # More used than there is means that the text is not what we take it for.
     if found is None or int(found[2]) > int(found[1]):
         return None
     return int(found[1]), int(found[2])
