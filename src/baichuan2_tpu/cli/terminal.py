@@ -74,7 +74,8 @@ def byte_bars(*titles: str) -> Generator[list[ByteProgress | None], None, None]:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
-    with Bars(console=Console(stderr=True), transient=True) as bars:
+    # This very stream: whatever runs meanwhile may be kept quiet by another in its place.
+    with Bars(console=Console(file=sys.stderr), transient=True) as bars:
 
         def make_draw(title: str) -> ByteProgress:
             task = bars.add_task(title, visible=False)

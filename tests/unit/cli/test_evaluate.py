@@ -1,0 +1,192 @@
+"""``baichuan2 evaluate`` prints what was scored and how, and refuses what cannot be compared."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_command import Run
+from tiny_checkpoint import rope_config, write_official
+from tiny_tokenizer import write_bpe
+
+TEXT = "请使用C++写一段冒泡排序算法。The capital of France is Paris.\n" * 12
+CUT = ("--window", 64, "--stride", 32)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.txt"
+    path.write_text(TEXT, "utf-8")
+    return path
+
+
+def test_a_text_is_scored_and_said_how(run: Run, model: Path, text: Path) -> None:
+    done = run("evaluate", model, "--text", text, "--tokens", 130, *CUT)
+    assert (done.code, done.err) == (0, "")
+    name, tokens, windows, blank, header, rule, row = done.out.splitlines()
+    assert name == f"text       {text}"
+    assert tokens.startswith(
+        "tokens     130 by SentencePieceTokenizer of 400 ids, none put before them; sha256 "
+    )
+    assert windows == "windows    4 of 64 tokens, stride 32; 129 tokens are scored"
+    assert (blank, rule) == ("", "|---|---|---|---|---|")
+    assert header == "| model | engine | weights | perplexity | 95 % interval |"
+    assert row.startswith(f"| {model} | cpu | 4 bits | ")
+
+
+def test_json_is_one_object_with_the_same_numbers(run: Run, model: Path, text: Path) -> None:
+    words = ("evaluate", model, "--text", text, *CUT)
+    plain = run(*words).out.splitlines()[-1]
+    done = run(*words, "--json")
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    facts = json.loads(done.out)
+    assert (facts["engine"], facts["text"]["window"], facts["text"]["stride"]) == ("cpu", 64, 32)
+    assert f"| {facts['perplexity']:.4f} |" in plain
+    assert facts["perplexity_interval"][0] < facts["perplexity"] < facts["perplexity_interval"][1]
+
+
+def test_standard_input_is_a_text_too(
+    run: Run, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_file = run("evaluate", model, "--text", text, "--json")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    piped = json.loads(run("evaluate", model, "--text", "-", "--json").out)
+    assert piped["text"]["name"] == "standard input"
+    assert piped["perplexity"] == json.loads(from_file.out)["perplexity"]
+    assert piped["text"]["window"] == 256  # the model's whole context, which is below the usual window
+
+
+def test_a_quantised_model_is_compared_with_its_float_source(
+    run: Run, model: Path, float_model: Path, text: Path
+) -> None:
+    done = run("evaluate", model, "--text", text, *CUT, "--against", float_model, "--json")
+    assert (done.code, done.err) == (0, "")
+    facts = json.loads(done.out)
+    assert (facts["against"]["engine"], facts["against"]["weights"]) == ("numpy", "float32")
+    assert facts["text"]["tokens_sha256"] == facts["against"]["text"]["tokens_sha256"]
+    comparison = facts["comparison"]
+    low, high = comparison["rise_percent_interval"]
+    assert low <= comparison["rise_percent"] <= high
+    assert abs(comparison["rise_percent"]) < 10
+    assert 0.5 < comparison["same_first_choice"] <= 1
+
+
+def test_exact_activations_come_closer_to_the_same_integers(run: Run, model: Path, text: Path) -> None:
+    done = run("evaluate", model, "--text", text, *CUT, "--exact", "--against", model, "--json")
+    facts = json.loads(done.out)
+    assert (facts["engine"], facts["against"]["engine"]) == ("cpu, exact", "cpu, exact")
+    assert facts["comparison"]["rise_percent"] == 0
+    assert facts["comparison"]["same_first_choice"] == 1
+
+
+def test_a_float_reference_can_run_quantised_when_asked(
+    run: Run, model: Path, float_model: Path, text: Path
+) -> None:
+    words = ("--against", float_model, "--against-engine", "cpu", "--json")
+    done = run("evaluate", model, "--text", text, *CUT, *words)
+    assert done.err.startswith(f"quantising {float_model} to 4 bits (once, into ")
+    assert json.loads(done.out)["comparison"]["rise_percent"] == 0
+
+
+def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "Other"
+    write_official(other, rope_config(vocabulary_size=400))
+    (other / "tokenizer.model").unlink()
+    write_bpe(other)
+    done = run("evaluate", model, "--text", text, *CUT, "--against", other)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {other} has another tokenizer: {text} is another from token ")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--against-engine", "float"), "--against-engine needs --against"),
+        (("--limit", 3), "--limit, --few-shot and --chat need --task or --task-file"),
+        (("--chat",), "--limit, --few-shot and --chat need --task or --task-file"),
+        (("--task", "mmlu", "--stride", 5), "--tokens, --window and --stride need --text beside tasks"),
+    ],
+)
+def test_options_of_what_is_not_asked_for_are_wrong_usage(
+    run: Run, words: tuple[str, ...], complaint: str
+) -> None:
+    done = run("evaluate", "no-such-model", *words)
+    expected = f"error: Invalid value: {complaint}; see baichuan2 evaluate --help\n"
+    assert (done.code, done.out, done.err) == (2, "", expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            ("--window", 257),
+            "a window of 257 tokens does not fit {model}, whose context is 256; use --window 256",
+        ),
+        (("--window", 8, "--stride", 9), "the stride is 9 tokens; 1 to 8, the window, are allowed"),
+        (("--tokens", 10**6), "tokens, 1000000 were asked for; lower --tokens"),
+    ],
+)
+def test_a_length_that_cannot_be_is_named(
+    run: Run, model: Path, text: Path, words: tuple[object, ...], complaint: str
+) -> None:
+    done = run("evaluate", model, "--text", text, *words)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert complaint.format(model=model) in done.err
+
+
+def test_an_empty_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    done = run("evaluate", model, "--text", tmp_path / "empty.txt")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.endswith("empty.txt has 0 tokens; 2 or more are needed\n")
+
+
+def test_float_weights_are_no_model_of_their_own(run: Run, float_model: Path, text: Path) -> None:
+    done = run("evaluate", float_model, "--text", text, "--engine", "float")
+    assert done.code == 2
+    assert done.err.startswith("error: Invalid value for '--engine'")
+
+
+def test_tasks_are_shown_beside_the_reference(
+    run: Run, model: Path, float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "data.jsonl").write_text('{"q": "1 + 1 =", "answer": 0}\n{"q": "1 + 2 =", "answer": 1}\n')
+    task = {
+        "task": "sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "data.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": ["2", "3"],
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "sums.yaml").write_text(json.dumps(task))
+    done = run("evaluate", model, "--task-file", tmp_path / "sums.yaml", "--against", float_model)
+    assert (done.code, done.err) == (0, f"asking {model}\nasking {float_model}\n")
+    header, rule, row = done.out.splitlines()
+    columns = f"{model} | 95 % interval | {float_model} | difference | 95 % interval"
+    assert header == f"| task | metric | questions | {columns} |"
+    assert rule.count("-") == 3 * 8
+    assert row.startswith("| sums | acc | 2 | ")
+
+
+def test_an_unknown_task_is_one_line(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The whole list of tasks takes many seconds to read.
+    manager = type("Manager", (), {"__init__": lambda self, include_defaults: None, "task_index": {}})
+    pytest.importorskip("lm_eval", reason="run: pip install 'baichuan2-tpu[eval]'")
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
+    done = run("evaluate", model, "--task", "cval")
+    assert (done.code, done.out) == (1, "")
+    first, second = done.err.splitlines()
+    assert first == "reading the list of tasks"
+    assert second.startswith("error: lm-evaluation-harness 0.4.")
+    assert second.endswith(
+        "has no task 'cval'; 'lm-eval ls tasks' lists them, and --task-file takes one of your own"
+    )
