@@ -14,7 +14,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduler import Request, Scheduler, SchedulerSettings, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from serving import Clock, finish, solo
+from serving import Clock, finish, solo, submit
 
 __all__ = ["Course", "check_course", "courses"]
 
@@ -68,7 +68,7 @@ def check_course(course: Course, engine: Engine, alone: Callable[[], Engine], to
     scheduler = Scheduler(engine, tokenizer, settings, clock_s=clock)
     tickets: list[Ticket] = []
     for request, steps, cancelled in zip(course.requests, course.steps, course.cancellations, strict=True):
-        tickets.append(scheduler.submit(request))
+        tickets.append(submit(scheduler, request))
         for _ in range(steps):
             clock.now_s += 1
             scheduler.step()

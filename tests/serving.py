@@ -12,7 +12,7 @@ from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.server.scheduler import Request, Scheduler, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Clock", "finish", "greedy", "read", "request", "said", "solo"]
+__all__ = ["Clock", "finish", "greedy", "read", "request", "said", "solo", "submit"]
 
 
 class Clock:
@@ -41,6 +41,12 @@ def request(
 ) -> Request:
     """Return a request, greedy unless it has settings."""
     return Request(tuple(prompt), settings or greedy(max_tokens), timeout_s, client)
+
+
+def submit(scheduler: Scheduler, request: Request) -> Ticket:
+    """Queue one request."""
+    (ticket,) = scheduler.submit([request])
+    return ticket
 
 
 def finish(scheduler: Scheduler) -> None:

@@ -6,7 +6,7 @@ Not here: how OpenAI writes them (``chat_answers``, ``completion_answers``), mak
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -47,13 +47,9 @@ class Answers:
     ``observe`` sees every event on its way, and passes it on.
     """
 
-    def __init__(self, observe: Observe) -> None:
+    def __init__(self, tickets: Sequence[Ticket], observe: Observe) -> None:
+        self._tickets = tickets
         self._observe = observe
-        self._tickets: list[Ticket] = []
-
-    def add(self, ticket: Ticket) -> None:
-        """Append one more answer."""
-        self._tickets.append(ticket)
 
     def cancel(self) -> None:
         """End every answer before its next token."""

@@ -10,6 +10,7 @@ from typing import cast
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.requests import answer_settings, repeated
 from baichuan2_tpu.server.scheduler import Request
+from baichuan2_tpu.server.schema import MAX_ANSWERS
 from baichuan2_tpu.server.schema_completion import CompletionRequest
 from baichuan2_tpu.server.service import Service
 
@@ -33,6 +34,12 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
         prompt_logprobs=_prompt_logprobs(body),
     )
     prompts = _prompts(body)
+    if len(prompts) * (body.n or 1) > MAX_ANSWERS:
+        raise ApiError(
+            f"{len(prompts)} prompts with {body.n} answers each are asked for; "
+            f"{MAX_ANSWERS} answers are allowed in all",
+            param="n",
+        )
     return [
         request
         for prompt in prompts

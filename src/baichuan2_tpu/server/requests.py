@@ -59,10 +59,11 @@ def repeated(
 ) -> list[Request]:
     """Return a request for each of the ``n`` answers to a prompt, with a seed of its own."""
     sampling, client = settings.sampling, body.user or client
+    prompt = tuple(ids)  # one for all answers: it may be a body full of tokens
     seeds = (None if sampling.seed is None else (sampling.seed + i) % _SEEDS for i in range(body.n or 1))
     return [
         Request(
-            tuple(ids),
+            prompt,
             replace(settings, sampling=replace(sampling, seed=seed)),
             timeout_s=service.timeout_s,
             client=client,

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from baichuan2_tpu.server import scheduler
 from baichuan2_tpu.server.answers import Answers
 from baichuan2_tpu.server.chat_answers import ChatWriter
 from baichuan2_tpu.server.chat_requests import chat_requests
@@ -40,8 +39,7 @@ def answer_routes(service: Service) -> APIRouter:
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Go on with a text, or with tokens, as they are."""
-        asked, answers = await run_in_threadpool(_ask_completion, body, service, _client(request))
-        writer = CompletionWriter(body, service, asked)
+        writer, answers = await run_in_threadpool(_ask_completion, body, service, _client(request))
         return await send_answers(request, answers, writer, is_stream=bool(body.stream))
 
     return router
@@ -54,10 +52,10 @@ def _ask_chat(body: ChatRequest, service: Service, client: str) -> Answers:
 
 def _ask_completion(
     body: CompletionRequest, service: Service, client: str
-) -> tuple[list[scheduler.Request], Answers]:
+) -> tuple[CompletionWriter, Answers]:
     service.check_model(body.model)
     requests = completion_requests(body, service, client)
-    return requests, service.submit(requests)
+    return CompletionWriter(body, service, requests), service.submit(requests)
 
 
 def _client(request: Request) -> str:

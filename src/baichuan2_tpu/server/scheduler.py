@@ -78,29 +78,22 @@ class Scheduler:
         self._load = Load(0, 0, 0, 0, max_tokens, token_bytes, is_faulty=False, totals=Totals())
         self._thread = Thread(target=self._serve, name="scheduler")
 
-    def submit(self, request: Request) -> Ticket:
-        """Queue a request; from any thread.
+    def submit(self, requests: Sequence[Request]) -> list[Ticket]:
+        """Queue all requests, or none; from any thread.
 
-        Raises: RequestError, ContextLengthError for what the engine cannot do; QueueFull; ShutdownError after
+        Raises: RequestError, ContextLengthError for what can never be served; QueueFull; ShutdownError after
         ``close``.
         """
-        engine = self._engine
-        check_prompt(engine, request.prompt_ids, request.settings)
-        _check_vocabulary(request.prompt_ids, engine.config.vocabulary_size)
-        answer = Answer(
-            self._tokenizer,
-            request.prompt_ids,
-            request.settings,
-            eos_ids=engine.config.eos_ids,
-            max_context=engine.max_context,
-            clock_s=self._clock_s,
-        )
-        job = Job(request, answer, self._clock_s())
+        if len(requests) > self._max_taken:
+            raise RequestError(
+                f"{len(requests)} answers are asked for at once; {self._max_taken} or fewer are allowed"
+            )
+        jobs = [self._job(request) for request in requests]
         with self._changed:
-            self._check_place()
-            self._waiting.append(job)
+            self._check_place(len(jobs))
+            self._waiting += jobs
             self._changed.notify_all()
-        return job.ticket
+        return [job.ticket for job in jobs]
 
     def step(self) -> bool:
         """Give every running answer its next token; return whether there was anything to do.
@@ -148,16 +141,36 @@ class Scheduler:
     ) -> None:
         self.close()
 
-    def _check_place(self) -> None:
+    @property
+    def _max_taken(self) -> int:
+        return self._settings.max_running + self._settings.max_waiting
+
+    def _job(self, request: Request) -> Job:
+        engine = self._engine
+        check_prompt(engine, request.prompt_ids, request.settings)
+        _check_vocabulary(request.prompt_ids, engine.config.vocabulary_size)
+        answer = Answer(
+            self._tokenizer,
+            request.prompt_ids,
+            request.settings,
+            eos_ids=engine.config.eos_ids,
+            max_context=engine.max_context,
+            clock_s=self._clock_s,
+        )
+        return Job(request, answer, self._clock_s())
+
+    def _check_place(self, count: int) -> None:
         if self._end_s < math.inf:
             raise ShutdownError("the server stops and takes no more requests; try another one")
         taken = len(self._waiting) + len(self._running)
-        if taken >= self._settings.max_running + self._settings.max_waiting:
-            self._counts["refused"] += 1
+        missing = taken + count - self._max_taken
+        if missing > 0:
+            self._counts["refused"] += count
             # Little's law: of as many as are here one ends in that time, on average.
-            retry_after_s = max(1, math.ceil(self._answer_s / taken))
+            retry_after_s = max(1, math.ceil(missing * self._answer_s / taken))
             raise QueueFull(
-                f"{taken} requests are served or wait, no more may; try again in {retry_after_s} s",
+                f"{taken} requests are served or wait, {self._max_taken} may in all; "
+                f"try again in {retry_after_s} s",
                 retry_after_s,
             )
 

@@ -7,12 +7,12 @@ Source: OpenAI's API reference; ``/tokenize`` and ``/detokenize`` as vLLM has th
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
+    "MAX_ANSWERS",
     "DetokenizeRequest",
     "Detokenized",
     "ErrorBody",
@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 _MAX_STOPS = 16  # OpenAI allows 4
-_MAX_ANSWERS = 128
+MAX_ANSWERS = 128
+"""Of one request."""
 _INT64 = 2**63
 _MAX_NAMES = 1024
 
@@ -46,9 +47,12 @@ Many = Annotated[list[_Item], Field(fail_fast=True)]
 
 def _check_few(value: object) -> object:
     """Pass an object on if it has few names, each of which can be a fault that is told."""
-    if isinstance(value, dict) and len(names := cast("Sized", value)) > _MAX_NAMES:
+    if not isinstance(value, dict):
+        return value
+    names = cast("dict[object, object]", value)
+    if len(names) > _MAX_NAMES:
         raise ValueError(f"{len(names)} names are too many; {_MAX_NAMES} are allowed")
-    return value
+    return names
 
 
 Names = BeforeValidator(_check_few)
@@ -99,7 +103,7 @@ class SamplingInput(Input):
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Names] | None = None
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     stop: StopInput | None = None
-    n: int | None = Field(None, ge=1, le=_MAX_ANSWERS)
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Requests of one user take turns with those of others.")

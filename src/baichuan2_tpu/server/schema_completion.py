@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baichuan2_tpu.server.schema import Many, Output, SamplingInput, Usage
+from baichuan2_tpu.server.schema import MAX_ANSWERS, Many, Output, SamplingInput, Usage
 
 __all__ = [
     "CompletionAnswer",
@@ -19,14 +19,12 @@ __all__ = [
     "CompletionRequest",
 ]
 
-_MAX_PROMPTS = 128
-
 Ids = Annotated[Many[int], Field(min_length=1)]
 Prompt = (
     str
     | Ids
-    | Annotated[Many[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
-    | Annotated[Many[Ids], Field(min_length=1, max_length=_MAX_PROMPTS)]
+    | Annotated[Many[str], Field(min_length=1, max_length=MAX_ANSWERS)]
+    | Annotated[Many[Ids], Field(min_length=1, max_length=MAX_ANSWERS)]
 )
 
 

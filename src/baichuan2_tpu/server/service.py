@@ -14,7 +14,6 @@ from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.engine.base import Engine
-from baichuan2_tpu.errors import Baichuan2Error
 from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.answers import Answers
@@ -108,14 +107,8 @@ class Service:
 
         Raises: what ``Scheduler.submit`` raises.
         """
-        answers = Answers(lambda events: log_answer(self.metrics.observe(events)))
-        try:
-            for request in requests:
-                answers.add(self._scheduler.submit(request))
-        except Baichuan2Error:
-            answers.cancel()
-            raise
-        return answers
+        tickets = self._scheduler.submit(requests)
+        return Answers(tickets, lambda events: log_answer(self.metrics.observe(events)))
 
     def stop(self, grace_s: float) -> None:
         """Take no more requests, and give those that were taken some time to end. See ``Scheduler.close``."""

@@ -1,14 +1,22 @@
 """A chat through the app: what is asked for is done or refused, whole and as a stream."""
 
 import json
+from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 from httpx2 import Response
+from numpy.typing import NDArray
+from starlette.testclient import TestClient
 
+from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduler import SchedulerSettings
 from fakes import ByteTokenizer, HistoryEngine
-from served import MODEL, chat_body, scripted_engine, served
+from served import MODEL, chat_body, running_service, scripted_engine, served
+from serving import request
 
 CHAT = "/v1/chat/completions"
 VOCABULARY = ByteTokenizer().vocabulary_size
@@ -20,6 +28,18 @@ def chunks(response: Response) -> list[dict[str, Any]]:
     assert (done, rest) == ("data: [DONE]", "")
     assert all(event.startswith("data: ") for event in events)
     return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+class HeldEngine(HistoryEngine):
+    """Waits before its first step."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCABULARY)
+        self.may_go_on = Event()
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
+        self.may_go_on.wait()
+        return super().forward(chunks)
 
 
 def error(response: Response) -> tuple[int, str | None, str | None]:
@@ -189,12 +209,23 @@ def test_a_fault_in_a_stream_is_its_last_event_and_no_text() -> None:
 
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_full_queue_says_when_to_come_back(is_stream: bool) -> None:
+    engine = HeldEngine()
+    settings = SchedulerSettings(max_running=1, max_waiting=1)
+    with running_service(engine, settings) as service, TestClient(create_app(service)) as client:
+        service.submit([request(b"a"), request(b"b")])
+        response = client.post(CHAT, json=chat_body(stream=is_stream))
+        engine.may_go_on.set()
+    assert error(response) == (429, None, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_more_answers_than_the_queue_ever_holds_are_refused_for_good() -> None:
+    # It was 429, so that OpenAI's client tried again for nothing.
     settings = SchedulerSettings(max_running=1, max_waiting=1)
     with served(HistoryEngine(VOCABULARY), settings=settings) as client:
-        response = client.post(CHAT, json=chat_body(n=3, stream=is_stream))
-        assert error(response) == (429, None, "queue_full")
-        assert int(response.headers["retry-after"]) >= 1
-        assert client.post(CHAT, json=chat_body(max_tokens=1)).status_code == 200
+        response = client.post(CHAT, json=chat_body(n=3))
+        assert client.post(CHAT, json=chat_body(n=2, max_tokens=1)).status_code == 200
+    assert response.status_code == 400
 
 
 def test_an_answer_that_is_late_is_unavailable() -> None:

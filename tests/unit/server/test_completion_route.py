@@ -140,3 +140,12 @@ def test_a_stream_counts_tokens_when_asked() -> None:
         *_, last, _done, _rest = client.post(COMPLETIONS, json=asked).text.split("\n\n")
     chunk = json.loads(last.removeprefix("data: "))
     assert (chunk["choices"], chunk["usage"]["total_tokens"]) == ([], 4)
+
+
+def test_answers_of_one_request_are_bounded_in_all() -> None:
+    with served(scripted_engine()) as client:
+        response = client.post(COMPLETIONS, json=body(["a"] * 13, n=10))
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "13 prompts with 10 answers each are asked for; 128 answers are allowed in all"
+    )

@@ -21,7 +21,7 @@ from baichuan2_tpu.errors import (
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
 from fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
-from serving import Clock, finish, read, request, said, solo
+from serving import Clock, finish, read, request, said, solo, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -42,7 +42,7 @@ def test_a_request_is_answered_with_the_events_of_generate() -> None:
     engine = ScriptedEngine(VOCABULARY)
     engine.enqueue_ids([*b"yes", TOKENIZER.END_ID])
     scheduler = new_scheduler(engine)
-    ticket = scheduler.submit(request(b"hi"))
+    ticket = submit(scheduler, request(b"hi"))
     finish(scheduler)
     *events, result = read(ticket)
     assert [event.text for event in events if isinstance(event, TextPiece)] == ["y", "e", "s"]
@@ -57,9 +57,9 @@ def test_requests_that_come_later_join_between_tokens() -> None:
     scheduler = new_scheduler(engine)
     first = request(b"first", 12)
     second = request(b"the second", 3)
-    tickets = [scheduler.submit(first)]
+    tickets = [submit(scheduler, first)]
     scheduler.step()
-    tickets.append(scheduler.submit(second))
+    tickets.append(submit(scheduler, second))
     while not tickets[1].is_over:
         scheduler.step()
     assert not tickets[0].is_over
@@ -78,11 +78,11 @@ def test_a_long_prompt_is_fed_in_pieces_as_long_as_the_allowed_pause() -> None:
 
     engine = SlowEngine(VOCABULARY, max_context=256)
     scheduler = new_scheduler(engine, clock, max_pause_s=0.5)
-    scheduler.submit(request(b"short", 30))
+    submit(scheduler, request(b"short", 30))
     scheduler.step()
     scheduler.step()
     engine.fed.clear()
-    scheduler.submit(request(bytes(70), 2))
+    submit(scheduler, request(bytes(70), 2))
     for _ in range(4):
         scheduler.step()
     assert [len(ids) for ids in engine.fed] == [1, 32, 1, 32, 1, 6, 1, 1]
@@ -92,14 +92,14 @@ def test_a_prompt_alone_is_fed_in_the_engines_own_pieces() -> None:
     engine = new_engine()
     engine.prompt_piece = 64
     scheduler = new_scheduler(engine)
-    scheduler.submit(request(bytes(150), 1))
+    submit(scheduler, request(bytes(150), 1))
     finish(scheduler)
     assert [len(ids) for ids in engine.fed] == [64, 64, 22]
 
 
 def test_no_more_than_the_allowed_run_at_once() -> None:
     scheduler = new_scheduler(new_engine(), max_running=2)
-    tickets = [scheduler.submit(request([one], 3)) for one in range(5)]
+    tickets = [submit(scheduler, request([one], 3)) for one in range(5)]
     scheduler.step()
     load = scheduler.load()
     assert (load.running, load.waiting) == (2, 3)
@@ -110,7 +110,7 @@ def test_no_more_than_the_allowed_run_at_once() -> None:
 def test_an_engine_of_one_sequence_serves_one_request_after_the_other() -> None:
     scheduler = new_scheduler(new_engine(max_sequences=1))
     requests = [request([one, 2], 4) for one in range(4)]
-    tickets = [scheduler.submit(one) for one in requests]
+    tickets = [submit(scheduler, one) for one in requests]
     scheduler.step()
     assert scheduler.load().running == 1
     finish(scheduler)
@@ -120,9 +120,9 @@ def test_an_engine_of_one_sequence_serves_one_request_after_the_other() -> None:
 
 def test_clients_take_turns_however_many_requests_each_has() -> None:
     scheduler = new_scheduler(new_engine(), max_running=1)
-    many = [scheduler.submit(request([one], 1, client="many")) for one in range(4)]
+    many = [submit(scheduler, request([one], 1, client="many")) for one in range(4)]
     scheduler.step()
-    one = scheduler.submit(request([9], 1, client="one"))
+    one = submit(scheduler, request([9], 1, client="one"))
     scheduler.step()
     assert one.is_over
     assert [ticket.is_over for ticket in many] == [True, False, False, False]
@@ -131,16 +131,35 @@ def test_clients_take_turns_however_many_requests_each_has() -> None:
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     clock = Clock()
     scheduler = new_scheduler(new_engine(), clock, max_running=1, max_waiting=1)
-    scheduler.submit(request(b"a", 1))
+    submit(scheduler, request(b"a", 1))
     clock.now_s = 30
     finish(scheduler)
-    kept = [scheduler.submit(request([one], 1)) for one in range(2)]
-    with pytest.raises(QueueFull, match="2 requests are served or wait, no more may") as caught:
-        scheduler.submit(request(b"b"))
+    kept = [submit(scheduler, request([one], 1)) for one in range(2)]
+    with pytest.raises(QueueFull, match="2 requests are served or wait, 2 may in all") as caught:
+        submit(scheduler, request(b"b"))
     assert caught.value.retry_after_s == 15
     assert scheduler.load().totals.refused == 1
     finish(scheduler)
     assert all(ticket.is_over for ticket in kept)
+
+
+def test_answers_that_are_asked_for_together_are_taken_together_or_not_at_all() -> None:
+    # The first ones ran until the last was refused, and others were refused meanwhile.
+    scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
+    submit(scheduler, request(b"a", 1))
+    with pytest.raises(QueueFull, match="1 requests are served or wait, 3 may in all"):
+        scheduler.submit([request(b"b", 1)] * 3)
+    assert (scheduler.load().waiting, scheduler.load().totals.refused) == (1, 3)
+    assert len(scheduler.submit([request(b"b", 1)] * 2)) == 2
+    finish(scheduler)
+    assert scheduler.load().totals.finished == 3
+
+
+def test_more_answers_than_the_queue_ever_holds_are_no_case_for_trying_again() -> None:
+    scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
+    with pytest.raises(RequestError, match="4 answers are asked for at once; 3 or fewer are allowed"):
+        scheduler.submit([request(b"a", 1)] * 4)
+    assert scheduler.load().totals.refused == 0
 
 
 @pytest.mark.parametrize(
@@ -157,14 +176,14 @@ def test_what_the_engine_cannot_do_is_refused_before_it_waits(
 ) -> None:
     scheduler = new_scheduler(new_engine())
     with pytest.raises(error, match=message):
-        scheduler.submit(request(prompt))
+        submit(scheduler, request(prompt))
     assert scheduler.load().waiting == 0
 
 
 def test_a_cancelled_answer_gets_no_more_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine)
-    ticket = scheduler.submit(request(b"hi", 50))
+    ticket = submit(scheduler, request(b"hi", 50))
     scheduler.step()
     scheduler.step()
     engine.fed.clear()
@@ -183,7 +202,7 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
             return super().forward(chunks)
 
     scheduler = new_scheduler(CancellingEngine(VOCABULARY))
-    ticket = scheduler.submit(request(b"hi"))
+    ticket = submit(scheduler, request(b"hi"))
     scheduler.step()
     assert said(ticket).token_ids == ()
 
@@ -191,8 +210,8 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
 def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    scheduler.submit(request(b"a", 3))
-    waiting = scheduler.submit(request(b"b", 3))
+    submit(scheduler, request(b"a", 3))
+    waiting = submit(scheduler, request(b"b", 3))
     scheduler.step()
     waiting.cancel()
     scheduler.step()
@@ -205,8 +224,8 @@ def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
 def test_a_late_answer_ends_with_an_error_running_or_waiting(max_running: int) -> None:
     clock = Clock()
     scheduler = new_scheduler(new_engine(), clock, max_running=max_running)
-    other = scheduler.submit(request(b"a", 5))
-    late = scheduler.submit(request(b"b", 5, timeout_s=2))
+    other = submit(scheduler, request(b"a", 5))
+    late = submit(scheduler, request(b"b", 5, timeout_s=2))
     scheduler.step()
     clock.now_s = 2
     finish(scheduler)
@@ -220,7 +239,7 @@ def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=2)
     requests = [request([one], 6) for one in range(4)]
-    tickets = [scheduler.submit(one) for one in requests]
+    tickets = [submit(scheduler, one) for one in requests]
     scheduler.step()
     engine.fail_after = 0
     scheduler.step()
@@ -243,7 +262,7 @@ def test_a_fault_of_another_kind_is_told_as_one_of_the_engine() -> None:
             raise ZeroDivisionError("a bug")
 
     scheduler = new_scheduler(BrokenEngine(VOCABULARY))
-    ticket = scheduler.submit(request(b"hi"))
+    ticket = submit(scheduler, request(b"hi"))
     finish(scheduler)
     with pytest.raises(BackendError, match="ZeroDivisionError: a bug"):
         read(ticket)
@@ -256,9 +275,9 @@ def test_logits_that_are_no_numbers_end_only_their_own_request() -> None:
 
     engine = NanEngine(VOCABULARY)
     scheduler = new_scheduler(engine)
-    bad = scheduler.submit(request([7, 1]))
+    bad = submit(scheduler, request([7, 1]))
     good = request([1, 7])
-    ticket = scheduler.submit(good)
+    ticket = submit(scheduler, good)
     finish(scheduler)
     with pytest.raises(BackendError, match="nan"):
         read(bad)
@@ -274,8 +293,8 @@ def test_a_sequence_that_cannot_be_opened_fails_its_request_alone() -> None:
             return super().open_sequence()
 
     scheduler = new_scheduler(FullEngine(VOCABULARY))
-    running = scheduler.submit(request(b"a", 4))
-    ticket = scheduler.submit(request(b"b"))
+    running = submit(scheduler, request(b"a", 4))
+    ticket = submit(scheduler, request(b"b"))
     finish(scheduler)
     with pytest.raises(BackendError, match="no more memory"):
         read(ticket)
@@ -285,12 +304,12 @@ def test_a_sequence_that_cannot_be_opened_fails_its_request_alone() -> None:
 def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine)
-    first = scheduler.submit(request(b"a system prompt. hello", 4))
+    first = submit(scheduler, request(b"a system prompt. hello", 4))
     finish(scheduler)
     answer = said(first).token_ids
     engine.fed.clear()
     prompt = [*b"a system prompt. hello", *answer, *b" and"]
-    second = scheduler.submit(request(prompt, 1))
+    second = submit(scheduler, request(prompt, 1))
     finish(scheduler)
     assert said(second).stats.reused_tokens == len(prompt) - 5
     assert engine.fed == [[answer[-1], *b" and"]]
@@ -303,7 +322,7 @@ def test_a_prompt_asked_for_many_times_at_once_is_computed_once() -> None:
     engine.prompt_piece = 32
     scheduler = new_scheduler(engine)
     one = request(range(100), 3)
-    tickets = [scheduler.submit(one) for _ in range(4)]
+    tickets = [submit(scheduler, one) for _ in range(4)]
     finish(scheduler)
     results = [said(ticket) for ticket in tickets]
     assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, one).token_ids}
@@ -317,7 +336,7 @@ def test_a_prompt_asked_for_many_times_at_once_is_computed_once() -> None:
 
 def test_a_prompt_does_not_wait_for_one_like_it_that_was_cancelled() -> None:
     scheduler = new_scheduler(new_engine())
-    first, second = (scheduler.submit(request(range(100), 3)) for _ in range(2))
+    first, second = (submit(scheduler, request(range(100), 3)) for _ in range(2))
     first.cancel()
     finish(scheduler)
     assert said(second).finish_reason == "length"
@@ -327,7 +346,7 @@ def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
     requests = [request([one] * 60, 100) for one in range(3)]
-    tickets = [scheduler.submit(one) for one in requests]
+    tickets = [submit(scheduler, one) for one in requests]
     most = 0
     while scheduler.step():
         held = scheduler.load()
@@ -354,18 +373,18 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_closing_with_grace_finishes_what_was_taken() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [scheduler.submit(request([one], 3)) for one in range(3)]
+    tickets = [submit(scheduler, request([one], 3)) for one in range(3)]
     scheduler.close(grace_s=10)
     assert all(said(ticket).finish_reason == "length" for ticket in tickets)
     assert engine.open_sequences == 0
     with pytest.raises(ShutdownError):
-        scheduler.submit(request(b"late"))
+        submit(scheduler, request(b"late"))
 
 
 def test_closing_without_grace_fails_what_is_left() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [scheduler.submit(request([one], 3)) for one in range(2)]
+    tickets = [submit(scheduler, request([one], 3)) for one in range(2)]
     scheduler.step()
     scheduler.close()
     scheduler.close()
@@ -381,7 +400,7 @@ def test_a_thread_serves_what_other_threads_ask() -> None:
     results: dict[int, Result] = {}
 
     def ask(scheduler: Scheduler, place: int) -> None:
-        *_, result = scheduler.submit(requests[place])
+        *_, result = submit(scheduler, requests[place])
         assert isinstance(result, Result)
         results[place] = result
 

@@ -10,7 +10,7 @@ from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.tracked import TrackedSequence
 from baichuan2_tpu.server.scheduler import Request, Scheduler, SchedulerSettings, Ticket
 from fakes import ByteTokenizer, HistoryEngine
-from serving import finish, greedy, read, request, said
+from serving import finish, greedy, read, request, said, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -41,9 +41,9 @@ def test_prompts_are_scored_together_as_alone(prompt_piece: int) -> None:
     model.prompt_piece = prompt_piece
     scheduler = Scheduler(model, TOKENIZER)
     wanted = [request(range(count), settings=SCORED) for count in (1, 5, 200)]
-    answering = scheduler.submit(request(b"hello", 30))
+    answering = submit(scheduler, request(b"hello", 30))
     scheduler.step()
-    tickets = [scheduler.submit(one) for one in wanted]
+    tickets = [submit(scheduler, one) for one in wanted]
     finish(scheduler)
     assert [scores(ticket) for ticket in tickets] == [scores_alone(one) for one in wanted]
     assert len(said(answering).token_ids) == 30
@@ -54,7 +54,7 @@ def test_a_step_takes_a_bounded_number_of_rows() -> None:
     model.prompt_piece = 1000
     scheduler = Scheduler(model, TOKENIZER)
     for _ in range(3):
-        scheduler.submit(request(range(200), settings=SCORED))
+        submit(scheduler, request(range(200), settings=SCORED))
     while scheduler.step():
         assert sum(map(len, model.fed)) <= SCORED_ROWS + 3
         model.fed.clear()
@@ -62,10 +62,10 @@ def test_a_step_takes_a_bounded_number_of_rows() -> None:
 
 def test_a_kept_prompt_is_fed_again_to_be_scored() -> None:
     scheduler = Scheduler(engine(), TOKENIZER)
-    scheduler.submit(request(b"hello there"))
+    submit(scheduler, request(b"hello there"))
     finish(scheduler)
     one = request(b"hello there", settings=SCORED)
-    ticket = scheduler.submit(one)
+    ticket = submit(scheduler, one)
     finish(scheduler)
     assert scores(ticket) == scores_alone(one)
 
@@ -74,10 +74,10 @@ def test_a_prompt_that_is_put_off_is_scored_once() -> None:
     model = engine(max_context=128)
     model.prompt_piece = 20
     scheduler = Scheduler(model, TOKENIZER, SchedulerSettings(kv_bytes=128 * 4))
-    older = scheduler.submit(request(range(60), 60))
+    older = submit(scheduler, request(range(60), 60))
     scheduler.step()
     one = request(range(60), settings=SCORED)
-    ticket = scheduler.submit(one)
+    ticket = submit(scheduler, one)
     finish(scheduler)
     assert scheduler.load().totals.put_off == 1
     assert (scores(ticket), len(said(older).token_ids)) == (scores_alone(one), 60)
@@ -85,6 +85,6 @@ def test_a_prompt_that_is_put_off_is_scored_once() -> None:
 
 def test_a_prompt_is_scored_without_an_answer() -> None:
     scheduler = Scheduler(engine(), TOKENIZER)
-    ticket = scheduler.submit(request(b"hello", settings=replace(SCORED, max_tokens=0)))
+    ticket = submit(scheduler, request(b"hello", settings=replace(SCORED, max_tokens=0)))
     finish(scheduler)
     assert len(scores(ticket).tokens) == 5
