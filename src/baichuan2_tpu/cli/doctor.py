@@ -99,9 +99,9 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     seen = (
         finding.value if is_right or not finding.allowed else f"{finding.value}; right is {finding.allowed}"
     )
-    yield from textwrap.wrap(printable(seen), width)
+    yield from textwrap.wrap(printable(seen), width, break_on_hyphens=False)
     for step in map(printable, finding.next_step):
         if step.startswith(_COMMAND):
             yield step
         else:
-            yield from textwrap.wrap(f"→ {step}", width, subsequent_indent="  ")
+            yield from textwrap.wrap(f"→ {step}", width, subsequent_indent="  ", break_on_hyphens=False)

@@ -41,7 +41,7 @@ def check_device_memory(machine: Machine, tpu: Tpu, need: Need | None) -> list[F
 def _unread(tpu: Tpu, regions: Regions) -> Finding:
     seen = regions.problems[0]
     if any(problem.endswith(NEEDS_ROOT) for problem in regions.problems):
-        return Finding("tpu memory", "warn", seen, "", ("$ sudo baichuan2 doctor",))
+        return Finding("tpu memory", "warn", seen, "", ("$ sudo $(which baichuan2) doctor",))
     step = "mount debugfs as root: mount -t debugfs none /sys/kernel/debug" if tpu.kind == "soc" else ""
     return Finding("tpu memory", "warn", seen, "", (step,) if step else ())
 
@@ -60,8 +60,8 @@ def _regions(regions: Regions) -> Finding:
 
 def _fit(machine: Machine, tpu: Tpu, regions: Regions, need: Need, device_bytes: int) -> Finding:
     """Compare what is free with what a model needs, and with what the vendor asks for."""
-    if_compiled = "about " if need.is_estimate else ""
-    value = f"this model needs {if_compiled}{_mib(device_bytes)} MiB at context {need.context}"
+    takes = "compiled, this model would need about" if need.is_estimate else "this model needs"
+    value = f"{takes} {_mib(device_bytes)} MiB at context {need.context}"
     if need.is_baichuan2_7b and need.bits in VENDOR_MINIMUM_BYTES:
         vendor = VENDOR_MINIMUM_BYTES[need.bits] // MIB
         value += f" (the vendor asks for {vendor} at {need.bits} bits)"

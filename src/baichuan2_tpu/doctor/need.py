@@ -108,9 +108,9 @@ def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Nee
     counted = config if config.quantization else replace(config, quantization=QuantizationConfig(_BITS))
     bits = counted.quantization.bits if counted.quantization else 0
     tokens = context or config.max_context
-    state = "quantised checkpoint" if config.quantization else "not quantised yet; counted"
+    state = "quantised checkpoint," if config.quantization else "not quantised yet, counted as"
     return Need(
-        title=f"{name}: {state}, {config.layers} layers of {bits} bits, context {tokens}",
+        title=f"{name}: {state} {config.layers} layers of {bits} bits, context {tokens}",
         runs_on="cpu",
         context=tokens,
         host_bytes=memory_need(counted).total_bytes(tokens),

@@ -178,7 +178,7 @@ def test_a_narrow_link_is_told(width: str, status: str, tmp_path: Path) -> None:
 def test_regions_that_need_root_are_asked_for_with_sudo(tmp_path: Path) -> None:
     machine = recorded_anew("soc", tmp_path, needs_root=["/sys/kernel/debug"])
     finding = named(examine(machine, HOST))["tpu memory"]
-    assert (finding.status, finding.next_step) == ("warn", ("$ sudo baichuan2 doctor",))
+    assert (finding.status, finding.next_step) == ("warn", ("$ sudo $(which baichuan2) doctor",))
     assert finding.value == "/sys/kernel/debug/ion/bm_npu_heap_dump/summary needs root to be read"
 
 
@@ -329,3 +329,14 @@ def test_limits_that_are_guessed_are_told_so(tmp_path: Path) -> None:
     steps = named(examine(machine, HOST, model=model))["model fits"].next_step
     assert steps[0].startswith("divide the memory anew, if memory_edit.sh -p allows them")
     assert steps[-1] == "$ sudo reboot"
+
+
+def test_a_checkpoint_on_a_box_is_told_what_it_would_take_compiled(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "thirteen"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text(json.dumps(shape_config("baichuan2-13b", 8).to_json()))
+    (checkpoint / "model.safetensors").touch()
+    report = examine(RecordedMachine(MACHINES / "soc"), HOST, model=str(checkpoint), context=512)
+    finding = named(report)["model fits"]
+    assert finding.status == "warn"
+    assert finding.value.startswith("compiled, this model would need about ")
