@@ -105,10 +105,11 @@ def evaluate(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure how good a model is: perplexity of a text, and tasks of lm-evaluation-harness.
+    """Measure how good a model is, on a text and on tasks.
 
-    With --against both are given the same tokens and questions, and the difference has an interval: a
-    bootstrap over windows, or questions. What was scored, and how, is printed with it.
+    A text has a perplexity; tasks are those of lm-evaluation-harness, or files of your own in its form. With
+    --against two models get the same tokens and questions, and the difference has an interval: a bootstrap
+    over windows or questions. What was scored, and how, is printed with it.
     """
     from baichuan2_tpu.cli.evaluating import open_reference, open_subject
     from baichuan2_tpu.evaluate import Report
