@@ -1,28 +1,42 @@
-"""The documents stay true to the tree: links lead somewhere, and both READMEs give the same commands."""
+"""The documents stay true to the tree: links lead somewhere, commands are ones the program takes, both
+languages give the same, and every message that is quoted is one the program has.
+"""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+from baichuan2_tpu.cli import app
+from baichuan2_tpu.cli.options import Settings
+from document_pages import (
+    GUIDES,
+    PAGES,
+    ROOT,
+    Command,
+    blocks,
+    calls,
+    code_lines,
+    shell_commands,
+    spans,
+)
+from messages import message_forms
+
 LINK = re.compile(r"\]\(([^)#\s]+)")
+COMMANDS = [command for page in PAGES for command in shell_commands(page)]
+SPANS = [command for page in PAGES for command in spans(page)]
+TRANSLATED = [(guide, guide.with_suffix(".zh.md")) for guide in GUIDES]
+VERBATIM = ("bash", "python", "console", "text", "nginx", "yaml", "ini", "json")
+VERBS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 
 
-def code_lines(page: str) -> list[str]:
-    """Return the lines of all shell and Python blocks, without comments, which are translated."""
-    blocks = [
-        body
-        for language, body in FENCE.findall((ROOT / page).read_text("utf-8"))
-        if language in {"bash", "python"}
-    ]
-    lines = [line.split("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_local_links_lead_to_files(page: Path) -> None:
     targets = [link for link in LINK.findall(page.read_text("utf-8")) if "://" not in link]
     missing = [link for link in targets if not (page.parent / link).exists()]
@@ -30,9 +44,69 @@ def test_local_links_lead_to_files(page: Path) -> None:
 
 
 def test_both_readmes_give_the_same_commands() -> None:
-    assert code_lines("README.md") == code_lines("README_zh.md")
+    english, chinese = (code_lines(ROOT / page, "bash", "python") for page in ("README.md", "README_zh.md"))
+    assert english == chinese
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
 def test_readme_can_be_read_in_one_sitting(page: str) -> None:
     assert len((ROOT / page).read_text("utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize(("english", "chinese"), TRANSLATED, ids=[guide.stem for guide in GUIDES])
+def test_every_guide_says_the_same_in_both_languages(english: Path, chinese: Path) -> None:
+    assert code_lines(english, *VERBATIM) == code_lines(chinese, *VERBATIM)
+    assert headings(english) == headings(chinese)
+
+
+def headings(page: Path) -> list[int]:
+    """Return the level of every heading."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_the_program_takes_every_command_of_the_documents(command: Command) -> None:
+    verb, words = verb_of(command)
+    if verb is None:
+        assert command.words in {("--version",), ("--help",), ("-h",)}
+        return
+    if not {"-h", "--help"} & set(words):
+        verb.make_context(" ".join(command.words), words, obj=Settings())
+
+
+@pytest.mark.parametrize("command", SPANS, ids=str)
+def test_running_text_names_verbs_and_options_that_exist(command: Command) -> None:
+    verb, words = verb_of(command)
+    said = {word.partition("=")[0].rstrip(".,") for word in words if word.startswith("--")}
+    known = {option for parameter in getattr(verb, "params", ()) for option in parameter.opts} | {"--help"}
+    assert verb is not None
+    assert said <= known
+
+
+def verb_of(command: Command) -> tuple[Any, list[str]]:
+    """Return what parses a command, None for options of the program alone, and the words left for it."""
+    verb: Any = None  # its class is private to Typer
+    words, verbs = list(command.words), VERBS
+    while words and words[0] in verbs:
+        verb = verbs[words.pop(0)]
+        verbs = getattr(verb, "commands", {})
+    if verb is None and not words[0].startswith("-"):
+        pytest.fail(f"there is no verb {words[0]}")
+    return verb, words
+
+
+def test_the_service_unit_starts_with_a_command_the_program_takes() -> None:
+    unit = (ROOT / "deploy" / "baichuan2.service").read_text("utf-8")
+    start = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    (words,) = calls(start.removeprefix("ExecStart="))
+    test_the_program_takes_every_command_of_the_documents(Command("deploy/baichuan2.service", words))
+
+
+def test_every_message_quoted_as_ours_is_in_the_program() -> None:
+    page = ROOT / "docs" / "guides" / "troubleshooting.md"
+    lines = [line for block in blocks(page) if block.language == "text" for line in block.body.splitlines()]
+    quoted = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    forms = message_forms(ROOT / "src")
+    assert len(quoted) >= 30
+    assert [line for line in quoted if not any(form.fullmatch(line) for form in forms)] == []
