@@ -1,6 +1,7 @@
 # make demo            chat with a small model (PROMPT="..." answers once)
 # make test            the gate and all tests
 # make lint            the gate alone
+# make docs            the documentation site, into build/site
 # make sanitize        the native tests under the address and undefined-behaviour sanitizers
 # make native          rebuild the extension in place, for quick work with PYTHONPATH=src
 # make clean           remove what these targets made, but not the user's cache
@@ -18,7 +19,7 @@ export PROMPT
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sanitize native clean
+.PHONY: demo test lint docs sanitize native clean
 
 demo: $(VENV)/.package
 	@if [ -n "$$PROMPT" ]; then \
@@ -32,6 +33,9 @@ test: lint
 
 lint: $(VENV)/.dev $(VENV)/.package
 	scripts/check
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 sanitize: $(VENV)/.dev $(VENV)/.package
 	scripts/sanitize
