@@ -1,8 +1,7 @@
 """The two hubs that hold Baichuan2: what a repository lists, and the address of a file in it.
 
-A listing is data of somebody else: names that could lead out of a folder are refused, and every file must
-come with its size and a digest. Not here: which files are wanted (``selection``), moving bytes
-(``download``).
+A listing is data of somebody else: a name that could lead out of a folder is refused. Not here: which files
+are wanted, and whether size and digest of those are given (``selection``); moving bytes (``download``).
 Source: huggingface_hub 2.4.0 (``hf_api.py`` for /api/models, ``constants.py`` and ``utils/_auth.py`` for the
 environment); modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``).
 """
@@ -28,13 +27,12 @@ SourceName = Literal["huggingface", "modelscope"]
 
 _LISTING_LIMIT_BYTES = 8 << 20
 _NAME_LIMIT = 255  # bytes of a file name, of every file system in use
-_FILE_LIMIT_BYTES = 1 << 40
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as a hub lists it, in the root of its repository."""
+    """A file as a hub lists it, in the root of its repository; ``nbytes`` is -1 where it says no number."""
 
     name: str
     nbytes: int
@@ -248,25 +246,23 @@ def _huggingface_file(row: Mapping[str, Any], about: str) -> RemoteFile | None:
 
 
 def _modelscope_file(row: Mapping[str, Any], about: str) -> RemoteFile | None:
-    return _remote_file(row.get("Path"), row.get("Size"), Digest("sha256", str(row.get("Sha256"))), about)
+    return _remote_file(
+        row.get("Path"), row.get("Size"), Digest("sha256", str(row.get("Sha256")).lower()), about
+    )
 
 
 def _remote_file(name: object, nbytes: object, digest: Digest, about: str) -> RemoteFile | None:
-    """Check a row of a listing; None for a file in a folder, which nothing here needs.
+    """Read a row of a listing; None for a file in a folder, which nothing here needs.
 
-    Raises: FetchError for a name that leads elsewhere, a size or a digest that cannot be.
+    Raises: FetchError for a name that leads elsewhere.
     """
     if not isinstance(name, str) or not _is_safe(name):
         raise FetchError(
             f"{about}: lists the name {str(name)[:80]!r}, which is not allowed; do not use this hub"
         )
-    if not isinstance(nbytes, int) or isinstance(nbytes, bool) or not 0 <= nbytes <= _FILE_LIMIT_BYTES:
-        raise FetchError(f"{about}: lists {name} with the size {nbytes!r}; take another --source")
-    if not digest.is_formed:
-        raise FetchError(
-            f"{about}: lists {name} with the digest {digest}, which is none; take another --source"
-        )
-    return None if "/" in name else RemoteFile(name, nbytes, digest)
+    is_counted = isinstance(nbytes, int) and not isinstance(nbytes, bool)
+    size = cast("int", nbytes) if is_counted else -1
+    return None if "/" in name else RemoteFile(name, size, digest)
 
 
 def _is_safe(name: str) -> bool:

@@ -22,23 +22,33 @@ _OPTIONAL = (
     "special_tokens_map.json",
 )
 _WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_FILE_LIMIT_BYTES = 1 << 40
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 
 
 def select_files(files: Mapping[str, RemoteFile], where: str) -> tuple[RemoteFile, ...]:
     """Return the files to fetch, small ones first, so that what is wrong shows early.
 
-    Raises: FetchError when the repository lacks a file that a model needs.
+    Raises: FetchError when the repository lacks a file that a model needs, or lists it without proof.
     """
     missing = [name for name in _REQUIRED if name not in files]
     if missing:
         raise FetchError(f"{where}: holds no {' and no '.join(missing)}; take another --revision or --source")
     names = [*_REQUIRED, *(name for name in _OPTIONAL if name in files), *_weight_names(files, where)]
     chosen = [files[name] for name in names]
-    empty = [file.name for file in chosen if not file.nbytes]
-    if empty:
-        raise FetchError(f"{where}: {empty[0]} is empty there; take another --revision or --source")
+    for file in chosen:
+        _check(file, where)
     return tuple(sorted(chosen, key=lambda file: (file.nbytes, file.name)))
+
+
+def _check(file: RemoteFile, where: str) -> None:
+    """Check that a file is listed with a size and a digest, without which it could not be proven."""
+    if not 0 < file.nbytes <= _FILE_LIMIT_BYTES:
+        raise FetchError(f"{where}: lists {file.name} with {file.nbytes} bytes; take another --source")
+    if not file.digest.is_formed:
+        raise FetchError(
+            f"{where}: lists {file.name} with the digest {file.digest}, which is none; take another --source"
+        )
 
 
 def _weight_names(files: Mapping[str, RemoteFile], where: str) -> list[str]:

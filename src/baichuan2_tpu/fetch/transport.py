@@ -2,7 +2,8 @@
 
 Whatever httpx raises is mapped here and nowhere else: to ``Fault`` where another attempt may succeed, to
 ``FetchError`` where it cannot. Not here: what a URL means (``hub``), where bytes go (``download``).
-Source: RFC 9110, section 10.2.3 for Retry-After; httpx 0.28 for its exceptions and what it reads of the
+Source: RFC 9110, section 10.2.3 for Retry-After; draft-ietf-httpapi-ratelimit-headers-09 for RateLimit, which
+Hugging Face sends ('"api";r=0;t=55'); httpx 0.28 for its exceptions and what it reads of the
 environment: HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _PASSING = frozenset({408, 425, 429})
+_WINDOW = re.compile(r";\s*t=(\d+)")
 _SIGNATURE_REFUSED = frozenset({401, 403})
 _Value = TypeVar("_Value")
 
@@ -43,7 +46,7 @@ class Patience:
 
     attempts: int = 8
     first_wait_s: float = 1.0
-    longest_wait_s: float = 120.0
+    longest_wait_s: float = 300.0  # the window in which Hugging Face counts requests
     """Longest wait between two attempts, whatever Retry-After says."""
     connect_timeout_s: float = 15.0
     read_timeout_s: float = 20.0
@@ -108,8 +111,8 @@ def check_status(response: httpx.Response, url: str, advice: Mapping[int, str]) 
     status = response.status_code
     if response.is_success:
         return
-    # A refusal after a redirect is of the link the hub has signed, which ends; the next one is new.
-    is_stale = bool(response.history) and status in _SIGNATURE_REFUSED
+    # A refusal by another host is of the address that the hub has signed, which ends; the next one is new.
+    is_stale = status in _SIGNATURE_REFUSED and _is_redirected_away(response)
     if status in _PASSING or status >= 500 or is_stale:
         raise Fault(f"status {status}", wait_s=_retry_after_s(response))
     reason = response.headers.get("X-Error-Message") or response.reason_phrase
@@ -162,9 +165,16 @@ def read_limited(response: httpx.Response, limit_bytes: int) -> bytes:
     return bytes(body)
 
 
+def _is_redirected_away(response: httpx.Response) -> bool:
+    return bool(response.history) and response.url.netloc != response.history[0].url.netloc
+
+
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """Return the seconds that Retry-After asks for, written as a number or as a date."""
+    """Return the seconds that a server asks for: Retry-After, a number or a date, or the end of a window."""
     value = response.headers.get("Retry-After", "").strip()
+    window = _WINDOW.search(response.headers.get("RateLimit", ""))
+    if window and not value:
+        value = window[1]
     if value.isascii() and value.isdigit():
         return float(value)
     try:

@@ -76,7 +76,7 @@ def test_size_that_cannot_be_is_refused(
         return rows
 
     hub.tamper = tamper
-    with pytest.raises(FetchError, match=f"lists {WEIGHTS} with the size"):
+    with pytest.raises(FetchError, match=rf"lists {WEIGHTS} with -?\d+ bytes"):
         fetch(settings, source)
 
 
@@ -92,6 +92,22 @@ def test_file_without_a_digest_is_refused(
     hub.tamper = tamper
     with pytest.raises(FetchError, match=f"lists {WEIGHTS} with the digest sha256 .*, which is none"):
         fetch(settings, source)
+
+
+@SOURCES
+def test_file_that_nobody_wants_may_lack_size_and_digest(
+    hub: FaultyHub, settings: FetchSettings, source: str
+) -> None:
+    hub.tamper = lambda rows: [
+        *rows,
+        {"type": "file", "path": "licence.pdf", "Type": "blob", "Path": "licence.pdf"},
+    ]
+    assert (fetch(settings, source) / WEIGHTS).is_file()
+
+
+def test_digest_in_capitals_is_the_same(hub: FaultyHub, settings: FetchSettings) -> None:
+    hub.tamper = lambda rows: [row | {"Sha256": row.get("Sha256", "").upper()} for row in rows]
+    assert (fetch(settings, "modelscope") / WEIGHTS).is_file()
 
 
 @SOURCES

@@ -77,5 +77,5 @@ def test_missing_small_file_is_named(missing: str) -> None:
 
 
 def test_empty_file_is_named() -> None:
-    with pytest.raises(FetchError, match=r"config\.json is empty there"):
+    with pytest.raises(FetchError, match=r"lists config\.json with 0 bytes"):
         select(*SMALL, "pytorch_model.bin", nbytes=0)

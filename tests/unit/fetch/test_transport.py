@@ -49,10 +49,10 @@ def test_untrusted_certificate_is_no_passing_fault() -> None:
         raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
 
 
-def response(status: int, *, retry_after: str = "", history: bool = False) -> httpx.Response:
-    headers = {"Retry-After": retry_after} if retry_after else {}
-    found = httpx.Response(status, headers=headers, request=httpx.Request("GET", URL))
-    found.history = [httpx.Response(302)] if history else []
+def response(status: int, *, came_from: str = "", **headers: str) -> httpx.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items() if value}
+    found = httpx.Response(status, headers=named, request=httpx.Request("GET", URL))
+    found.history = [httpx.Response(302, request=httpx.Request("GET", came_from))] if came_from else []
     return found
 
 
@@ -76,7 +76,9 @@ def test_refusal_is_an_error_with_advice(status: int) -> None:
 @pytest.mark.parametrize("status", [401, 403])
 def test_refusal_of_a_signed_address_passes(status: int) -> None:
     with pytest.raises(Fault):
-        check_status(response(status, history=True), URL, {})
+        check_status(response(status, came_from="http://other/file"), URL, {})
+    with pytest.raises(FetchError, match="do this"):
+        check_status(response(status, came_from="http://hub/old-name"), URL, {status: "do this"})
 
 
 @pytest.mark.parametrize(
@@ -93,16 +95,26 @@ def test_refusal_of_a_signed_address_passes(status: int) -> None:
 )
 def test_wait_that_the_server_asks_for_is_read(value: str, seconds: float | None) -> None:
     with pytest.raises(Fault) as caught:
-        check_status(response(429, retry_after=value), URL, {})
+        check_status(response(429, Retry_After=value), URL, {})
     assert caught.value.wait_s == seconds
 
 
 def test_wait_until_a_date_is_read() -> None:
     moment = time.time() + 1000
     with pytest.raises(Fault) as caught:
-        check_status(response(429, retry_after=email.utils.formatdate(moment, usegmt=True)), URL, {})
+        check_status(response(429, Retry_After=email.utils.formatdate(moment, usegmt=True)), URL, {})
     assert caught.value.wait_s is not None
     assert 0 < caught.value.wait_s <= 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "after", "seconds"),
+    [('"api";r=0;t=55', "", 55.0), ('"api";r=0; t=55', "7", 7.0), ('"api";r=0', "", None)],
+)
+def test_window_of_a_rate_limit_is_waited_for(limit: str, after: str, seconds: float | None) -> None:
+    with pytest.raises(Fault) as caught:
+        check_status(response(429, RateLimit=limit, Retry_After=after), URL, {})
+    assert caught.value.wait_s == seconds
 
 
 def test_waits_grow_and_stay_within_bounds() -> None:
