@@ -60,6 +60,7 @@ class Answer:
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._finish_reason: FinishReason | None = None
+        self._end: TokenChosen | None = None
         self._tokens_s: list[float] = []
         self._clock_s = clock_s
         self._started_s = clock_s()
@@ -114,14 +115,13 @@ class Answer:
         self._tokens_s.append(self._clock_s() - self._started_s)
         if token_id in self._stop_ids:
             self._finish_reason = "stop"
+            self._end = self._with_logprobs(logits, token_id)
             return None
         if self._constraint is not None:
             self._constraint.accept(token_id)
         self._history[length] = token_id
         self._ids.append(token_id)
-        if self._settings.logprobs is None:
-            return TokenChosen(token_id)
-        return _with_logprobs(logits, token_id, self._settings.logprobs)
+        return self._with_logprobs(logits, token_id)
 
     def read(self, token_id: int) -> str:
         """Return the text this token lets be shown."""
@@ -162,7 +162,12 @@ class Answer:
             median_token_s=median(later_s) if later_s else None,
             tok_per_s=len(later_s) / total_s if total_s else None,
         )
-        return Result("".join(self._texts), tuple(self._ids), self._finish_reason or "cancelled", stats)
+        reason = self._finish_reason or "cancelled"
+        return Result("".join(self._texts), tuple(self._ids), reason, stats, self._end)
+
+    def _with_logprobs(self, logits: NDArray[np.float32], token_id: int) -> TokenChosen:
+        count = self._settings.logprobs
+        return TokenChosen(token_id) if count is None else _with_logprobs(logits, token_id, count)
 
 
 def _with_logprobs(logits: NDArray[np.float32], token_id: int, count: int) -> TokenChosen:

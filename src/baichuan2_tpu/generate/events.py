@@ -60,13 +60,15 @@ class Stats:
 class Result:
     """The whole answer; the last event, always.
 
-    ``text`` is all text pieces together, without the stop string; ``token_ids`` has no stop id.
+    ``text`` is all text pieces together, without the stop string; ``token_ids`` has no stop id. ``end`` is
+    the stop id that ended the answer, if one did.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
+    end: TokenChosen | None = None
 
 
 Event = PromptScored | TextPiece | TokenChosen | Result

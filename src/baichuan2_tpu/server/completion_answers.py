@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
-from baichuan2_tpu.generate.events import Result, TokenChosen
+from baichuan2_tpu.generate.events import Result
 from baichuan2_tpu.server.answers import Piece, WholeAnswer
 from baichuan2_tpu.server.logprobs import CompletionLogprobsWriter
 from baichuan2_tpu.server.scheduler import Request
@@ -65,12 +65,16 @@ class CompletionWriter:
         return CompletionChoice(
             index=piece.index,
             text=prompt + piece.text,
-            logprobs=self._write_logprobs(piece.index, piece.tokens),
+            logprobs=self._write_logprobs(piece),
             finish_reason=None if piece.result is None else _reason(piece.result),
         )
 
-    def _write_logprobs(self, index: int, tokens: Sequence[TokenChosen]) -> CompletionLogprobs | None:
-        return self._logprobs[index].write(tokens) if self._has_logprobs else None
+    def _write_logprobs(self, piece: Piece) -> CompletionLogprobs | None:
+        if not self._has_logprobs:
+            return None
+        # As OpenAI does: lm-evaluation-harness takes the last entry for the answer's token in any case.
+        end = piece.result.end if piece.result is not None else None
+        return self._logprobs[piece.index].write(piece.tokens if end is None else (*piece.tokens, end))
 
 
 def _reason(result: Result) -> Literal["stop", "length"]:

@@ -67,9 +67,9 @@ def test_log_probabilities_stand_beside_tokens_and_places() -> None:
     with served(scripted_engine("a你b")) as client:
         (choice,) = client.post(COMPLETIONS, json=body(logprobs=1)).json()["choices"]
     written = choice["logprobs"]
-    assert written["tokens"] == ["a", "bytes:\\xe4", "bytes:\\xbd", "bytes:\\xa0", "b"]
-    assert written["text_offset"] == [0, 1, 1, 1, 2]
-    assert written["token_logprobs"] == pytest.approx([0.0] * 5, abs=1e-6)
+    assert written["tokens"] == ["a", "bytes:\\xe4", "bytes:\\xbd", "bytes:\\xa0", "b", ""]
+    assert written["text_offset"] == [0, 1, 1, 1, 2, 3]
+    assert written["token_logprobs"] == pytest.approx([0.0] * 6, abs=1e-6)
     assert [list(top) for top in written["top_logprobs"]] == [[name] for name in written["tokens"]]
 
 
@@ -149,3 +149,15 @@ def test_answers_of_one_request_are_bounded_in_all() -> None:
     assert response.json()["error"]["message"] == (
         "13 prompts with 10 answers each are asked for; 128 answers are allowed in all"
     )
+
+
+def test_the_token_that_ends_an_answer_has_a_log_probability_and_no_text() -> None:
+    # Without it lm-evaluation-harness, which drops the answer's one token, dropped the prompt's last one.
+    with served(scripted_engine("bc", "ab")) as client:  # the first one is what follows the prompt's tokens
+        asked = body("abc", echo=True, logprobs=1, max_tokens=1)
+        (scored,) = client.post(COMPLETIONS, json=asked).json()["choices"]
+        (said,) = client.post(COMPLETIONS, json=body(logprobs=0)).json()["choices"]
+    assert (scored["text"], scored["finish_reason"]) == ("abc", "stop")
+    assert scored["logprobs"]["tokens"] == ["a", "b", "c", ""]
+    assert scored["logprobs"]["token_logprobs"][-1] == pytest.approx(0, abs=1e-3)
+    assert (said["text"], said["logprobs"]["tokens"]) == ("ab", ["a", "b", ""])
