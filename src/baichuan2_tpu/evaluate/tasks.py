@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,14 +68,14 @@ class TaskSuite:
         Side effect: the harness seeds Python's and numpy's global generators.
         Raises: RequestError for what the model cannot do or the harness cannot run; what engines raise.
         """
-        from lm_eval.evaluator import simple_evaluate  # noqa: PLC0415
+        from lm_eval import evaluator  # noqa: PLC0415
 
         from baichuan2_tpu.evaluate.harness_model import SubjectLM  # noqa: PLC0415
 
         model = SubjectLM(subject, on_progress)
         on_step(f"asking {subject.name}")
-        with _quiet(), _harness_errors("the tasks cannot be run"):
-            found = simple_evaluate(
+        with _quiet(), _without_git(evaluator), _harness_errors("the tasks cannot be run"):
+            found = evaluator.simple_evaluate(
                 model,
                 tasks=self._loaded,
                 num_fewshot=self._plan.few_shot,
@@ -252,6 +253,21 @@ def _quiet() -> Generator[None, None, None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_git(evaluator: ModuleType) -> Generator[None, None, None]:
+    """Keep the harness from running git in the user's folder, for a record that is not used here.
+
+    What git says of a folder without a repository goes past ``_quiet``, straight to the terminal.
+    """
+    name = "get_git_commit_hash"
+    before = getattr(evaluator, name)
+    setattr(evaluator, name, lambda: None)
+    try:
+        yield
+    finally:
+        setattr(evaluator, name, before)
 
 
 @contextlib.contextmanager
