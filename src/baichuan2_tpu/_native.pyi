@@ -79,5 +79,17 @@ def round_to_half(kernels: str, x: NDArray[np.float32]) -> NDArray[np.float32]: 
 def measure_read_bandwidth(threads: int) -> float: ...
 def measure_multiply_peak(threads: int, bits: int, kernels: str = "") -> float: ...
 def quantize_groups(
-    weights: NDArray[np.float32], bits: int, group_size: int
+    weights: NDArray[np.float32],
+    bits: int,
+    group_size: int,
+    importance: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8]]: ...
+def round_with_feedback(
+    values: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    feedback: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.uint8],
+    group_of: NDArray[np.int32],
+    bits: int,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...

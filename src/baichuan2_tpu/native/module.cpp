@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include "bindings.h"
+#include "error_feedback.h"
 #include "machine.h"
 #include "range_search.h"
 
@@ -12,6 +13,7 @@ NB_MODULE(_native, module) {
     using namespace nb::literals;
     module.doc() = "Native kernels of baichuan2-tpu.";
     baichuan2::bind_range_search(module);
+    baichuan2::bind_error_feedback(module);
     baichuan2::bind_model(module);
     baichuan2::bind_kernels(module);
     const auto release = nb::call_guard<nb::gil_scoped_release>();

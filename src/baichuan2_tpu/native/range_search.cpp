@@ -1,22 +1,18 @@
 #include "range_search.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "float16.h"
-
-// The AVX2 clone only widens the same lanes; AVX2 alone has no FMA, so results are equal bit for bit.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
-#define BAICHUAN2_CLONES __attribute__((target_clones("avx2", "default")))
-#else
-#define BAICHUAN2_CLONES
-#endif
+#include "clones.h"
+#include "new_array.h"
 
 namespace nb = nanobind;
 
@@ -35,29 +31,28 @@ constexpr float kStep8 = 0.003f;
 constexpr int kFits = 2;
 
 constexpr float kSmallestScale = 5.9604644775390625e-08f;  // 2^-24, the smallest float16 above 0
-constexpr float kRounder = 12582912.0f;                    // 1.5 * 2^23: adding it rounds to even
 
 BAICHUAN2_INLINE float sum(const Lanes& lanes) {
     return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
 }
 
-BAICHUAN2_INLINE float round_even(float value) { return (value + kRounder) - kRounder; }
-
-// A group's weights, padded with zeros to whole lanes, and the mean of their magnitudes.
+// A group's weights and how much the squared error of each counts, padded with zeros to whole lanes.
 struct Group {
     const float* weights;
+    const float* importance;
     size_t padded;
-    float mean;
 };
 
-BAICHUAN2_INLINE Group make_group(const float* weights, size_t padded, size_t count) {
+// How much a weight counts without data: its magnitude and the mean of the group's.
+BAICHUAN2_INLINE void write_importance(const float* weights, size_t padded, size_t count, float* importance) {
     Lanes magnitudes{};
     for (size_t i = 0; i < padded; i += kLanes) {
         Lanes weight;
         std::memcpy(&weight, weights + i, sizeof weight);
         magnitudes += weight < 0.0f ? -weight : weight;
     }
-    return {weights, padded, sum(magnitudes) / static_cast<float>(count)};
+    const float mean = sum(magnitudes) / static_cast<float>(count);
+    for (size_t i = 0; i < padded; ++i) importance[i] = std::fabs(weights[i]) + mean;
 }
 
 // One way to quantise a group.
@@ -81,12 +76,11 @@ template <bool kForFit>
 BAICHUAN2_INLINE Sums evaluate(const Group& group, const Candidate& candidate, float levels) {
     const Lanes inverse = Lanes{} + candidate.inverse, scales = Lanes{} + candidate.scale;
     const Lanes low = Lanes{} - candidate.zero, high = Lanes{} + (levels - candidate.zero);
-    const Lanes mean = Lanes{} + group.mean;
     Lanes error{}, weight_step{}, step_step{};
     for (size_t i = 0; i < group.padded; i += kLanes) {
-        Lanes weight;
+        Lanes weight, importance;
         std::memcpy(&weight, group.weights + i, sizeof weight);
-        const Lanes importance = (weight < 0.0f ? -weight : weight) + mean;
+        std::memcpy(&importance, group.importance + i, sizeof importance);
         Lanes step = (weight * inverse + kRounder) - kRounder;
         step = step < low ? low : step;
         step = step > high ? high : step;
@@ -161,9 +155,11 @@ BAICHUAN2_INLINE bool are_allowed(const float* weights, size_t count) {
     return bad == 0;
 }
 
-// Quantises one row of groups through `buffer`, which holds a group padded with zeros to whole lanes.
-BAICHUAN2_CLONES bool quantize_row(const float* weights, size_t columns, size_t group_size, int bits,
-                                   float* buffer, uint8_t* quantized, GroupRange* ranges) {
+// Quantises one row of groups through `buffer`, which holds the weights of a group padded with zeros to whole
+// lanes, and behind them their importance.
+BAICHUAN2_CLONES bool quantize_row(const float* weights, const float* importance, size_t columns,
+                                   size_t group_size, int bits, float* buffer, uint8_t* quantized,
+                                   GroupRange* ranges) {
     const float levels = static_cast<float>((1 << bits) - 1), step = bits == 4 ? kStep4 : kStep8;
     for (size_t start = 0; start < columns; start += group_size, ++ranges) {
         const size_t count = columns - start < group_size ? columns - start : group_size;
@@ -171,7 +167,14 @@ BAICHUAN2_CLONES bool quantize_row(const float* weights, size_t columns, size_t 
         if (!are_allowed(weights + start, count)) return false;
         std::memcpy(buffer, weights + start, count * sizeof(float));
         std::memset(buffer + count, 0, (padded - count) * sizeof(float));
-        const Candidate best = search(make_group(buffer, padded, count), levels, step);
+        float* own = buffer + padded;
+        if (importance == nullptr) {
+            write_importance(buffer, padded, count, own);
+        } else {
+            std::memcpy(own, importance + start, count * sizeof(float));
+            std::memset(own + count, 0, (padded - count) * sizeof(float));
+        }
+        const Candidate best = search({buffer, own, padded}, levels, step);
         write_integers(buffer, count, best, levels, quantized + start);
         *ranges = {best.half, static_cast<uint8_t>(best.zero)};
     }
@@ -180,14 +183,14 @@ BAICHUAN2_CLONES bool quantize_row(const float* weights, size_t columns, size_t 
 
 }  // namespace
 
-ptrdiff_t quantize_rows(const float* weights, size_t rows, size_t columns, size_t group_size, int bits,
-                        uint8_t* quantized, GroupRange* ranges) {
+ptrdiff_t quantize_rows(const float* weights, const float* importance, size_t rows, size_t columns,
+                        size_t group_size, int bits, uint8_t* quantized, GroupRange* ranges) {
     const size_t groups = (columns + group_size - 1) / group_size;
-    std::vector<float> buffer(group_size + kLanes);
+    std::vector<float> buffer(2 * (group_size + kLanes));
     for (size_t row = 0; row < rows; ++row) {
         const float* values = weights + row * columns;
-        if (quantize_row(values, columns, group_size, bits, buffer.data(), quantized + row * columns,
-                         ranges + row * groups)) {
+        if (quantize_row(values, importance, columns, group_size, bits, buffer.data(),
+                         quantized + row * columns, ranges + row * groups)) {
             continue;
         }
         for (size_t column = 0; column < columns; ++column) {
@@ -201,18 +204,16 @@ namespace {
 
 using Weights = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::ndim<2>> give(std::unique_ptr<T[]> data, size_t rows, size_t columns) {
-    T* raw = data.get();
-    nb::capsule owner(raw, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-    data.release();
-    return {raw, {rows, columns}, owner};
-}
+using Importance = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
+nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size,
+                          const std::optional<Importance>& importance) {
     if (bits != 4 && bits != 8) throw nb::value_error("bits must be 4 or 8");
     if (group_size == 0) throw nb::value_error("group_size must be above 0");
     const size_t rows = weights.shape(0), columns = weights.shape(1);
+    if (importance && importance->shape(0) != columns) {
+        throw nb::value_error("importance must have one number a column");
+    }
     const size_t groups = (columns + group_size - 1) / group_size;
     std::unique_ptr<uint8_t[]> quantized(new uint8_t[rows * columns]), zeros(new uint8_t[rows * groups]);
     std::unique_ptr<uint16_t[]> scales(new uint16_t[rows * groups]);
@@ -220,7 +221,8 @@ nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
     {
         nb::gil_scoped_release unlocked;
         std::vector<GroupRange> ranges(rows * groups);
-        bad = quantize_rows(weights.data(), rows, columns, group_size, bits, quantized.get(), ranges.data());
+        bad = quantize_rows(weights.data(), importance ? importance->data() : nullptr, rows, columns,
+                            group_size, bits, quantized.get(), ranges.data());
         for (size_t i = 0; i < ranges.size(); ++i) {
             scales[i] = ranges[i].scale;
             zeros[i] = ranges[i].zero;
@@ -243,9 +245,9 @@ nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size) {
 void bind_range_search(nb::module_& module) {
     module.def(
         "quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
-        nb::arg("group_size"),
-        "Quantise every group of every row.\n\n"
-        "Shapes: weights (N, K) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
+        nb::arg("group_size"), nb::arg("importance").noconvert() = nb::none(),
+        "Quantise every group of every row; without importance large weights count more.\n\n"
+        "Shapes: weights (N, K) float32, importance (K,) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
         "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
 }
 
