@@ -12,17 +12,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
+from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig
 
 __all__ = [
     "alibi_config",
     "float_weights",
     "official_tensors",
+    "restored_weights",
     "rope_config",
     "split_shards",
     "write_bin",
@@ -142,6 +147,17 @@ def write_llama_safetensors(
     if len(parts) > 1:
         write_index(directory / "model.safetensors.index.json", names, parts)
     return directory
+
+
+def restored_weights(checkpoint: QuantizedCheckpoint) -> dict[str, NDArray[np.floating[Any]]]:
+    """Return the weights that a quantised checkpoint stands for, by their float names (``….weight``)."""
+    layers = range(checkpoint.config.layers)
+    linears = [name for layer in layers for name in layer_linears(checkpoint.config, layer)]
+    arrays = [name for layer in layers for name in layer_norms(layer)]
+    weights = {f"{name}.weight": dequantize(checkpoint.linear(name)) for name in [*linears, "lm_head"]}
+    return weights | {
+        f"{name}.weight": checkpoint.array(name) for name in [*arrays, "model.norm", "model.embed_tokens"]
+    }
 
 
 def write_config(directory: Path, config: ModelConfig) -> None:

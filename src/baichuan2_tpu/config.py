@@ -16,9 +16,12 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
 
-__all__ = ["HEAD_BITS", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
+__all__ = ["HEAD_BITS", "Method", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
 
 Position = Literal["rope", "alibi"]
+
+Method = Literal["search", "gptq"]
+"""How integers are chosen: by the range search alone, or calibrated."""
 
 HEAD_BITS = 8
 """What the head has unless another width is asked for, whatever the layers have: it loses most at 4 bits."""
@@ -32,6 +35,9 @@ _DEFAULT_ROPE_THETA = 10_000.0
 _FOLDED_KEY = "norm_head_folded"
 """Our own key: true when the rows of the head are divided by their norm already."""
 
+_META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
+_METHOD_KEY = "method"
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
@@ -43,6 +49,8 @@ class QuantizationConfig:
     bits: Literal[4, 8]
     group_size: int = 64
     head_bits: Literal[4, 8] = HEAD_BITS
+    method: Method = "search"
+    """For people only: how the integers were chosen makes no difference to whoever reads them."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
@@ -62,11 +70,17 @@ class QuantizationConfig:
         head_keys = _Keys(head, f"{file}: quantization_config.dynamic.lm_head")
         head_keys.require("group_size", group_size, (group_size,))
         bits = keys.bits("bits")
-        return cls(bits=bits, group_size=group_size, head_bits=head_keys.bits("bits", default=bits))
+        made_by = (keys.mapping(_META_KEY) or {}).get(_METHOD_KEY)
+        return cls(
+            bits=bits,
+            group_size=group_size,
+            head_bits=head_keys.bits("bits", default=bits),
+            method="gptq" if made_by == "gptq" else "search",
+        )
 
     def to_json(self) -> dict[str, object]:
         """Return the ``quantization_config`` that GPTQ readers expect."""
-        return {
+        values: dict[str, object] = {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",
             "bits": self.bits,
@@ -76,6 +90,9 @@ class QuantizationConfig:
             "lm_head": True,
             "dynamic": {"lm_head": {"bits": self.head_bits, "group_size": self.group_size}},
         }
+        if self.method != "search":
+            values[_META_KEY] = {_METHOD_KEY: self.method}
+        return values
 
 
 @dataclass(frozen=True, slots=True)

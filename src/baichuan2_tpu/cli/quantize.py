@@ -5,6 +5,7 @@ Not here: the method (``baichuan2_tpu.quantize``).
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,13 @@ from baichuan2_tpu.cli.terminal import notice, progress_bar
 __all__ = ["quantize"]
 
 
+class MethodName(str, Enum):
+    """Ways to choose integers."""
+
+    SEARCH = "search"
+    GPTQ = "gptq"
+
+
 def quantize(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="Checkpoint directory, .gguf file, or known name (demo).")
@@ -25,6 +33,25 @@ def quantize(
     bits: options.Bits = options.BitsName.FOUR,
     head_bits: options.HeadBits = options.BitsName.EIGHT,
     group_size: options.GroupSize = 64,
+    method: Annotated[
+        MethodName,
+        typer.Option(
+            "--method", help="How integers are chosen: search is quick, gptq calibrates and loses less."
+        ),
+    ] = MethodName.SEARCH,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="FILE",
+            help="UTF-8 text to calibrate with.",
+            show_default="the model writes it",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that quantise.")] = 2,
     debug: options.Debug = False,
 ) -> None:
@@ -32,9 +59,13 @@ def quantize(
 
     What is finished stays beside DST when it is interrupted; the same command goes on.
     """
+    from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
     from baichuan2_tpu.resolve import find_source
 
+    if method is MethodName.SEARCH and (calibration or calibration_tokens):
+        raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
+    wished = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     path = find_source(source, notice)
     with progress_bar("quantising") as progress:
         write_quantized(
@@ -43,7 +74,9 @@ def quantize(
             bits=bits.bits,
             head_bits=head_bits.bits,
             group_size=group_size,
+            calibration=None if method is MethodName.SEARCH else wished,
             workers=workers,
             progress=progress,
+            notice=notice,
         )
     notice(f"wrote {destination}")

@@ -1,4 +1,5 @@
-// Rounding of a block of columns, one after another: what rounding takes from one is given to those behind it.
+// Rounding of a block of columns, one after another: what rounding takes from one is given to those behind
+// it.
 //
 // For a row, with the scale s and the zero z of a column's group:
 //
@@ -23,14 +24,14 @@ struct FeedbackBlock {
     std::size_t rows;
     std::size_t columns;
     std::size_t groups;
-    const float* values;            // (rows, columns)
-    const float* targets;           // (rows, columns)
-    const float* feedback;          // (columns, columns), of which the part above the diagonal is used
-    const float* scales;            // (rows, groups), above 0
-    const std::uint8_t* zeros;      // (rows, groups)
-    const std::int32_t* group_of;   // (columns)
-    std::uint8_t* quantized;        // (rows, columns)
-    float* errors;                  // (rows, columns)
+    const float* values;           // (rows, columns)
+    const float* targets;          // (rows, columns)
+    const float* feedback;         // (columns, columns), of which the part above the diagonal is used
+    const float* scales;           // (rows, groups), above 0
+    const std::uint8_t* zeros;     // (rows, groups)
+    const std::int32_t* group_of;  // (columns)
+    std::uint8_t* quantized;       // (rows, columns)
+    float* errors;                 // (rows, columns)
 };
 
 // The result is the same bits on every machine: nothing is contracted to FMA.

@@ -243,12 +243,12 @@ nb::tuple quantize_groups(const Weights& weights, int bits, size_t group_size,
 }  // namespace
 
 void bind_range_search(nb::module_& module) {
-    module.def(
-        "quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
-        nb::arg("group_size"), nb::arg("importance").noconvert() = nb::none(),
-        "Quantise every group of every row; without importance large weights count more.\n\n"
-        "Shapes: weights (N, K) float32, importance (K,) float32 -> integers (N, K) uint8, scales (N, G) as float16 bits in uint16,\n"
-        "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
+    module.def("quantize_groups", &quantize_groups, nb::arg("weights").noconvert(), nb::arg("bits"),
+               nb::arg("group_size"), nb::arg("importance").noconvert() = nb::none(),
+               "Quantise every group of every row; without importance large weights count more.\n\n"
+               "Shapes: weights (N, K) float32, importance (K,) float32 -> integers (N, K) uint8, scales (N, "
+               "G) as float16 bits in uint16,\n"
+               "zeros (N, G) uint8. Raises: ValueError naming the first weight beyond the limit.");
 }
 
 }  // namespace baichuan2

@@ -6,33 +6,34 @@ and numpy release the GIL, so threads are enough. The bytes written do not depen
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
 from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import linear_bits
-from baichuan2_tpu.checkpoint.weights import PackedLinear
-from baichuan2_tpu.config import HEAD_BITS
+from baichuan2_tpu.config import HEAD_BITS, Method
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
+from baichuan2_tpu.quantize.calibrated import CalibratedRun, scratch_bytes
+from baichuan2_tpu.quantize.calibration import Calibration, Windows, open_windows, write_windows
 from baichuan2_tpu.quantize.journal import Journal
-from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
-from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard, make_plan, quantization_settings
+from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan, quantization_settings
+from baichuan2_tpu.quantize.shard_file import write_shard
 from baichuan2_tpu.work_folder import LOCK_NAME, locked_folder
 
 __all__ = ["Progress", "QuantizeEvent", "quantize"]
 
 _SPARE_BYTES = 64 << 20  # headers, tokenizer, journal
 _JOURNAL = "journal.json"
-_FILE_MODE = 0o644  # the safetensors library makes files that only their owner can read
+_CALIBRATED_HEAD_BITS = 4  # at 8 bits the head loses next to nothing, and is the largest matrix by far
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class QuantizeEvent:
 
 
 Progress = Callable[[QuantizeEvent], None]
+Notice = Callable[[str], None]
 
 
 def quantize(  # noqa: PLR0913 - all but two are optional and go by name
@@ -55,11 +57,14 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     bits: int,
     group_size: int = 64,
     head_bits: int = HEAD_BITS,
+    calibration: Calibration | None = None,
     workers: int = 2,
     progress: Progress | None = None,
+    notice: Notice = _log.info,
 ) -> None:
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
+    Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call goes on.
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
@@ -70,15 +75,20 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         raise RequestError(f"{destination} exists already; remove it or name another directory")
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
-    plan = make_plan(checkpoint.config, quantization_settings(bits, group_size, head_bits))
+    windows = None if calibration is None else open_windows(checkpoint, calibration)
+    method: Method = "search" if windows is None else "gptq"
+    settings = quantization_settings(bits, group_size, head_bits, method=method)
+    plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial):
         sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)
-        journal = Journal.open(partial / _JOURNAL, plan.quantization, sources)
+        journal = Journal.open(partial / _JOURNAL, settings, sources, windows and windows.describe())
         _remove_leftovers(partial, journal)
-        _check_space(partial, plan, journal)
+        _check_space(partial, plan, journal, windows)
+        task = _Task(checkpoint, plan, journal, progress or _ignore)
         try:
-            _write_shards(checkpoint, plan, journal, workers, progress or _ignore)
+            with ThreadPoolExecutor(workers) as pool:
+                _write_all(task, windows, pool, notice)
         except CheckpointError:
             shutil.rmtree(partial)  # the source itself is wrong: there is nothing to go on with
             raise
@@ -100,9 +110,11 @@ def _remove_leftovers(directory: Path, journal: Journal) -> None:
             path.unlink()
 
 
-def _check_space(directory: Path, plan: Plan, journal: Journal) -> None:
+def _check_space(directory: Path, plan: Plan, journal: Journal, windows: Windows | None) -> None:
     """Check that what is still to be written fits the disk."""
     needed = plan.size_bytes - _done_bytes(plan, journal) + _SPARE_BYTES
+    if windows is not None:
+        needed += scratch_bytes(plan.config, windows)
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise RequestError(
@@ -111,57 +123,55 @@ def _check_space(directory: Path, plan: Plan, journal: Journal) -> None:
         )
 
 
-def _write_shards(
-    checkpoint: FloatCheckpoint, plan: Plan, journal: Journal, workers: int, report: Progress
-) -> None:
-    """Write every file that is not done yet; the first failure stops the rest."""
-    directory = journal.path.parent
-    report(_event(plan, journal))
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is made of what, how far it is, and who wants to know."""
+
+    checkpoint: FloatCheckpoint
+    plan: Plan
+    journal: Journal
+    progress: Progress
+
+    def report(self) -> None:
+        """Tell how far the journal is."""
+        done = sum(shard.file in self.journal.done for shard in self.plan.shards)
+        done_bytes = _done_bytes(self.plan, self.journal)
+        self.progress(QuantizeEvent(done, len(self.plan.shards), done_bytes, self.plan.size_bytes))
+
+
+def _write_all(task: _Task, windows: Windows | None, pool: Executor, notice: Notice) -> None:
+    """Write every file that is not done yet: with windows, the layers (and a head of 4 bits) calibrated."""
+    task.report()
+    plan = task.plan
+    if windows is None:
+        _write_shards(task, plan.shards, pool)
+        return
+    is_head_calibrated = plan.quantization.head_bits == _CALIBRATED_HEAD_BITS
+    _write_shards(task, plan.shards[:1] if is_head_calibrated else (plan.shards[0], plan.shards[-1]), pool)
+
+    def tokens() -> NDArray[np.int32]:
+        if windows.given is not None:
+            return windows.given
+        return write_windows(task.checkpoint, plan, windows, notice)
+
+    CalibratedRun(task.checkpoint, plan, task.journal, tokens, pool).write(task.report)
+
+
+def _write_shards(task: _Task, shards: Sequence[Shard], pool: Executor) -> None:
+    """Write those files that are not done yet, by range search; the first failure stops the rest."""
+    directory = task.journal.path.parent
     # Last file first: the head takes longest, and would keep one thread busy alone at the end.
-    waiting = [shard for shard in reversed(plan.shards) if shard.file not in journal.done]
-    pool = ThreadPoolExecutor(workers)
+    waiting = [shard for shard in reversed(shards) if shard.file not in task.journal.done]
+    writing = [pool.submit(write_shard, task.checkpoint, task.plan, shard, directory) for shard in waiting]
     try:
-        tasks = [pool.submit(_write_shard, checkpoint, plan, shard, directory) for shard in waiting]
-        for task in as_completed(tasks):
-            journal.add(task.result())
-            report(_event(plan, journal))
+        for done in as_completed(writing):
+            task.journal.add(done.result())
+            task.report()
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _event(plan: Plan, journal: Journal) -> QuantizeEvent:
-    """Describe how far the journal is."""
-    return QuantizeEvent(len(journal.done), len(plan.shards), _done_bytes(plan, journal), plan.size_bytes)
+        for one in writing:
+            one.cancel()
 
 
 def _done_bytes(plan: Plan, journal: Journal) -> int:
     """Return the bytes of the tensors in finished files."""
     return sum(shard.size_bytes for shard in plan.shards if shard.file in journal.done)
-
-
-def _write_shard(checkpoint: FloatCheckpoint, plan: Plan, shard: Shard, directory: Path) -> Path:
-    """Quantise and write one file; it is there whole or not at all."""
-    tensors: dict[str, NDArray[Any]] = {}
-    for name, shape in shard.arrays.items():
-        dtype = np.float16 if name == EMBEDDING else np.float32
-        tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
-    for name, size in shard.linears.items():
-        bits = linear_bits(plan.config, name)
-        linear = quantize_linear(checkpoint, name, size, bits=bits, group_size=plan.quantization.group_size)
-        tensors |= _named(name, linear, size[1])
-    path = directory / shard.file
-    beside = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.chmod(_FILE_MODE)
-    beside.replace(path)
-    return path
-
-
-def _named(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a packed linear; GPTQ readers want the group of every column spelled out."""
-    return {
-        f"{name}.qweight": linear.qweight,
-        f"{name}.qzeros": linear.qzeros,
-        f"{name}.scales": linear.scales,
-        f"{name}.g_idx": (np.arange(inputs) // linear.group_size).astype(np.int32),
-    }

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.config import Method, QuantizationConfig
 
 __all__ = ["Journal", "hash_file", "write_atomically"]
 
-_METHOD = "range-search-1"
-"""Changes whenever the same source and settings would give other bytes."""
+_METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-1"}
+"""Change whenever the same source, settings and text would give other bytes."""
 
 _BLOCK_BYTES = 1 << 20
 
@@ -32,15 +32,22 @@ class Journal:
     done: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
-    def open(cls, path: Path, settings: QuantizationConfig, sources: Sequence[Path]) -> Journal:
+    def open(
+        cls,
+        path: Path,
+        settings: QuantizationConfig,
+        sources: Sequence[Path],
+        calibration: Mapping[str, object] | None = None,
+    ) -> Journal:
         """Go on with the record at ``path`` if it is of the same task, or begin a new one.
 
         Side effect: finished files are read and hashed; one that differs from its record is not done.
         """
         task: dict[str, object] = {
-            "method": _METHOD,
+            "method": _METHODS[settings.method],
             "quantization": settings.to_json(),
             "sources": [_describe(source) for source in sources],
+            "calibration": calibration,
         }
         return cls(path, task, _read_done(path, task))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from baichuan2_tpu.checkpoint.layout import HEAD, Shape, Shapes, layer_linears, layer_norms, packed_shapes
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.config import Method, ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantization_settings"]
@@ -45,7 +45,9 @@ class Plan:
         return sum(shard.size_bytes for shard in self.shards)
 
 
-def quantization_settings(bits: int, group_size: int, head_bits: int) -> QuantizationConfig:
+def quantization_settings(
+    bits: int, group_size: int, head_bits: int, *, method: Method = "search"
+) -> QuantizationConfig:
     """Check the settings of a user.
 
     Raises: RequestError naming the value and what is allowed.
@@ -58,6 +60,7 @@ def quantization_settings(bits: int, group_size: int, head_bits: int) -> Quantiz
         bits=_checked_bits("bits", bits),
         group_size=group_size,
         head_bits=_checked_bits("head bits", head_bits),
+        method=method,
     )
 
 

@@ -8,8 +8,6 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.gptq import dequantize
-from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
 from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
@@ -19,6 +17,7 @@ from tiny_checkpoint import (
     alibi_config,
     float_weights,
     official_tensors,
+    restored_weights,
     rope_config,
     write_bin,
     write_config,
@@ -27,17 +26,6 @@ from tiny_checkpoint import (
 )
 
 TOKENS = [5, 6, 7, 300, 9]
-
-
-def restored_weights(path: Path) -> dict[str, np.ndarray]:
-    checkpoint = QuantizedCheckpoint(path)
-    layers = range(checkpoint.config.layers)
-    linears = [name for layer in layers for name in layer_linears(checkpoint.config, layer)]
-    arrays = [name for layer in layers for name in layer_norms(layer)]
-    weights = {f"{name}.weight": dequantize(checkpoint.linear(name)) for name in [*linears, "lm_head"]}
-    return weights | {
-        f"{name}.weight": checkpoint.array(name) for name in [*arrays, "model.norm", "model.embed_tokens"]
-    }
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -54,7 +42,7 @@ def test_logits_of_the_quantised_model_are_close_to_the_float_ones(
     assert quantized.quantization is not None
     assert quantized == replace(config, is_head_normalized=False, quantization=quantized.quantization)
     expected = reference_logits(config, float_weights(config, 1), TOKENS)
-    found = reference_logits(quantized, restored_weights(tmp_path / "q"), TOKENS)
+    found = reference_logits(quantized, restored_weights(QuantizedCheckpoint(tmp_path / "q")), TOKENS)
     error = np.abs(found - expected).max()
     assert error < bound, f"largest error {error:.4f}, logits spread {expected.std():.4f}"
 

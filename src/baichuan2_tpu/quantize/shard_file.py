@@ -1,0 +1,65 @@
+"""Write one file of a quantised checkpoint; it is there whole or not at all.
+
+Not here: which files there are (``plan``), in which order they are made (``driver``, ``calibrated``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
+
+from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
+from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard
+
+__all__ = ["write_shard"]
+
+_FILE_MODE = 0o644  # the safetensors library makes files that only their owner can read
+_NONE: Mapping[str, PackedLinear] = MappingProxyType({})
+
+
+def write_shard(
+    checkpoint: FloatCheckpoint,
+    plan: Plan,
+    shard: Shard,
+    directory: Path,
+    *,
+    packed: Mapping[str, PackedLinear] = _NONE,
+) -> Path:
+    """Write one file and return its path; linears that are not ``packed`` are quantised by range search."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, shape in shard.arrays.items():
+        dtype = np.float16 if name == EMBEDDING else np.float32
+        tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
+    for name, size in shard.linears.items():
+        linear = packed.get(name) or _search(checkpoint, plan, name, size)
+        tensors |= _named(name, linear, size[1])
+    path = directory / shard.file
+    beside = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, beside, metadata={"format": "pt"})
+    beside.chmod(_FILE_MODE)
+    beside.replace(path)
+    return path
+
+
+def _search(checkpoint: FloatCheckpoint, plan: Plan, name: str, size: tuple[int, int]) -> PackedLinear:
+    bits = linear_bits(plan.config, name)
+    return quantize_linear(checkpoint, name, size, bits=bits, group_size=plan.quantization.group_size)
+
+
+def _named(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a packed linear; GPTQ readers want the group of every column spelled out."""
+    return {
+        f"{name}.qweight": linear.qweight,
+        f"{name}.qzeros": linear.qzeros,
+        f"{name}.scales": linear.scales,
+        f"{name}.g_idx": (np.arange(inputs) // linear.group_size).astype(np.int32),
+    }
