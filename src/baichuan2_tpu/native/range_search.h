@@ -28,9 +28,10 @@ struct GroupRange {
 };
 
 // Quantises rows of `columns` weights, row-major. `importance` has one number a column, by which its squared
-// errors are multiplied, or is null for the weighting above. `quantized` has the shape of the weights, `ranges` one
-// entry a group. Returns the index of the first weight that is not a number within the limit, or -1. The
-// result is the same bits on every machine: sums run in 8 fixed lanes and nothing is contracted to FMA.
+// errors are multiplied, or is null for the weighting above. `quantized` has the shape of the weights,
+// `ranges` one entry a group. Returns the index of the first weight that is not a number within the limit, or
+// -1. The result is the same bits on every machine: sums run in 8 fixed lanes and nothing is contracted to
+// FMA.
 ptrdiff_t quantize_rows(const float* weights, const float* importance, size_t rows, size_t columns,
                         size_t group_size, int bits, uint8_t* quantized, GroupRange* ranges);
 
