@@ -39,64 +39,72 @@ class _ReferenceEngine(str, Enum):
     SIMULATOR = "simulator"
 
 
+_Text = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        allow_dash=True,
+        help="Text to score; - reads standard input.",
+        show_default="without --task, 20480 tokens of the language reference inside Python",
+    ),
+]
+_Tokens = Annotated[
+    int | None, typer.Option("--tokens", min=2, help="Score the first tokens alone.", show_default="all")
+]
+_Window = Annotated[
+    int | None, typer.Option("--window", min=2, help="Tokens of a window.", show_default="512")
+]
+_Stride = Annotated[
+    int | None,
+    typer.Option("--stride", min=1, help="Tokens from window to window.", show_default="the window"),
+]
+_Task = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Task of lm-evaluation-harness (ceval-valid, cmmlu, mmlu, …); may be repeated.",
+    ),
+]
+_TaskFile = Annotated[
+    list[Path] | None,
+    typer.Option("--task-file", metavar="YAML", help="Task of your own; may be repeated."),
+]
+_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions a task.", show_default="all")]
+_FewShot = Annotated[
+    int | None,
+    typer.Option("--few-shot", min=0, help="Solved examples before a question.", show_default="the task's"),
+]
+_Chat = Annotated[
+    bool, typer.Option("--chat", help="Ask as a user of a chat does, not as text to be continued.")
+]
+_Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against", metavar="MODEL", help="Compare with this; a float checkpoint is not quantised."
+    ),
+]
+_AgainstEngine = Annotated[
+    _ReferenceEngine,
+    typer.Option("--against-engine", help="Where to run that; float scores the weights of its source."),
+]
+
+
 def evaluate(
     model: options.Model,
     *,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            allow_dash=True,
-            help="Text to score; - reads standard input.",
-            show_default="without --task, 20480 tokens of the language reference inside Python",
-        ),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", min=2, help="Score the first tokens alone.", show_default="all"),
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option("--window", min=2, help="Tokens of a window.", show_default="512")
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option("--stride", min=1, help="Tokens from window to window.", show_default="the window"),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            metavar="NAME",
-            help="Task of lm-evaluation-harness (ceval-valid, cmmlu, mmlu, …); may be repeated.",
-        ),
-    ] = None,
-    task_file: Annotated[
-        list[Path] | None,
-        typer.Option("--task-file", metavar="YAML", help="Task of your own; may be repeated."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Questions a task.", show_default="all")
-    ] = None,
-    few_shot: Annotated[
-        int | None,
-        typer.Option(
-            "--few-shot", min=0, help="Solved examples before a question.", show_default="the task's"
-        ),
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Ask as a user of a chat does, not as text to be continued.")
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against", metavar="MODEL", help="Compare with this; a float checkpoint is not quantised."
-        ),
-    ] = None,
-    against_engine: Annotated[
-        _ReferenceEngine,
-        typer.Option("--against-engine", help="Where to run that; float scores the weights of its source."),
-    ] = _ReferenceEngine.AUTO,
+    text: _Text = None,
+    tokens: _Tokens = None,
+    window: _Window = None,
+    stride: _Stride = None,
+    task: _Task = None,
+    task_file: _TaskFile = None,
+    limit: _Limit = None,
+    few_shot: _FewShot = None,
+    chat: _Chat = False,
+    against: _Against = None,
+    against_engine: _AgainstEngine = _ReferenceEngine.AUTO,
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
@@ -116,11 +124,11 @@ def evaluate(
 
     if against is None and against_engine is not _ReferenceEngine.AUTO:
         raise typer.BadParameter("--against-engine needs --against")
-    work = _work(text, (tokens, window, stride), task, task_file, (limit, few_shot, chat))
+    asked_text = _AskedText(text, tokens, window, stride)
+    work = _work(asked_text, _AskedTasks(task or [], task_file or [], limit, few_shot, chat))
     own = EngineSettings(engine.value, device, context, threads, exact)
     reference = EngineSettings(against_engine.value, device, context, threads, exact)
-    directory = resolve(model)
-    with open_subject(model, directory, own, is_compared=against is not None) as subject:
+    with open_subject(model, resolve(model), own, is_compared=against is not None) as subject:
         found = _evaluate(subject, work)
     beside = None
     if against is not None:
@@ -132,6 +140,65 @@ def evaluate(
 
 
 @dataclass(frozen=True, slots=True)
+class _AskedText:
+    """What the user said of a text; None leaves it to the model."""
+
+    file: Path | None
+    tokens: int | None
+    window: int | None
+    stride: int | None
+
+    def plan(self) -> TextPlan:
+        """Read the text: the user's, or one that is always there."""
+        from baichuan2_tpu.evaluate import TextPlan, language_reference
+
+        if self.file is None:
+            name, content = language_reference()
+            return TextPlan(name, content, self.tokens or _REFERENCE_TOKENS, self.window, self.stride)
+        name = "standard input" if str(self.file) == "-" else str(self.file)
+        return TextPlan(name, read_text(self.file), self.tokens, self.window, self.stride)
+
+    @property
+    def has_lengths(self) -> bool:
+        """Whether the user said how to cut it."""
+        return (self.tokens, self.window, self.stride) != (None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _AskedTasks:
+    """What the user said of tasks; None leaves it to them."""
+
+    names: list[str]
+    files: list[Path]
+    limit: int | None
+    few_shot: int | None
+    is_chat: bool
+
+    def load(self) -> TaskSuite:
+        """Load the tasks with their data."""
+        from baichuan2_tpu.evaluate.tasks import TaskPlan, load_tasks
+
+        plan = TaskPlan(
+            names=tuple(self.names),
+            files=tuple(self.files),
+            limit=self.limit,
+            few_shot=self.few_shot,
+            is_chat=self.is_chat,
+        )
+        return load_tasks(plan, notice)
+
+    @property
+    def are_any(self) -> bool:
+        """Whether there are tasks at all."""
+        return bool(self.names or self.files)
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether the user said how to ask."""
+        return (self.limit, self.few_shot) != (None, None) or self.is_chat
+
+
+@dataclass(frozen=True, slots=True)
 class _Work:
     """What is to be found of every model."""
 
@@ -139,50 +206,18 @@ class _Work:
     tasks: TaskSuite | None
 
 
-def _work(
-    text: Path | None,
-    lengths: tuple[int | None, int | None, int | None],
-    tasks: list[str] | None,
-    task_files: list[Path] | None,
-    asking: tuple[int | None, int | None, bool],
-) -> _Work:
-    """Read what the user said of the text and the tasks; without tasks there is always a text.
+def _work(text: _AskedText, tasks: _AskedTasks) -> _Work:
+    """Read the text and load the tasks; without tasks there is always a text.
 
     Raises: typer.BadParameter for options of what is not asked for; RequestError.
     """
-    from baichuan2_tpu.evaluate import TextPlan, language_reference
-
-    is_asking = bool(tasks or task_files)
-    if text is None and is_asking:
-        if any(length is not None for length in lengths):
+    if not tasks.are_any and tasks.has_settings:
+        raise typer.BadParameter("--limit, --few-shot and --chat need --task or --task-file")
+    if tasks.are_any and text.file is None:
+        if text.has_lengths:
             raise typer.BadParameter("--tokens, --window and --stride need --text beside tasks")
-        return _Work(None, _task_suite(tasks or [], task_files or [], asking))
-    tokens, window, stride = lengths
-    if text is not None:
-        name = "standard input" if str(text) == "-" else str(text)
-        plan = TextPlan(name, read_text(text), tokens, window, stride)
-        return _Work(plan, _task_suite(tasks or [], task_files or [], asking))
-    name, content = language_reference()
-    plan = TextPlan(name, content, tokens or _REFERENCE_TOKENS, window, stride)
-    return _Work(plan, _task_suite([], [], asking))
-
-
-def _task_suite(
-    tasks: list[str], files: list[Path], asking: tuple[int | None, int | None, bool]
-) -> TaskSuite | None:
-    """Return the tasks that are asked for, loaded with their data.
-
-    Raises: typer.BadParameter for options that only tasks have; RequestError for a task that cannot be run.
-    """
-    limit, few_shot, is_chat = asking
-    if not tasks and not files:
-        if limit is not None or few_shot is not None or is_chat:
-            raise typer.BadParameter("--limit, --few-shot and --chat need --task or --task-file")
-        return None
-    from baichuan2_tpu.evaluate.tasks import TaskPlan, load_tasks
-
-    plan = TaskPlan(names=tuple(tasks), files=tuple(files), limit=limit, few_shot=few_shot, is_chat=is_chat)
-    return load_tasks(plan, notice)
+        return _Work(None, tasks.load())
+    return _Work(text.plan(), tasks.load() if tasks.are_any else None)
 
 
 def _evaluate(subject: Subject, work: _Work, beside: Evaluation | None = None) -> Evaluation:
