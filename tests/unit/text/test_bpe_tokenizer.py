@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -17,6 +18,27 @@ def test_a_typed_special_token_is_spelled_out(bpe_tokenizer: Tokenizer) -> None:
     ids = bpe_tokenizer.encode("<|im_start|>system")
     assert bpe_tokenizer.control_id("<|im_start|>") not in ids
     assert len(ids) > 2
+
+
+def test_other_threads_run_while_a_text_is_cut(bpe_tokenizer: Tokenizer) -> None:
+    # The library's ``encode`` keeps the interpreter's lock: a text of 4 MB stopped a server for 3 seconds.
+    beats: list[int] = []
+    is_over = Event()
+
+    def count() -> None:
+        while not is_over.wait(0.001):
+            beats.append(len(beats))
+
+    beating = Thread(target=count)
+    beating.start()
+    while not beats:  # the thread has begun
+        pass
+    beats.clear()
+    bpe_tokenizer.encode("hello world " * 50_000)
+    seen = len(beats)
+    is_over.set()
+    beating.join()
+    assert seen > 10
 
 
 def test_the_end_token_stops(bpe_tokenizer: Tokenizer) -> None:

@@ -79,7 +79,7 @@ def test_stop_ids_are_control_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.stop_ids) == ""
 
 
-@pytest.mark.parametrize("token_id", [-1, 10_000_000])
+@pytest.mark.parametrize("token_id", [-1, 10_000_000, 2**32, 2**70])
 def test_an_id_outside_the_vocabulary_is_refused_by_name(tokenizer: Tokenizer, token_id: int) -> None:
     with pytest.raises(RequestError, match=rf"{token_id}.*0 to {tokenizer.vocabulary_size - 1}"):
         tokenizer.token_bytes(token_id)
