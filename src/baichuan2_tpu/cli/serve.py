@@ -58,19 +58,21 @@ _KvMemory = Annotated[
     typer.Option(
         "--kv-memory",
         min=0.001,
+        max=1_000_000,
         metavar="GB",
         help="Memory for the keys and values of all conversations.",
         show_default="what the weights leave of half of the machine's",
     ),
 ]
 _MaxBody = Annotated[
-    float, typer.Option("--max-body", min=0.001, metavar="MB", help="Largest body of a request.")
+    float, typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request.")
 ]
 _Timeout = Annotated[
     float | None,
     typer.Option(
         "--timeout",
         min=0.001,
+        max=1_000_000,
         metavar="SECONDS",
         help="Longest a request may take, from its arrival to the end of its answer.",
         show_default="no limit",
@@ -78,7 +80,9 @@ _Timeout = Annotated[
 ]
 _Grace = Annotated[
     float,
-    typer.Option("--grace", min=0, metavar="SECONDS", help="Time for running answers to finish at the end."),
+    typer.Option(
+        "--grace", min=0, max=1_000_000, metavar="SECONDS", help="Time for running answers to finish at the end."
+    ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
 

@@ -74,7 +74,7 @@ def read_keys(file: Path | None) -> frozenset[str]:
     keys: set[str] = set()
     if file is not None:
         try:
-            keys.update(line.strip() for line in file.read_text("utf-8").splitlines())
+            keys.update(line.strip() for line in file.read_text("utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"cannot read keys from {file}: {error}; give a text file") from error
         keys.discard("")

@@ -5,6 +5,7 @@ Not here: listening on a port (``cli.serve``), the web page.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Security
@@ -23,12 +24,16 @@ from baichuan2_tpu.server.service import Service
 
 __all__ = ["ServerOptions", "create_app"]
 
+_KEY = re.compile("[!-~]*")
+_ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """Who may ask, and how much.
 
-    Without ``api_keys`` everybody may; ``cors_origins`` are the web pages of others that may.
+    Without ``api_keys`` everybody may; ``cors_origins`` are the web sites whose pages may, as browsers name
+    them: ``https://site.example``, or ``*`` for all.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -40,6 +45,17 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if "" in self.api_keys:
             raise RequestError("an API key is empty; one character or more is allowed")
+        if not all(_KEY.fullmatch(key) for key in self.api_keys):
+            raise RequestError(
+                "an API key has a space or a character that is not ASCII, which no header can carry; "
+                "letters, digits and punctuation are allowed"
+            )
+        wrong = next((origin for origin in self.cors_origins if not _ORIGIN.fullmatch(origin)), None)
+        if wrong is not None:
+            raise RequestError(
+                f"{wrong!r} is no origin of web pages; give it as browsers do: https://site.example, "
+                "with the port where it is unusual, and without a path"
+            )
         if self.max_body_bytes < 1:
             raise RequestError(f"max_body_bytes is {self.max_body_bytes}; 1 or more is allowed")
 
@@ -70,6 +86,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
             CORSMiddleware,
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app

@@ -10,6 +10,7 @@ sd_notify(3) for ``tell_supervisor``.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import os
 import socket
@@ -96,7 +97,10 @@ def check_tls(address: Address) -> None:
 
 def is_loopback(host: str) -> bool:
     """Tell whether only this machine can reach a host name or address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host.lower() == "localhost"
 
 
 def serve(

@@ -47,6 +47,14 @@ def test_a_port_in_use_is_one_line(run: Run, taken_port: int) -> None:
     )
 
 
+@pytest.mark.parametrize("option", ["--max-body", "--grace", "--timeout", "--kv-memory"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_a_limit_that_is_no_number_is_a_wrong_use(run: Run, option: str, value: str) -> None:
+    done = run("serve", "no-such-model", "--port", 0, option, value)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: Invalid value for '{option}'")
+
+
 def test_an_unknown_model_is_one_line(run: Run) -> None:
     done = run("serve", "no-such-model", "--port", 0)
     assert (done.code, done.out) == (1, "")
@@ -84,7 +92,7 @@ def test_a_missing_package_is_named_with_the_next_step() -> None:
 
 def test_keys_come_from_the_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
-    file.write_text("one\n\n two \n")
+    file.write_bytes(b"\xef\xbb\xbfone\r\n\n two \n")  # as an editor on Windows writes it
     monkeypatch.setenv("BAICHUAN2_API_KEY", "three")
     assert read_keys(file) == {"one", "two", "three"}
     monkeypatch.delenv("BAICHUAN2_API_KEY")

@@ -45,6 +45,22 @@ def test_an_empty_key_is_refused_before_it_lets_everybody_in() -> None:
         pass
 
 
+@pytest.mark.parametrize("key", ["sécret", "two words", "secret\n", "\ufeffsecret"])
+def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
+    with pytest.raises(RequestError, match="which no header can carry") as caught:
+        ServerOptions(frozenset({key}))
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "origin", ["page.test", "http://page.test/", "http://", "ftp://page.test", "null", ""]
+)
+def test_what_no_browser_calls_an_origin_is_refused(origin: str) -> None:
+    # It never matched, and nobody was told.
+    with pytest.raises(RequestError, match="is no origin of web pages"):
+        ServerOptions(cors_origins=(origin,))
+
+
 def test_a_limit_of_nothing_is_refused() -> None:
     with pytest.raises(RequestError, match="max_body_bytes is 0"):
         ServerOptions(max_body_bytes=0)
@@ -57,7 +73,25 @@ def test_other_pages_may_ask_only_when_they_are_named() -> None:
     options = ServerOptions(frozenset({"secret"}), cors_origins=("http://page.test",))
     with served(scripted_engine(), options) as client:
         preflight = client.options(CHAT, headers={**headers, "Access-Control-Request-Method": "POST"})
+        refused = client.options(
+            CHAT, headers={"Origin": "http://other.test", "Access-Control-Request-Method": "POST"}
+        )
     assert preflight.headers["access-control-allow-origin"] == "http://page.test"
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_the_client_of_openai_may_ask_from_a_page_that_is_named() -> None:
+    asked = {
+        "Origin": "http://page.test",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+    }
+    with served(scripted_engine(), ServerOptions(cors_origins=("http://page.test",))) as client:
+        preflight = client.options(CHAT, headers=asked)
+        answer = client.get("/v1/models", headers={"Origin": "http://page.test"})
+    assert preflight.status_code == 200
+    assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
+    assert answer.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
 
 
 def test_a_page_cannot_ask_without_a_preflight() -> None:

@@ -41,7 +41,7 @@ def test_loopback_is_known(host: str) -> None:
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.example.org"])
 def test_other_machines_reach_the_rest(host: str) -> None:
     assert not is_loopback(host)
 
