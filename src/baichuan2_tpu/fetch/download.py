@@ -20,15 +20,16 @@ from pathlib import Path
 import httpx
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import hash_file
+from baichuan2_tpu.fetch.digests import Digest, hash_file
 from baichuan2_tpu.fetch.hub import RemoteFile
 from baichuan2_tpu.fetch.part_file import PartFile, Piece
 from baichuan2_tpu.fetch.transport import Fault, Patience, check_status, gave_up, mapped_errors
 
-__all__ = ["Address", "DownloadSettings", "download_file"]
+__all__ = ["Address", "DownloadSettings", "Watcher", "download_file"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _WHOLE_ATTEMPTS = 2
+_TOLD_WAIT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,14 @@ class DownloadSettings:
     patience: Patience = field(default_factory=Patience)
 
 
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Whom a download tells: of bytes that came, less than 0 where some are given up, and of long waits."""
+
+    report: Callable[[int], None]
+    notice: Callable[[str], None]
+
+
 class _Changed(Exception):  # noqa: N818 - the file is begun again; no error yet
     """The file at the address is not the one it was."""
 
@@ -64,8 +73,8 @@ class _Stopped(Exception):  # noqa: N818 - another thread has failed, or the use
 class _Meter:
     """Bytes of one file that have come, told as they come and taken back where they are given up."""
 
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
         self._lock = threading.Lock()
         self._nbytes = 0
 
@@ -73,11 +82,17 @@ class _Meter:
         """Count bytes, or take them back; threads may call it."""
         with self._lock:
             self._nbytes += nbytes
-            self._report(nbytes)
+            self._watcher.report(nbytes)
 
     def reset(self) -> None:
         """Take everything back."""
         self.add(-self._nbytes)
+
+    def tell_wait(self, name: str, fault: Fault, wait_s: float) -> None:
+        """Say why nothing comes, where it lasts."""
+        if wait_s >= _TOLD_WAIT_S:
+            with self._lock:
+                self._watcher.notice(f"{name}: {fault}; trying again in {wait_s:.0f} s")
 
 
 def download_file(
@@ -87,31 +102,31 @@ def download_file(
     folder: Path,
     *,
     settings: DownloadSettings,
-    report: Callable[[int], None],
-) -> PartFile:
-    """Return the file as a part in ``folder``, whole and proven; it only lacks its name.
+    watcher: Watcher,
+) -> tuple[PartFile, str]:
+    """Return the file as a part in ``folder``, whole and proven, that only lacks its name, and its sha256.
 
-    ``report`` gets the bytes that came, less than 0 where some are given up.
     Side effect: what is there stays when it is interrupted; the same call goes on.
     Raises: FetchError; OSError when the disk cannot take it.
     """
     reason = ""
-    meter = _Meter(report)
+    meter = _Meter(watcher)
     for _ in range(_WHOLE_ATTEMPTS):
         part = PartFile(folder, wanted)
         meter.add(part.finished_bytes)
         try:
             _fill(_Transfer(part, client, address, wanted, settings.patience, meter), settings)
-            found = hash_file(part.path, [wanted.digest.kind])[wanted.digest.kind]
+            found = hash_file(part.path, {wanted.digest.kind, "sha256"})
         except _Changed as change:
             reason = str(change)
         except BaseException:
             part.close()
             raise
         else:
-            if found == wanted.digest.value:
-                return part
-            reason = f"what came has {wanted.digest.kind} {found}, listed is {wanted.digest}"
+            came = Digest(wanted.digest.kind, found[wanted.digest.kind])
+            if came == wanted.digest:
+                return part, found["sha256"]
+            reason = f"what came has {came}, listed is {wanted.digest}"
         meter.reset()
         part.discard()
     raise FetchError(
@@ -182,7 +197,9 @@ class _Transfer:
                 if fault.is_suspect:
                     self.meter.add(piece.start - offset)
                     offset = piece.start
-                if self._stopped.wait(self.patience.wait_s(max(failures, lies), fault.wait_s)):
+                wait_s = self.patience.wait_s(max(failures, lies), fault.wait_s)
+                self.meter.tell_wait(self.wanted.name, fault, wait_s)
+                if self._stopped.wait(wait_s):
                     raise _Stopped from fault
         self.part.add(piece)
 

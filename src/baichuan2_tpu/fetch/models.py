@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import HUB_MODELS
 from baichuan2_tpu.fetch.digests import hash_file
-from baichuan2_tpu.fetch.download import Address, DownloadSettings, download_file
+from baichuan2_tpu.fetch.download import Address, DownloadSettings, Watcher, download_file
 from baichuan2_tpu.fetch.hub import Hub, RemoteFile, SourceName, open_hub
 from baichuan2_tpu.fetch.lock_file import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.part_file import PartFile
@@ -37,6 +37,7 @@ __all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "find_d
 Notice = Callable[[str], None]
 
 _SPARE_BYTES = 64 << 20  # the record, and what else happens on a disk meanwhile
+_LISTING_ATTEMPTS = 3
 _TOLD_BYTES = 100 << 20
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BLOCK_BYTES = 512  # unit of st_blocks on Linux
@@ -86,7 +87,8 @@ def fetch_model(
     with open_client(patience, settings.download.connections) as client:
         listing = keep_trying(
             partial(hub.list_files, client, repository, settings.revision or pinned),
-            patience,
+            # Nothing has come yet: a user without a way to this hub learns it soon, to take the other one.
+            replace(patience, attempts=min(patience.attempts, _LISTING_ATTEMPTS)),
             where=f"{hub.name}: {repository}",
             sleep=time.sleep,
         )
@@ -234,9 +236,9 @@ class _Fetching:
             return True
         if not path.exists():
             return False
-        is_right = path.is_file() and path.stat().st_size == file.nbytes and _has_digest(path, file)
-        if is_right:
-            self._record = self._record.with_file(file.name, RecordedFile.measure(path))
+        found = _measure(path, file)
+        if found is not None:
+            self._record = self._record.with_file(file.name, found)
         elif not self._is_ours or not path.is_file():
             raise RequestError(
                 f"{path} is not the file of {self._task.repository}, and was not fetched into this folder; "
@@ -244,7 +246,7 @@ class _Fetching:
             )
         else:
             self._task.notice(f"{file.name} is cut short or changed and is fetched again")
-        return is_right
+        return found is not None
 
     def _part_bytes(self) -> int:
         """Return what unfinished files take on the disk already."""
@@ -260,24 +262,27 @@ class _Fetching:
             hub.headers,
             hub.advice(self._task.repository),
         )
-        part = download_file(
-            self._task.client, address, file, self._work, settings=self._task.download, report=self._report
+        part, sha256 = download_file(
+            self._task.client,
+            address,
+            file,
+            self._work,
+            settings=self._task.download,
+            watcher=Watcher(self._report, self._task.notice),
         )
-        measured = RecordedFile.measure(part.path)
-        self._check_come(file, part, measured)
+        self._check_come(file, part, sha256)
         path = self._folder / file.name
         part.become(path)
-        moved = RecordedFile(measured.nbytes, measured.sha256, path.stat().st_mtime_ns)
-        self._record = self._record.with_file(file.name, moved)
+        came = RecordedFile(file.nbytes, sha256, path.stat().st_mtime_ns)
+        self._record = self._record.with_file(file.name, came)
         self._record.write(self._folder)
 
-    def _check_come(self, file: RemoteFile, part: PartFile, measured: RecordedFile) -> None:
+    def _check_come(self, file: RemoteFile, part: PartFile, sha256: str) -> None:
         """Compare the sha256 of what came, which a hub need not list for a small file."""
         for expected, whose in self._expectations(file.name):
-            if (measured.nbytes, measured.sha256) != expected:
+            if (file.nbytes, sha256) != expected:
                 part.discard()
-                offered = f"{measured.nbytes} bytes with sha256 {measured.sha256}"
-                self._refuse(file, offered, expected, whose)
+                self._refuse(file, f"{file.nbytes} bytes with sha256 {sha256}", expected, whose)
 
     def _report(self, nbytes: int) -> None:
         self._done_bytes += nbytes
@@ -285,9 +290,14 @@ class _Fetching:
             self._progress(self._done_bytes, self._total_bytes)
 
 
-def _has_digest(path: Path, file: RemoteFile) -> bool:
-    kind = file.digest.kind
-    return hash_file(path, [kind])[kind] == file.digest.value
+def _measure(path: Path, file: RemoteFile) -> RecordedFile | None:
+    """Describe a file that is there, or return None when it is not the one that is listed."""
+    if not path.is_file() or path.stat().st_size != file.nbytes:
+        return None
+    found = hash_file(path, {file.digest.kind, "sha256"})
+    if found[file.digest.kind] != file.digest.value:
+        return None
+    return RecordedFile(file.nbytes, found["sha256"], path.stat().st_mtime_ns)
 
 
 def _size(nbytes: int) -> str:

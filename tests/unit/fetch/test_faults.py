@@ -302,6 +302,14 @@ def test_progress_ends_at_the_total_whatever_is_given_up(hub: FaultyHub, setting
     assert all(0 <= done <= total for done, _ in amounts)
 
 
+def test_long_wait_is_told(hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baichuan2_tpu.fetch.download._TOLD_WAIT_S", 0.005)
+    hub.faults.extend(["", "", "", "429 60", "500"])
+    notices: list[str] = []
+    fetch_model(MODEL, settings, notice=notices.append)
+    assert notices[1:] == [f"{WEIGHTS}: status 429; trying again in 0 s"]
+
+
 def test_closed_part_takes_no_more_bytes(hub: FaultyHub, settings: FetchSettings, folder: Path) -> None:
     folder.mkdir()
     with PartFile(folder, RemoteFile("file", 10, Digest("sha256", "0" * 64))) as part:
