@@ -27,6 +27,9 @@ from plain_rounding import RoundedWeights
 
 FLOAT = "float32"
 
+Versions = dict[str, tuple[Callable[[], Weights], bool]]
+"""Weights by name, opened when their turn comes, and whether they run in the engine's exact mode."""
+
 
 def main() -> None:
     """Score every version, print a table and, if asked, one JSON object as the last line."""
@@ -37,7 +40,8 @@ def main() -> None:
     checkpoint = FloatCheckpoint.open(source)
     tell("scoring the float weights")
     found = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
-    for name, (weights, is_exact) in versions(directories, checkpoint).items():
+    every = versions(directories, checkpoint) | calibrated_versions(given.calibrated)
+    for name, (weights, is_exact) in every.items():
         tell(f"scoring {name}")
         found[name] = score_weights(weights(), text, is_exact=is_exact)
     rows = {name: compared(one, found[FLOAT]) for name, one in found.items()}
@@ -59,6 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=20_480, help="length of the text (20480)")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--stride", type=int, default=512)
+    parser.add_argument(
+        "--calibrated", type=Path, help="the same model's 4 bits by quantize --method gptq, to be scored too"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     return parser.parse_args()
 
@@ -75,9 +82,7 @@ def read_text(directory: Path, given: argparse.Namespace) -> ScoredText:
     return ScoredText.of(name, prose, tokenizer, limit=given.tokens, window=given.window, stride=given.stride)
 
 
-def versions(
-    directories: dict[int, Path], checkpoint: FloatCheckpoint
-) -> dict[str, tuple[Callable[[], Weights], bool]]:
+def versions(directories: dict[int, Path], checkpoint: FloatCheckpoint) -> Versions:
     """Return what is compared, each opened when its turn comes, and whether in the engine's exact mode.
 
     The fast mode, which users get, rounds activations too; the exact one shows the share of the weights.
@@ -89,6 +94,17 @@ def versions(
         "4 bits": (four, False),
         "4 bits, float activations": (four, True),
         "4 bits, plain rounding": (partial(RoundedWeights, checkpoint, QuantizationConfig(4)), False),
+    }
+
+
+def calibrated_versions(directory: Path | None) -> Versions:
+    """Return the same of a calibrated checkpoint, where there is one."""
+    if directory is None:
+        return {}
+    calibrated = partial(QuantizedCheckpoint, directory)
+    return {
+        "4 bits, calibrated": (calibrated, False),
+        "4 bits, calibrated, float activations": (calibrated, True),
     }
 
 
