@@ -82,7 +82,8 @@ def _report(progress: DownloadProgress | None, done: int, at_most: int) -> None:
 
 
 def _check_tool() -> None:
-    if importlib.util.find_spec("dfss") is None:
+    found = importlib.util.find_spec("dfss")
+    if found is None or found.origin is None:  # any folder of that name is found, without an origin
         raise FetchError(
             "the vendor's files come with its own tool dfss, which is not installed; "
             f"run {sys.executable} -m pip install dfss and the same command again"
@@ -163,7 +164,7 @@ def _run_dfss(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         raise FetchError(
             f"dfss could not bring {name} (exit code {child.returncode}, {last[-200:]!r}); check the "
-            f"network and run the same command again, or try {' '.join(command[1:])} by hand"
+            f"network and run the same command again, or try {' '.join(command)} by hand"
         )
     return scratch / name
 

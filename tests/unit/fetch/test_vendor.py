@@ -140,6 +140,13 @@ def test_missing_tool_names_the_command_that_installs_it(
     assert not (tmp_path / "model").exists()
 
 
+def test_folder_of_that_name_is_not_the_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "site" / "dfss").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with pytest.raises(FetchError, match="which is not installed"):
+        fetch(tmp_path / "model")
+
+
 def test_failure_of_the_tool_tells_its_last_line(vendor: Vendor, tmp_path: Path) -> None:
     (vendor.store / BMODEL).unlink()
     with pytest.raises(
