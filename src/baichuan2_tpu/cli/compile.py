@@ -61,7 +61,10 @@ class _Dtype(str, Enum):
 
 
 _Checkpoint = Annotated[
-    str, typer.Argument(metavar="QCKPT", help="Directory of a checkpoint, or known name (demo).")
+    str,
+    typer.Argument(
+        metavar="QCKPT", help="Directory of a checkpoint, or known name (demo, baichuan2-7b-chat, …)."
+    ),
 ]
 _Destination = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the bundle to make.")]
 _Context = Annotated[int, typer.Option("--context", min=1, help="Tokens a conversation can hold.")]

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.terminal import notice, progress_bar
+from baichuan2_tpu.cli.terminal import byte_bar, notice, progress_bar
 
 __all__ = ["quantize"]
 
@@ -26,7 +26,11 @@ class MethodName(str, Enum):
 
 def quantize(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Checkpoint directory, .gguf file, or known name (demo).")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Checkpoint directory, .gguf file, or known name (demo, baichuan2-7b-chat, …).",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make.")],
     *,
@@ -66,7 +70,8 @@ def quantize(
     if method is MethodName.SEARCH and (calibration or calibration_tokens):
         raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
     wished = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
-    path = find_source(source, notice)
+    with byte_bar("fetching") as fetching:
+        path = find_source(source, notice, fetching)
     with progress_bar("quantising") as progress:
         write_quantized(
             path,
