@@ -180,6 +180,8 @@ def resolve_model(
             workers=settings.workers,
             progress=progress,
         )
+        if known is not None and known.shape is not None:
+            notice(f"{source} is not needed for that any more and can be deleted")
     return cached
 
 

@@ -71,7 +71,7 @@ def fetch(
     What is whole stays when it is interrupted; the same command goes on, and replaces what is damaged. Read
     from the environment: HF_ENDPOINT, HF_TOKEN, MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN, HTTPS_PROXY.
     """
-    wish = _Wish(source, to, connections, revision)
+    wish = _Wish(source, None if to is None else to.expanduser(), connections, revision)
     if is_list:
         if name is not None or verify or wish != _Wish(None, None, None, None):
             raise typer.BadParameter("--list goes with --json alone")
@@ -131,7 +131,7 @@ def _folder(name: str, wish: _Wish) -> Path:
     from baichuan2_tpu.fetch import cache_folder, fetched_folder
 
     usual = cache_folder() / "downloads" if name == "demo" else fetched_folder(name, wish.revision)
-    return usual if wish.folder is None else wish.folder.expanduser()
+    return usual if wish.folder is None else wish.folder
 
 
 def _verify(name: str, wish: _Wish, *, as_json: bool) -> None:
@@ -146,9 +146,11 @@ def _verify(name: str, wish: _Wish, *, as_json: bool) -> None:
     for file, what in damage.items():
         notice(f"{folder / file}: {what}")
     if damage:
-        again = f" --to {wish.folder}" if wish.folder else ""
+        words = [name]
+        words += ["--revision", wish.revision] if wish.revision else []
+        words += ["--to", str(wish.folder)] if wish.folder else []
         raise FetchError(
-            f"{name} is damaged in {len(damage)} file(s); repair it with: baichuan2 fetch {name}{again}"
+            f"{name} is damaged in {len(damage)} file(s); repair it with: baichuan2 fetch {' '.join(words)}"
         )
     if not as_json:
         write_result(f"{folder}\n")

@@ -1,6 +1,7 @@
 """``baichuan2 fetch``: what it prints, how it ends, and that other commands take the names it knows."""
 
 import json
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def test_model_answers_from_its_name(run: Run, hub: FaultyHub) -> None:
     assert outcome.code == 0
     assert "fetching baichuan-inc/Baichuan2-7B-Base at" in outcome.err
     assert f"quantising {NAME} to 4 bits (once, into " in outcome.err
+    assert f"{fetched_folder(NAME)} is not needed for that any more and can be deleted\n" in outcome.err
+    shutil.rmtree(fetched_folder(NAME))
     hub.requests.clear()
     again = run("generate", NAME, "Hello", "--max-tokens", "2", "--seed", "1", "--threads", "1")
     assert (again.code, again.out) == (0, outcome.out)
@@ -92,6 +95,10 @@ def test_repair_of_another_folder_names_it(run: Run, hub: FaultyHub, tmp_path: P
     (tmp_path / "m" / "config.json").unlink()
     outcome = run("fetch", NAME, "--to", tmp_path / "m", "--verify")
     assert outcome.err.endswith(f"repair it with: baichuan2 fetch {NAME} --to {tmp_path / 'm'}\n")
+    run("fetch", NAME, "--revision", "v2")
+    (fetched_folder(NAME, "v2") / "config.json").unlink()
+    outcome = run("fetch", NAME, "--revision", "v2", "--verify")
+    assert outcome.err.endswith(f"repair it with: baichuan2 fetch {NAME} --revision v2\n")
 
 
 def test_failure_is_one_line(run: Run, hub: FaultyHub) -> None:
