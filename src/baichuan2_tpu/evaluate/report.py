@@ -87,12 +87,14 @@ class Report:
         return markdown_table((*_PERPLEXITY_COLUMNS, *_RISE_COLUMNS), rows)
 
     def _task_table(self) -> list[str]:
-        columns = ("task", "metric", "questions", self.own.model, "95 % interval")
+        columns = ("task", "metric", "questions")
         if self.against is None:
-            return markdown_table(columns, [one.cells() for one in self.own.tasks])
+            rows = [one.cells() for one in self.own.tasks]
+            return markdown_table((*columns, self.own.model, "95 % interval"), rows)
         pairs = zip(self.own.tasks, self.against.tasks, strict=True)
+        own, other = _told_apart(self.own, self.against)
         return markdown_table(
-            (*columns, self.against.model, "difference", "95 % interval"),
+            (*columns, own, "95 % interval", other, "difference", "95 % interval"),
             [(*one.cells(), *one.comparison_cells(reference)) for one, reference in pairs],
         )
 
@@ -119,6 +121,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     """Return the lines of a Markdown table; a bar inside a cell would break it."""
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (columns, *rows)]
     return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
+
+
+def _told_apart(own: Evaluation, other: Evaluation) -> tuple[str, str]:
+    """Return two names for the head of a table; of one model twice, with what differs."""
+    if own.model != other.model:
+        return own.model, other.model
+    return f"{own.model} ({own.weights}, {own.engine})", f"{other.model} ({other.weights}, {other.engine})"
 
 
 def _text_lines(text: ScoredText, perplexity: Perplexity, tokenizer: str) -> list[str]:

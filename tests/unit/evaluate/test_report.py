@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,12 @@ def test_tasks_are_compared_question_by_question() -> None:
     (task,) = Report(own, other).to_json()["comparison"]["tasks"]  # pyright: ignore[reportIndexIssue] - JSON
     assert task["difference"] == 0
     assert task["difference_interval"][0] < 0 < task["difference_interval"][1]
+
+
+def test_one_model_twice_is_told_apart_by_its_weights() -> None:
+    own, other = evaluation("demo", None, score("logic", 1)), evaluation("demo", None, score("logic", 1))
+    header = Report(own, replace(other, engine="numpy", weights="float32")).lines()[0]
+    assert "| demo (4 bits, cpu) | 95 % interval | demo (float32, numpy) | difference |" in header
 
 
 def test_text_and_tasks_stand_below_each_other() -> None:
