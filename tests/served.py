@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
+from baichuan2_tpu.server.connections import Connection
 from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.text.template import BaichuanTemplate
@@ -75,7 +76,7 @@ def listening(app: ASGIApp) -> Generator[str, None, None]:
     """Serve an app from a thread, and yield its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not server.started and thread.is_alive():

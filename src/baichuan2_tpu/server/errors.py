@@ -1,7 +1,8 @@
 """Any error as an OpenAI error object with its HTTP status: the only place where that is decided.
 
-400 a request this model cannot serve, or no JSON; 401 no valid key; 404 no such model or path; 413 too large;
-422 JSON that is no such request; 429 too many requests; 503 out of time, or stopping; 500 the server's fault.
+400 a request this model cannot serve, or no JSON; 401 no valid key; 404 no such model or path; 408 too slow;
+413 too large; 422 JSON that is no such request; 429 too many requests; 503 out of time, or stopping; 500 the
+server's fault.
 Not here: which checks there are.
 Source: OpenAI's guide to error codes, and what its Python client raises for each status.
 """
@@ -74,7 +75,7 @@ class Fault:
 
 DOCUMENTED: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 404, 413, 422, 429, 500, 503)
+    for status in (400, 401, 404, 408, 413, 422, 429, 500, 503)
 }
 """What the API's description says of errors."""
 

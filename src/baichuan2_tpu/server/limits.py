@@ -1,9 +1,11 @@
-"""How large the body of a request may be.
+"""How large the body of a request may be, and how long it may take to come.
 
 Not here: how much text a model can read (``ContextLengthError``).
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,23 +17,31 @@ _MAX_UNREAD_BYTES = 64 * 2**20
 """As much of a body that is too large is read and dropped: a client that is still sending when its connection
 is closed does not see the answer."""
 
+_BODY_S = 60
+"""Time for all of a body: 4 MB by a line of 0.5 Mbit/s."""
+
 
 class BodyLimit:
-    """Reads the body of each request, and refuses one of more than ``max_bytes``; ASGI middleware."""
+    """Reads the body of each request, and refuses one that is too large or too slow; ASGI middleware."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 413."""
+        """Pass a request on, or answer it with 408 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        first, is_too_large = await self._read(receive)
-        if is_too_large:
-            message = f"the body has more than the {self._max_bytes} bytes that are allowed; send less"
-            await error_response(ApiError(message, status=413, code="body_too_large"))(scope, receive, send)
+        try:
+            first = await asyncio.wait_for(self._read(receive), _BODY_S)
+        except asyncio.TimeoutError:
+            message = f"the body was not whole in {_BODY_S} s; send it faster, or send less"
+            error = ApiError(message, status=408, code="request_timeout")
+            await error_response(error)(scope, receive, send)
+            return
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
             return
 
         waiting = [first]
@@ -41,18 +51,21 @@ class BodyLimit:
 
         await self._app(scope, receive_rest, send)
 
-    async def _read(self, receive: Receive) -> tuple[Message, bool]:
-        """Return the whole body as one message, and whether it is too large; then it is dropped."""
+    async def _read(self, receive: Receive) -> Message:
+        """Return the whole body as one message. Raises: ApiError when it is too large."""
         body = bytearray()
         total = 0
         is_more = True
         while is_more and total <= max(self._max_bytes, _MAX_UNREAD_BYTES):
             message = await receive()
             if message["type"] != "http.request":
-                return message, False
+                return message
             piece = message.get("body", b"")
             total += len(piece)
             if total <= self._max_bytes:
                 body += piece
             is_more = message.get("more_body", False)
-        return {"type": "http.request", "body": bytes(body)}, total > self._max_bytes
+        if total > self._max_bytes:
+            message = f"the body has more than the {self._max_bytes} bytes that are allowed; send less"
+            raise ApiError(message, status=413, code="body_too_large")
+        return {"type": "http.request", "body": bytes(body)}

@@ -24,6 +24,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.connections import Connection
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
@@ -119,6 +120,7 @@ def serve(
     """
     config = uvicorn.Config(
         app,
+        http=Connection,
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
         log_config=None,

@@ -1,0 +1,84 @@
+"""Clients that send half of a request and no more do not keep their connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from baichuan2_tpu.server import connections, limits
+from baichuan2_tpu.server.limits import BodyLimit
+from served import listening
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer after some time, whatever is asked."""
+    await asyncio.sleep(0.5)
+    await PlainTextResponse("ok")(scope, receive, send)
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    monkeypatch.setattr(connections, "_HEAD_S", 0.2)
+    with listening(answer) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port or 0), timeout=60) as client:
+            yield client
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Return what comes until the server closes the connection."""
+    return b"".join(iter(lambda: client.recv(2**16), b""))
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", REQUEST[:-2]])
+def test_a_connection_without_a_whole_head_is_closed(client: socket.socket, sent: bytes) -> None:
+    client.sendall(sent)
+    assert read_all(client) == b""
+
+
+def test_an_answer_may_take_longer_than_a_head(client: socket.socket) -> None:
+    client.sendall(REQUEST)
+    assert client.recv(2**16).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_the_head_of_a_later_request_has_its_own_time(client: socket.socket) -> None:
+    client.sendall(REQUEST + REQUEST[:-2])
+    said = read_all(client)
+    assert said.count(b"200 OK") == 1
+    assert said.endswith(b"ok")
+
+
+def test_a_body_nobody_waits_for_does_not_hold_a_connection(client: socket.socket) -> None:
+    client.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1")
+    assert client.recv(2**16).startswith(b"HTTP/1.1 200 OK")
+    client.sendall(b"2")  # which ended uvicorn's own wait
+    assert read_all(client) == b""
+
+
+def test_a_head_without_end_is_refused(client: socket.socket) -> None:
+    client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"a" * 100_000)
+    assert client.recv(2**16).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_BODY_S", 0.1)
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.04)
+        return {"type": "http.request", "body": b"1", "more_body": True}
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    asyncio.run(BodyLimit(answer, 1000)({"type": "http"}, receive, send))
+    assert said[0]["status"] == 408
+    assert b"request_timeout" in said[1]["body"]
