@@ -65,7 +65,8 @@ _KvMemory = Annotated[
     ),
 ]
 _MaxBody = Annotated[
-    float, typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request.")
+    float,
+    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request."),
 ]
 _Timeout = Annotated[
     float | None,
@@ -81,7 +82,11 @@ _Timeout = Annotated[
 _Grace = Annotated[
     float,
     typer.Option(
-        "--grace", min=0, max=1_000_000, metavar="SECONDS", help="Time for running answers to finish at the end."
+        "--grace",
+        min=0,
+        max=1_000_000,
+        metavar="SECONDS",
+        help="Time for running answers to finish at the end.",
     ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
