@@ -61,7 +61,8 @@ class CalibratedRun:
         if shards[-1].file not in self.journal.done:
             self._write_head()
             finished()
-        self._states_file(self.plan.config.layers).unlink(missing_ok=True)
+        for states in self.journal.path.parent.glob("states-*.npy"):
+            states.unlink()
 
     def _first_layer(self) -> int:
         """Return the first layer whose states are there; before the very first one they are made."""

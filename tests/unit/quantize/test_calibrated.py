@@ -17,6 +17,7 @@ from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import Calibration, QuantizeEvent, quantize
 from baichuan2_tpu.quantize.calibration import open_windows
+from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.text.registry import open_tokenizer
 from reference import reference_logits
 from tiny_checkpoint import (
@@ -31,7 +32,7 @@ from tiny_checkpoint import (
 from tiny_tokenizer import write_sentencepiece
 
 WORDS = [
-    *"The capital of France is Paris and system user assistant end".split(),
+    *["The", "capital", "of", "France", "is", "Paris", "and", "system", "user", "assistant", "end"],
     *"你好吗请使用写一段代码0123+",
 ]
 
@@ -180,6 +181,26 @@ def test_a_layer_whose_states_alone_were_written_is_done_again(
         with pytest.raises(Interruption):
             quantize(source, tmp_path / "q", bits=4, calibration=given)
     assert (tmp_path / "q.partial" / "states-00001.npy").exists()
+    quantize(source, tmp_path / "q", bits=4, calibration=given)
+    assert contents(tmp_path / "q") == contents(tmp_path / "whole")
+
+
+def test_states_that_a_killed_run_no_longer_needed_do_not_stay(
+    tmp_path: Path, source: Path, given: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(source, tmp_path / "whole", bits=4, calibration=given)
+    add = Journal.add
+
+    def add_and_stop(journal: Journal, file: Path) -> None:
+        add(journal, file)
+        if file.name == "model-00002-of-00004.safetensors":
+            raise Interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add_and_stop)
+        with pytest.raises(Interruption):
+            quantize(source, tmp_path / "q", bits=4, calibration=given)
+    assert len(list((tmp_path / "q.partial").glob("states-*.npy"))) == 2
     quantize(source, tmp_path / "q", bits=4, calibration=given)
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
 
