@@ -97,7 +97,8 @@ class ChatWriter:
         if result.finish_reason == "length":
             return "length"
         reader = self._readers.get(index)
-        return "tool_calls" if reader is not None and reader.has_calls else "stop"
+        # A stop string may have cut a call.
+        return "tool_calls" if reader is not None and reader.ends_with_call else "stop"
 
 
 def _call_delta(piece: CallPiece) -> ToolCallDelta:

@@ -41,9 +41,9 @@ class CallReader:
         self._arguments: _Object | None = None
 
     @property
-    def has_calls(self) -> bool:
-        """Whether a call has begun."""
-        return self._calls > 0
+    def ends_with_call(self) -> bool:
+        """Whether there are calls, and the last one that has begun is whole."""
+        return self._calls > 0 and self._arguments is None
 
     def push(self, text: str) -> tuple[str, list[CallPiece]]:
         """Return what is new of the text before all calls, and of the calls."""

@@ -47,5 +47,5 @@ def test_text_and_calls_are_read_from_any_pieces(
     assert said + reader.flush() == text
     read = joined_calls(pieces)
     assert [(call.function.name, call.function.arguments) for call in read] == wanted
-    assert reader.has_calls == bool(wanted)
+    assert reader.ends_with_call == bool(wanted)
     assert len({call.id for call in read}) == len(read)

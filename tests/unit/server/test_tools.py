@@ -58,6 +58,19 @@ def test_calls_are_read_out_of_an_answer() -> None:
     assert said(engine_that_says(f"我看看。{CALLS}")) == ("我看看。", wanted, "tool_calls")
 
 
+@pytest.mark.parametrize(
+    ("stop", "calls", "reason"),
+    [
+        ("上", [("get_weather", '{"city": "')], "stop"),
+        ("read_clock", [("get_weather", '{"city": "上海", "days": 2}')], "tool_calls"),
+    ],
+)
+def test_a_call_that_a_stop_string_cut_is_not_announced_as_whole(
+    stop: str, calls: list[tuple[str, str]], reason: str
+) -> None:
+    assert said(engine_that_says(CALLS), stop=stop) == (None, calls, reason)
+
+
 @pytest.mark.parametrize("text", ["hello", "a <b>", "an <tool_call", "<tool_call> is a mark"])
 def test_an_answer_may_be_text(text: str) -> None:
     assert said(engine_that_says(text)) == (text, [], "stop")
