@@ -251,8 +251,11 @@ class Scheduler:
         """Tell whether a prompt that runs begins alike, and will be copied when it was fed."""
         if not self._engine.can_copy:
             return False
+        longest = len(job.ids) - 1
         return any(
-            common_prefix(other.ids, job.ids[:-1]) - sequence.length >= _WORTH_WAITING_FOR
+            # Most answers are past their prompt, and most queues long: ids are compared where it can matter.
+            min(len(other.ids), longest) - sequence.length >= _WORTH_WAITING_FOR
+            and common_prefix(other.ids, job.ids[:-1]) - sequence.length >= _WORTH_WAITING_FOR
             for other, sequence in self._running.items()
         )
 
