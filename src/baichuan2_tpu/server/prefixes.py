@@ -6,6 +6,7 @@ Not here: which request runs when (``scheduler``).
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from contextlib import ExitStack
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.tracked import TrackedSequence
@@ -104,9 +105,11 @@ class PrefixPool:
         """Open a sequence, in place of the least recently used one if need be, with a copied beginning."""
         if len(self._sizes) == self._engine.max_sequences:
             self.discard(self._idle.pop(0))
-        sequence = TrackedSequence(self._engine)
         source = max(self._sizes, key=lambda one: one.common_prefix(ids), default=None)
+        with ExitStack() as opened:  # closed if it cannot be filled
+            sequence = opened.enter_context(TrackedSequence(self._engine))
+            if source is not None and self._engine.can_copy:
+                sequence.copy_prefix(source, ids)
+            opened.pop_all()
         self._sizes[sequence] = 0
-        if source is not None and self._engine.can_copy:
-            sequence.copy_prefix(source, ids)
         return sequence

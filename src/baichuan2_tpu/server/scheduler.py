@@ -40,6 +40,7 @@ __all__ = ["Load", "QueueFull", "Request", "Scheduler", "SchedulerSettings", "Ti
 _log = logging.getLogger(__name__)
 
 _WORTH_WAITING_FOR = 16  # tokens of a common beginning: one small piece of a prompt
+_PROBE_S = 30  # between trials of an engine that failed
 _NEWEST = 0.2  # how much the latest answer counts in the mean time an answer takes
 
 
@@ -176,7 +177,10 @@ class Scheduler:
 
     def _serve(self) -> None:
         while self._wait():
-            self.step()
+            if self._has_jobs:
+                self.step()
+            else:
+                self._probe()
         error = ShutdownError("the server stopped before the answer was ready; try another one")
         with self._changed:
             jobs = [*self._running, *self._waiting]
@@ -187,10 +191,22 @@ class Scheduler:
         self._publish()
 
     def _wait(self) -> bool:
-        """Wait for something to do; return whether there is, and time to do it."""
+        """Wait for a job, or for the time to try a faulty engine; return False at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._has_jobs or self._end_s < math.inf)
-            return self._has_jobs and self._clock_s() < self._end_s
+            self._changed.wait_for(
+                lambda: self._has_jobs or self._end_s < math.inf, _PROBE_S if self._is_faulty else None
+            )
+            return self._clock_s() < self._end_s and (self._has_jobs or self._end_s == math.inf)
+
+    def _probe(self) -> None:
+        """Feed a faulty engine a token: a server that is not ready may get no request that would."""
+        try:
+            with TrackedSequence(self._engine) as sequence:
+                sequence.feed([0])
+            self._is_faulty = False
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the engine is not back
+            _log.warning("the engine still fails: %s", exc)
+        self._publish()
 
     @property
     def _has_jobs(self) -> bool:
@@ -234,7 +250,7 @@ class Scheduler:
                 return
             try:
                 sequence = self._pool.take(job.ids)
-            except (Baichuan2Error, MemoryError) as exc:
+            except Exception as exc:  # noqa: BLE001 - the boundary of requests, as in ``step``
                 job.ticket.put(_told(exc))
                 self._release()
                 continue
@@ -328,7 +344,7 @@ class Scheduler:
         """Add a job that is over to the totals."""
         stats = job.stats
         self._counts[job.outcome] += 1
-        self._counts["prompt_tokens"] += stats.prompt_tokens
+        self._counts["prompt_tokens"] += stats.prompt_tokens if job.was_run else 0
         self._counts["reused_tokens"] += stats.reused_tokens
         self._counts["generated_tokens"] += stats.generated_tokens
         elapsed_s = self._clock_s() - job.start_s

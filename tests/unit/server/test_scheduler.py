@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence as Items
+from time import sleep
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from baichuan2_tpu.errors import (
     ShutdownError,
 )
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
+from baichuan2_tpu.server import scheduler as scheduler_module
 from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
 from fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
 from serving import Clock, finish, read, request, said, solo, submit
@@ -358,6 +360,57 @@ def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
         result = said(ticket)
         assert result.token_ids == solo(new_engine(), TOKENIZER, one).token_ids
         assert result.stats.reused_tokens == 0, "its own tokens, fed again, are not another's"
+
+
+def test_an_engine_that_works_again_is_found_without_a_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # A server that is not ready gets no requests, and so it never was again.
+    monkeypatch.setattr(scheduler_module, "_PROBE_S", 0.01)
+    engine = new_engine()
+    engine.fail_after = 0
+    with new_scheduler(engine) as scheduler:
+        with pytest.raises(BackendError):
+            list(submit(scheduler, request(b"hi")))
+        while "the engine still fails: the engine was told to fail" not in caplog.text:
+            sleep(0.01)
+        assert scheduler.load().is_faulty
+        engine.fail_after = None
+        while scheduler.load().is_faulty:
+            sleep(0.01)
+        assert list(submit(scheduler, request(b"hi", 1)))
+    assert engine.open_sequences == 0
+
+
+def test_a_sequence_that_cannot_be_filled_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It stayed open for ever, and an error of no known kind left its request in the queue to fail again.
+    engine = new_engine(max_sequences=2)
+    scheduler = new_scheduler(engine)
+    submit(scheduler, request(b"a system prompt. A question of more words than those before it", 4))
+    finish(scheduler)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no copy")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FakeSequence, "copy_prefix", fail)
+        ticket = submit(scheduler, request(b"a system prompt. Another", 1))
+        finish(scheduler)
+    with pytest.raises(BackendError, match="RuntimeError: no copy"):
+        list(ticket)
+    assert engine.open_sequences == 1
+    both = [submit(scheduler, request(bytes([one] * 9), 2)) for one in range(2)]
+    finish(scheduler)
+    assert [said(ticket).finish_reason for ticket in both] == ["length", "length"]
+
+
+def test_a_prompt_that_was_never_read_does_not_count() -> None:
+    scheduler = new_scheduler(new_engine(), max_running=1)
+    submit(scheduler, request(b"abc", 2))
+    submit(scheduler, request(b"never read")).cancel()
+    finish(scheduler)
+    totals = scheduler.load().totals
+    assert (totals.finished, totals.cancelled, totals.prompt_tokens) == (1, 1, 3)
 
 
 def test_memory_for_less_than_one_context_is_refused() -> None:
