@@ -23,6 +23,9 @@ __all__ = ["Grammars", "json_rule"]
 # One line break and an indentation at most: a model cannot fill its answer with spaces for ever.
 _SPACE = r"\n? {0,12}"
 
+# To compile takes the square of the number of optional properties: 12 s for 5,000 of them, 150 KB.
+_MAX_SCHEMA = 65_536
+
 
 class Grammars:
     """Compiles grammars for one tokenizer, from any thread.
@@ -57,12 +60,15 @@ class Grammars:
 def json_rule(schema: Mapping[str, object]) -> str:
     """Return what stands, in a grammar for ``Grammars.lark``, for the JSON that a schema allows.
 
-    Raises: RequestError when the schema is too deep.
+    Raises: RequestError when the schema is too deep or too large.
     """
     try:
-        return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}})
+        written = json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}})
     except RecursionError as exc:
         raise _refusal(str(exc)) from exc
+    if len(written) > _MAX_SCHEMA:
+        raise RequestError(f"the schema has {len(written)} characters as JSON; {_MAX_SCHEMA} are allowed")
+    return f"%json {written}"
 
 
 class _Vocabulary:
