@@ -141,6 +141,9 @@ def _describe_validation(error: RequestValidationError) -> Fault:
     first = faults[0]
     if first["type"] == "json_invalid":
         return Fault(400, f"the body is not JSON: {first.get('ctx')}", code="invalid_json")
+    if first["type"] == "model_attributes_type" and not _place(first):
+        message = "the body is no JSON object; send one, with the header Content-Type: application/json"
+        return Fault(422, message, code="invalid_value")
     told = [f"{'.'.join(_place(fault)) or 'the body'}: {fault['msg']}" for fault in faults[:_MAX_FAULTS_TOLD]]
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
     return Fault(422, "; ".join(told), param=next(iter(_place(first)), None), code=code)

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _BARE = re.compile(r"[A-Za-z0-9_./:@%+,-]+")
+_MAX_PATH = 200  # characters that are logged; a head may have 64 KB
 _QUIET_PATHS = ("/health", "/metrics")
 """What supervisors ask every few seconds; logged from level debug on."""
 
@@ -135,7 +136,7 @@ class _Note:
             level=logging.DEBUG if path.startswith(_QUIET_PATHS) else logging.INFO,
             client=client[0] if client else None,
             method=self._scope["method"],
-            path=path,
+            path=path[:_MAX_PATH],
             status=self._status,
             whole=self._is_whole,
             seconds=round(time.perf_counter() - self._start_s, 3),

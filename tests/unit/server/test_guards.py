@@ -99,6 +99,7 @@ def test_a_page_cannot_ask_without_a_preflight() -> None:
     with served(scripted_engine()) as client:
         response = client.post(CHAT, content=json.dumps(chat_body()), headers={"Content-Type": "text/plain"})
     assert response.status_code == 422
+    assert response.json()["error"]["message"].endswith("with the header Content-Type: application/json")
 
 
 def chunked(size: int) -> Iterator[bytes]:

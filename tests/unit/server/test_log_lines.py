@@ -71,6 +71,16 @@ def test_every_request_is_a_line_with_the_id_its_client_got(caplog: pytest.LogCa
     assert not [line for line in lines(caplog) if "secret" in line]
 
 
+def test_a_path_without_end_is_cut_in_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        running_service(scripted_engine()) as service,
+        TestClient(RequestLog(create_app(service))) as client,
+    ):
+        client.get("/" + "a" * 10_000)
+    (line,) = lines(caplog)
+    assert "path=/" + "a" * 199 + " status=404" in line
+
+
 def test_what_supervisors_ask_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     with (
         running_service(scripted_engine()) as service,
