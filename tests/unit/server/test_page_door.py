@@ -139,3 +139,12 @@ def test_a_page_that_listens_when_the_server_ends_is_told_and_no_fault() -> None
 
     asyncio.run(end())
     assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize("form", ["key=" + "a" * 2**21, "a=1&b=2&c=3"])
+def test_a_form_that_is_none_has_no_key(form: str) -> None:
+    # It was a traceback in the log.
+    answer = client(KEY).post(
+        "/sign-in", content=form, headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code == 401

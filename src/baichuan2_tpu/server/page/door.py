@@ -14,6 +14,8 @@ from collections.abc import Collection
 from html import escape
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,8 +119,11 @@ class PageDoor:
     async def _sign_in(self, request: Request) -> Response:
         answer = RedirectResponse("/", status_code=303)
         if request.method == "POST" and self._keys:
-            async with request.form(max_files=0, max_fields=1) as form:
-                key = str(form.get("key", ""))
+            try:
+                async with request.form(max_files=0, max_fields=1) as form:
+                    key = str(form.get("key", ""))
+            except (HTTPException, MultiPartException):  # too large, or no form: no key in any case
+                key = ""
             if not is_known_key(key, self._keys):
                 return _form(request, is_wrong=True)
             answer.set_cookie(
