@@ -103,6 +103,13 @@ def test_the_service_unit_starts_with_a_command_the_program_takes() -> None:
     test_the_program_takes_every_command_of_the_documents(Command("deploy/baichuan2.service", words))
 
 
+def test_the_soc_guide_shows_a_recorded_screen() -> None:
+    screen = (ROOT / "tests" / "machines" / "soc_broken.txt").read_text("utf-8")
+    shown = [one.body for one in blocks(ROOT / "docs" / "guides" / "soc.md") if one.language == "text"]
+    assert len(shown) == 1
+    assert shown[0] in screen
+
+
 def test_every_message_quoted_as_ours_is_in_the_program() -> None:
     page = ROOT / "docs" / "guides" / "troubleshooting.md"
     lines = [line for block in blocks(page) if block.language == "text" for line in block.body.splitlines()]
