@@ -55,9 +55,10 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Development tools are pinned with hashes; the package itself is tested as a user would install it.
+# Development tools are pinned with hashes; the package itself is tested as a user would install it. The lock is
+# complete, so nothing is resolved: older pips cannot tell that typepy[datetime] is the typepy they were given.
 $(VENV)/.dev: requirements-dev.lock | $(VENV)/.created
-	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/.package: $(SOURCES) | $(VENV)/.created
