@@ -196,8 +196,9 @@ class BmrtLibrary:
         self.memcpy_d2d_byte = lib("bm_memcpy_d2d_byte", handle, memory, c_size_t, memory, c_size_t, c_size_t)
         self.thread_sync = lib("bm_thread_sync", handle)
 
-        self.free = lib("free", c_void_p, result=None)
-        """Of the C library: for what the others allocate for the caller."""
+        # Of the whole process, where the libraries' malloc is from too: another one may be preloaded.
+        self.free = _function(ctypes.CDLL(None), "free", (c_void_p,), None)
+        """For what the libraries allocate for the caller."""
 
         runtime, name, tensors = c_void_p, c_char_p, POINTER(TensorStruct)
         self.create = rt("bmrt_create", handle, result=runtime)
