@@ -24,38 +24,43 @@ class MethodName(str, Enum):
     GPTQ = "gptq"
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="Checkpoint directory, .gguf file, or known name (demo, baichuan2-7b-chat, …)."
+    ),
+]
+Method = Annotated[
+    MethodName,
+    typer.Option(
+        "--method", help="How integers are chosen: search is quick, gptq calibrates and loses less."
+    ),
+]
+CalibrationText = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="UTF-8 text to calibrate with.",
+        show_default="the model writes it",
+    ),
+]
+CalibrationTokens = Annotated[
+    int | None,
+    typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
+]
+
+
 def quantize(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="Checkpoint directory, .gguf file, or known name (demo, baichuan2-7b-chat, …).",
-        ),
-    ],
+    source: Source,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make.")],
     *,
     bits: options.Bits = options.BitsName.FOUR,
     head_bits: options.HeadBits = options.BitsName.EIGHT,
     group_size: options.GroupSize = 64,
-    method: Annotated[
-        MethodName,
-        typer.Option(
-            "--method", help="How integers are chosen: search is quick, gptq calibrates and loses less."
-        ),
-    ] = MethodName.SEARCH,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            help="UTF-8 text to calibrate with.",
-            show_default="the model writes it",
-        ),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
-    ] = None,
+    method: Method = MethodName.SEARCH,
+    calibration: CalibrationText = None,
+    calibration_tokens: CalibrationTokens = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that quantise.")] = 2,
     debug: options.Debug = False,
 ) -> None:
