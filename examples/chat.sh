@@ -4,7 +4,7 @@
 #     baichuan2 serve demo
 #     examples/chat.sh
 #
-# OPENAI_BASE_URL and OPENAI_API_KEY name another server and its key.
+# OPENAI_BASE_URL, OPENAI_API_KEY and MODEL name another server, its key and its model.
 set -euo pipefail
 base=${OPENAI_BASE_URL:-http://127.0.0.1:8000/v1}
 model=${MODEL:-demo}

@@ -4,7 +4,7 @@
     baichuan2 serve demo
     python examples/langchain_chat.py
 
-``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` name another server and its key.
+``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``MODEL`` name another server, its key and its model.
 """
 
 # ruff: noqa: T201 - an example prints
