@@ -221,13 +221,15 @@ def _work(text: _AskedText, tasks: _AskedTasks) -> _Work:
 
 
 def _evaluate(subject: Subject, work: _Work, beside: Evaluation | None = None) -> Evaluation:
-    """Score the text and run the tasks, with progress; the tokens must be those of the model beside."""
+    """Score the text and run the tasks, with progress; tokens and windows are those of the model beside."""
     from baichuan2_tpu.evaluate import Evaluation, check_same_tokens, measure_perplexity
 
     text = perplexity = None
     if work.text is not None:
-        text = work.text.tokenised(subject)
-        if beside is not None and beside.text is not None:
+        if beside is None or beside.text is None:
+            text = work.text.tokenised(subject)
+        else:
+            text = work.text.cut_like(beside.text).tokenised(subject)
             check_same_tokens(beside.text, text, subject.name)
         with byte_bar(f"scoring {subject.name}") as progress:
             perplexity = measure_perplexity(subject, text, progress)

@@ -5,7 +5,7 @@ Not here: opening one (``cli.evaluating``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
@@ -50,6 +50,10 @@ class TextPlan:
     tokens: int | None = None
     window: int | None = None
     stride: int | None = None
+
+    def cut_like(self, text: ScoredText) -> TextPlan:
+        """Return the plan with the windows that another model had: a longer past lowers a perplexity."""
+        return replace(self, window=text.window, stride=text.stride)
 
     def tokenised(self, subject: Subject) -> ScoredText:
         """Return the text in a model's tokens.

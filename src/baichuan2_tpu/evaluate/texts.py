@@ -88,11 +88,12 @@ def cut(tokens: Sequence[int], window: int, stride: int) -> Iterator[Passage]:
 
 
 def check_same_tokens(text: ScoredText, other: ScoredText, model: str) -> None:
-    """Check that a second model cuts the text into the same tokens as the first.
+    """Check that a second model has the same tokens in the same windows as the first.
 
-    Raises: RequestError naming that model and the first place where they part.
+    Raises: RequestError naming that model and the first place where they part, or how each is cut.
     """
     if text.tokens == other.tokens:
+        _check_same_windows(text, other, model)
         return
     pairs = zip(text.tokens, other.tokens, strict=False)
     place = next((i for i, (one, two) in enumerate(pairs) if one != two), None)
@@ -101,6 +102,15 @@ def check_same_tokens(text: ScoredText, other: ScoredText, model: str) -> None:
         f"{model} has another tokenizer: {text.name} {seen}, so perplexities cannot be compared; "
         "name a model with the same tokenizer"
     )
+
+
+def _check_same_windows(text: ScoredText, other: ScoredText, model: str) -> None:
+    if (text.window, text.stride) != (other.window, other.stride):
+        raise RequestError(
+            f"{model} has {text.name} in windows of {other.window} tokens, stride {other.stride}, and the "
+            f"first model in windows of {text.window}, stride {text.stride}, so perplexities cannot be "
+            "compared; give both the same --window and --stride"
+        )
 
 
 def language_reference() -> tuple[str, str]:

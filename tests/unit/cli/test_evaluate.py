@@ -9,7 +9,7 @@ import pytest
 
 from cli_command import Run
 from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_bpe
+from tiny_tokenizer import write_bpe, write_sentencepiece
 
 TEXT = "请使用C++写一段冒泡排序算法。The capital of France is Paris.\n" * 12
 CUT = ("--window", 64, "--stride", 32)
@@ -71,6 +71,34 @@ def test_a_quantised_model_is_compared_with_its_float_source(
     assert low <= comparison["rise_percent"] <= high
     assert abs(comparison["rise_percent"]) < 10
     assert 0.5 < comparison["same_first_choice"] <= 1
+
+
+@pytest.mark.parametrize("tokens", [100, 150])
+def test_the_reference_has_the_windows_of_the_model(
+    run: Run, model: Path, float_model: Path, text: Path, tokens: int
+) -> None:
+    # Each took its own context for a window: one window of 100 tokens was compared with two of 64.
+    words = ("--text", text, "--tokens", tokens, "--context", 64, "--against", float_model, "--json")
+    done = run("evaluate", model, *words)
+    assert (done.code, done.err) == (0, "")
+    facts = json.loads(done.out)
+    assert facts["text"]["window"] == 64
+    assert {**facts["against"]["text"], "tokenizer": None} == {**facts["text"], "tokenizer": None}
+    assert abs(facts["comparison"]["rise_percent"]) < 10
+
+
+def test_a_reference_with_a_shorter_context_says_which_window_fits(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "Short"
+    write_official(short, rope_config(vocabulary_size=400, max_context=64))
+    write_sentencepiece(short)
+    done = run("evaluate", model, "--text", text, "--against", short)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        f"error: a window of 256 tokens does not fit {short}, whose context is 64; use --window 64 or less\n"
+    )
+    assert run("evaluate", model, "--text", text, "--against", short, "--window", 64).code == 0
 
 
 def test_exact_activations_come_closer_to_the_same_integers(run: Run, model: Path, text: Path) -> None:
