@@ -8,6 +8,7 @@ before an empty one, what is cut off, and the defaults of generation.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -18,6 +19,7 @@ from baichuan2_tpu.evaluate.subject import Subject
 from baichuan2_tpu.evaluate.texts import cut
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.text.messages import Message
+from baichuan2_tpu.text.template import ChatTemplate
 
 __all__ = ["HarnessRequests"]
 
@@ -33,7 +35,7 @@ class HarnessRequests:
         self._subject = subject
         self._chats: dict[str, tuple[Message, ...]] = {}
         self.cut_requests = 0
-        """Contexts whose beginning did not fit."""
+        """Contexts whose beginning, or whose first examples in a chat, did not fit."""
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, is_answered: bool) -> str:
         """Return a text that stands for a conversation wherever it comes back as a context.
@@ -56,9 +58,10 @@ class HarnessRequests:
     def passage(self, context: str, continuation: str) -> Passage:
         """Return a continuation to score behind its context, whose beginning is cut if need be.
 
-        Raises: RequestError for nothing to score; ContextLengthError for a continuation beyond the context.
+        Raises: RequestError for nothing to score; ContextLengthError for a continuation beyond the context,
+        or a question of a chat that leaves no room for it.
         """
-        context_ids, ids = self._pair(context, continuation)
+        joined, ids = self._pair(context, continuation)
         if not ids:
             raise RequestError(f"the task has an empty continuation behind {context[-60:]!r}; check the task")
         longest = self._subject.scorer.max_context + 1  # the last token is scored and not read
@@ -67,7 +70,8 @@ class HarnessRequests:
                 f"the task has a continuation of {len(ids)} tokens, and the context holds {longest - 1}; "
                 "open the model with a larger --context"
             )
-        kept = self._fitting(context_ids, longest - len(ids))
+        room = longest - len(ids)
+        kept = self._context_ids(context, room) if joined is None else self._fitting(joined, room)
         return Passage((*kept, *ids), len(kept))
 
     def document(self, text: str) -> list[Passage]:
@@ -84,7 +88,8 @@ class HarnessRequests:
     def question(self, context: str, settings: Mapping[str, object]) -> Question:
         """Return a prompt to answer; its beginning is cut if need be.
 
-        Raises: RequestError for a setting that cannot be served; ContextLengthError for too long an answer.
+        Raises: RequestError for a setting that cannot be served; ContextLengthError for too long an answer,
+        or a question of a chat that leaves no room for it.
         """
         answering = _generation_settings(settings)
         room = self._subject.scorer.max_context - answering.max_tokens
@@ -93,27 +98,45 @@ class HarnessRequests:
                 f"the task asks for answers of {answering.max_tokens} tokens, and the context holds "
                 f"{self._subject.scorer.max_context}; open the model with a larger --context"
             )
-        ids = self._context_ids(context)
-        return Question(tuple(self._fitting(ids, room)), answering)
+        return Question(tuple(self._context_ids(context, room)), answering)
 
-    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return the ids of both; a tokenizer may join what is on both sides of the border."""
+    def _pair(self, context: str, continuation: str) -> tuple[list[int] | None, list[int]]:
+        """Return the ids of both; a tokenizer may join what is on both sides of the border.
+
+        None stands for a context that it cannot join with anything: none, or a conversation.
+        """
         encode = self._subject.tokenizer.encode
         if not context or context in self._chats:
-            return self._context_ids(context), encode(continuation)
+            return None, encode(continuation)
         # A space at the end of the context belongs to the first word behind it.
         bare = context.rstrip()
         whole = encode(context + continuation)
         context_ids = encode(bare)
         return context_ids or [self._prefix_id()], whole[len(context_ids) :]
 
-    def _context_ids(self, context: str) -> list[int]:
-        """Return the ids of a context, of the conversation it stands for, or what stands for none."""
+    def _context_ids(self, context: str, room: int) -> list[int]:
+        """Return what fits of a context, of the conversation it stands for, or what stands for none."""
         template = self._subject.template
         if template is not None and context in self._chats:
-            budget = self._subject.scorer.max_context
-            return list(template.render(self._chats[context], budget).ids)
-        return self._subject.tokenizer.encode(context) or [self._prefix_id()]
+            return self._rendered(template, self._chats[context], room)
+        return self._fitting(self._subject.tokenizer.encode(context) or [self._prefix_id()], room)
+
+    def _rendered(self, template: ChatTemplate, messages: tuple[Message, ...], room: int) -> list[int]:
+        """Return the newest rounds that fit: a round cut in its middle would have lost its role mark.
+
+        Raises: ContextLengthError where the question by itself does not fit.
+        """
+        try:
+            prompt = template.render(messages, room)
+        except ContextLengthError as error:
+            alone = [*(one for one in messages[:-1] if one.role == "system"), messages[-1]]
+            length = len(template.render(alone, sys.maxsize).ids)
+            raise ContextLengthError(
+                f"the task asks a question of {length} tokens in a chat, and {self._subject.name} has room "
+                f"for {room} before the answer; open the model with a larger --context, or leave --chat out"
+            ) from error
+        self.cut_requests += prompt.dropped_rounds > 0
+        return list(prompt.ids)
 
     def _prefix_id(self) -> int:
         """Return the id that stands before a text: the model's first id of a text, or its last."""

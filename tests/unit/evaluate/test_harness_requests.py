@@ -111,6 +111,48 @@ def test_a_conversation_comes_back_as_its_own_tokens() -> None:
     assert own.question(key, {"max_gen_toks": 3}).ids == (USER, *b"hi", ASSISTANT)
 
 
+EXAMPLES = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "six"},
+]
+
+
+def test_examples_that_do_not_fit_a_chat_are_left_out_whole_and_counted() -> None:
+    # Left out examples were not counted, and room for the answer was cut out of the middle of a message.
+    own = requests(max_context=15)
+    key = own.chat(EXAMPLES, is_answered=False)
+    newest = (USER, *b"two", ASSISTANT, *b"2", USER, *b"six", ASSISTANT)
+    passage = own.passage(key, "6")
+    assert (passage.tokens, passage.first) == ((*newest, *b"6"), 11)
+    assert own.cut_requests == 1
+    assert own.question(key, {"max_gen_toks": 4}).ids == newest
+    assert own.question(key, {"max_gen_toks": 5}).ids == (USER, *b"six", ASSISTANT)
+    assert own.cut_requests == 3
+
+
+def test_a_chat_that_fits_is_not_counted() -> None:
+    own = requests(max_context=20)
+    key = own.chat(EXAMPLES, is_answered=False)
+    assert own.question(key, {"max_gen_toks": 3}).ids[:4] == (USER, *b"one")
+    assert own.cut_requests == 0
+
+
+def test_a_question_of_a_chat_that_does_not_fit_alone_is_refused() -> None:
+    own = requests(max_context=8)
+    key = own.chat([{"role": "system", "content": "be"}, *EXAMPLES], is_answered=False)
+    complaint = (
+        "a question of 7 tokens in a chat, and recall has room for 6 before the answer; open the model"
+    )
+    with pytest.raises(ContextLengthError, match=complaint) as raised:
+        own.question(key, {"max_gen_toks": 2})
+    assert "--max-tokens" not in str(raised.value)
+    with pytest.raises(ContextLengthError, match="question of 7 tokens in a chat, and recall has room for 6"):
+        own.passage(key, "666")
+
+
 @pytest.mark.parametrize(
     ("role", "is_answered", "complaint"),
     [
