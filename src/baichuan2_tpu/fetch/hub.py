@@ -1,9 +1,10 @@
 """The two hubs that hold Baichuan2: what a repository lists, and the address of a file in it.
 
 A listing is data of somebody else: a name that could lead out of a folder is refused. Not here: which files
-are wanted, and whether size and digest of those are given (``selection``); moving bytes (``download``).
-Source: huggingface_hub 2.4.0 (``hf_api.py`` for /api/models, ``constants.py`` and ``utils/_auth.py`` for the
-environment); modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``).
+are wanted, and whether size and digest of those are given (``selection``); moving bytes (``download``); where
+a token comes from (``tokens``).
+Source: huggingface_hub 2.4.0 (``hf_api.py`` for /api/models, ``constants.py`` for the environment);
+modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import quote, urlencode
 
@@ -19,6 +20,7 @@ import httpx
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
+from baichuan2_tpu.fetch.tokens import huggingface_token, modelscope_token
 from baichuan2_tpu.fetch.transport import check_status, mapped_errors, read_limited
 
 __all__ = ["Hub", "HuggingFace", "Listing", "ModelScope", "RemoteFile", "SourceName", "open_hub"]
@@ -183,29 +185,16 @@ def open_hub(name: SourceName, environment: Mapping[str, str]) -> Hub:
 
     Variables: HF_ENDPOINT, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_OFFLINE;
     MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_API_TOKEN. HF_HUB_OFFLINE holds for both.
+    Raises: FetchError for a token that cannot be sent.
     """
     offline = environment.get("HF_HUB_OFFLINE") or environment.get("TRANSFORMERS_OFFLINE") or ""
     is_offline = offline.upper() in _TRUE
     if name == "modelscope":
         domain = environment.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
         endpoint = environment.get("MODELSCOPE_ENDPOINT") or f"https://{domain}"
-        return ModelScope(endpoint.rstrip("/"), environment.get("MODELSCOPE_API_TOKEN"), is_offline)
+        return ModelScope(endpoint.rstrip("/"), modelscope_token(environment), is_offline)
     endpoint = environment.get("HF_ENDPOINT") or "https://huggingface.co"
-    return HuggingFace(endpoint.rstrip("/"), _huggingface_token(environment), is_offline)
-
-
-def _huggingface_token(environment: Mapping[str, str]) -> str | None:
-    """Return the token of the environment, or the one that ``hf auth login`` has kept."""
-    token = environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN")
-    if not token:
-        cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
-        home = environment.get("HF_HOME") or f"{cache}/huggingface"
-        path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
-        try:
-            token = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None
-    return token.strip() or None
+    return HuggingFace(endpoint.rstrip("/"), huggingface_token(environment), is_offline)
 
 
 def _get(client: httpx.Client, url: str, headers: Mapping[str, str], advice: Mapping[int, str]) -> object:

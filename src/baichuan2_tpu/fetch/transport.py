@@ -99,6 +99,12 @@ def mapped_errors(url: str) -> Generator[None, None, None]:
                 "certificate of its own, name its file in SSL_CERT_FILE"
             ) from error
         raise Fault(f"{type(error).__name__} {error}".strip()) from error
+    except httpx.LocalProtocolError:
+        # Its text quotes the header, and so a token or a proxy's password; a traceback would show it too.
+        raise FetchError(
+            f"{url}: cannot be asked for: a header has characters that HTTP does not allow; check the tokens "
+            "(HF_TOKEN, MODELSCOPE_API_TOKEN) and the user and password of HTTPS_PROXY"
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict) as error:
         raise FetchError(f"{url}: cannot be fetched ({type(error).__name__} {error})") from error
 

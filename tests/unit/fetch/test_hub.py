@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.hub import HuggingFace, ModelScope, open_hub
+from baichuan2_tpu.fetch.hub import HuggingFace, ModelScope, SourceName, open_hub
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub, Rows
 
@@ -193,7 +193,9 @@ def test_revision_that_is_asked_for_is_quoted(hub: FaultyHub, settings: FetchSet
 
 def test_environment_names_endpoints_and_tokens(tmp_path: Path) -> None:
     assert open_hub("huggingface", {"HF_HOME": str(tmp_path)}) == HuggingFace("https://huggingface.co", None)
-    assert open_hub("modelscope", {}) == ModelScope("https://www.modelscope.cn", None)
+    assert open_hub("modelscope", {"MODELSCOPE_API_TOKEN": "\n"}) == ModelScope(
+        "https://www.modelscope.cn", None
+    )
     mirror = open_hub("huggingface", {"HF_ENDPOINT": "https://mirror/", "HF_TOKEN": " hf_a\n"})
     assert mirror == HuggingFace("https://mirror", "hf_a")
     old = open_hub("huggingface", {"HUGGING_FACE_HUB_TOKEN": "hf_b"})
@@ -201,6 +203,40 @@ def test_environment_names_endpoints_and_tokens(tmp_path: Path) -> None:
     near = open_hub("modelscope", {"MODELSCOPE_DOMAIN": "modelscope.ai", "MODELSCOPE_API_TOKEN": "ms"})
     assert near == ModelScope("https://modelscope.ai", "ms")
     assert near.headers == {"Authorization": "Bearer ms", "Cookie": "m_session_id=ms"}
+
+
+TOKENS = pytest.mark.parametrize(
+    ("source", "variable"),
+    [
+        ("huggingface", "HF_TOKEN"),
+        ("huggingface", "HUGGING_FACE_HUB_TOKEN"),
+        ("modelscope", "MODELSCOPE_API_TOKEN"),
+    ],
+)
+
+
+@TOKENS
+def test_token_of_a_file_with_windows_line_ends_is_taken(source: SourceName, variable: str) -> None:
+    assert "Bearer secret" in open_hub(source, {variable: " secret\r\n"}).headers["Authorization"]
+
+
+@TOKENS
+@pytest.mark.parametrize("token", ["SECRET\rSECRET", "SECRET SECRET", "SECRÉT", "SECRET\0"])
+def test_token_that_no_header_carries_is_refused_and_not_shown(
+    source: SourceName, variable: str, token: str
+) -> None:
+    """A token of another alphabet ended as an internal error, one with a line feed was quoted."""
+    with pytest.raises(
+        FetchError, match=f"token of {variable} has {len(token)} characters, .*; copy it again"
+    ) as caught:
+        open_hub(source, {variable: token})
+    assert "SECR" not in str(caught.value)
+
+
+def test_kept_token_that_no_header_carries_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_\u00e9")
+    with pytest.raises(FetchError, match=f"token of {tmp_path / 'token'} has 4 characters"):
+        open_hub("huggingface", {"HF_HOME": str(tmp_path)})
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "yes"])

@@ -3,6 +3,7 @@
 import email.utils
 import inspect
 import time
+import traceback
 
 import httpx
 import pytest
@@ -39,9 +40,18 @@ def make(kind: type[Exception]) -> Exception:
 def test_every_exception_of_httpx_is_mapped(kind: type[Exception]) -> None:
     with pytest.raises((Fault, FetchError)) as caught, mapped_errors(URL):
         raise make(kind)
-    assert isinstance(caught.value.__cause__, kind)
+    is_secret = kind is httpx.LocalProtocolError
+    assert caught.value.__suppress_context__
+    assert isinstance(caught.value.__cause__, type(None) if is_secret else kind)
     passing = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
     assert isinstance(caught.value, Fault) == issubclass(kind, passing)
+
+
+def test_header_that_cannot_be_sent_is_not_quoted() -> None:
+    """httpx quotes it whole: a token was shown on the screen and in logs."""
+    with pytest.raises(FetchError, match="check the tokens") as caught, mapped_errors(URL):
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer ms-SECRET\r'")
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_untrusted_certificate_is_no_passing_fault() -> None:

@@ -1,0 +1,57 @@
+"""Tokens of the two hubs, from the environment or as a hub's own tool has kept them.
+
+The value of a token is in no message. Not here: the headers a token is sent in (``hub``).
+Source: huggingface_hub 2.4.0, ``utils/_auth.py``; modelscope 1.x, ``hub/api.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from baichuan2_tpu.errors import FetchError
+
+__all__ = ["huggingface_token", "modelscope_token"]
+
+_FORM = re.compile(r"[!-~]+")
+"""Printable ASCII without spaces: what a header can carry, and all that tokens are made of."""
+
+
+def huggingface_token(environment: Mapping[str, str]) -> str | None:
+    """Return the token of the environment, or the one that ``hf auth login`` has kept.
+
+    Raises: FetchError naming the variable or the file of a token that cannot be sent.
+    """
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = _checked(environment.get(variable, ""), variable)
+        if token:
+            return token
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environment.get("HF_HOME") or f"{cache}/huggingface"
+    path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    try:
+        return _checked(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def modelscope_token(environment: Mapping[str, str]) -> str | None:
+    """Return the token of the environment.
+
+    Raises: FetchError naming the variable of a token that cannot be sent.
+    """
+    return _checked(environment.get("MODELSCOPE_API_TOKEN", ""), "MODELSCOPE_API_TOKEN")
+
+
+def _checked(text: str, where: str) -> str | None:
+    """Return a token without the white space around it, None where nothing is left."""
+    token = text.strip()
+    if not token:
+        return None
+    if not _FORM.fullmatch(token):
+        raise FetchError(
+            f"the token of {where} has {len(token)} characters, and one of them is a space or no printable "
+            "ASCII, which no token has; copy it again from the page where it was made"
+        )
+    return token
