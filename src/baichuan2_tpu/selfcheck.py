@@ -43,7 +43,11 @@ _MOST_ERROR = 0.01
 """Relative; measured: 0.0006, which is float16's own. A history shifted by one token gives 0.2."""
 
 _WEIGHTS, _INPUTS, _OUTPUTS = "weights.npz", "inputs.npz", "outputs.npz"
-_SIMULATION = "import sys; from baichuan2_tpu.selfcheck import simulate; simulate(*sys.argv[1:])"
+# -c takes modules of the current folder first, which may be anybody's: that entry of the path is empty.
+_SIMULATION = (
+    "import sys; sys.path[:] = filter(None, sys.path);"
+    "from baichuan2_tpu.selfcheck import simulate; simulate(*sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True, slots=True)

