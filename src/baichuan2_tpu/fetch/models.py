@@ -229,11 +229,14 @@ class _Fetching:
         )
 
     def _is_there(self, file: RemoteFile) -> bool:
-        """Tell whether a file is whole; one that was not fetched here is read and, if right, recorded."""
+        """Tell whether a file is the listed one; one not fetched here is read and, if right, recorded.
+
+        A file that is listed without a sha256 is always read: the record may be of another revision.
+        """
         path = self._folder / file.name
         recorded = self._record.files.get(file.name)
-        if recorded is not None and recorded.is_untouched(path):
-            return True
+        if recorded is not None and file.digest.kind == "sha256" and recorded.is_untouched(path):
+            return True  # the sha256 that is recorded is the listed one
         if not path.exists():
             return False
         found = _measure(path, file)
@@ -244,6 +247,8 @@ class _Fetching:
                 f"{path} is not the file of {self._task.repository}, and was not fetched into this folder; "
                 "move it away, or name another folder with --to"
             )
+        elif recorded is not None and recorded.is_at(path):
+            self._refuse(file, f"{file.nbytes} bytes with {file.digest}", *self._expectations(file.name)[-1])
         else:
             self._task.notice(f"{file.name} is cut short or changed and is fetched again")
         return found is not None

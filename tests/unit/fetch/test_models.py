@@ -179,6 +179,20 @@ def test_record_refuses_another_small_file_when_it_has_come(hub: FaultyHub, sett
     assert not (folder / "config.json").exists()
 
 
+def test_small_file_of_another_revision_is_refused_before_the_record_says_so(
+    hub: FaultyHub, settings: FetchSettings
+) -> None:
+    """Of equal size and untouched, it was taken for the new one, and recorded as of the new revision."""
+    folder = fetch(settings)
+    before = Record.read(folder)
+    old, new = hub.files["config.json"], hub.files["config.json"][::-1]
+    hub.files["config.json"] = new
+    with pytest.raises(FetchError, match=f"with git [0-9a-f]{{40}}, recorded .* sha256 {sha256(old)}"):
+        fetch(replace(settings, revision="v2"))
+    assert (folder / "config.json").read_bytes() == old
+    assert Record.read(folder) == before
+
+
 @pytest.mark.parametrize("known_bytes", [5000, 5001])
 def test_known_file_is_refused_before_anything_comes(
     hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch, known_bytes: int
