@@ -39,6 +39,16 @@ _ARCHIVE = "token_config.zip"
 _SCRATCH = "dfss-"
 _LOOK_EVERY_S = 0.2
 
+# Leads the group of dfss, which has a child of its own, and kills the group when this process is gone, even
+# killed without a chance to clean up. Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, signal, subprocess, sys;"
+    "signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL));"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
+    "os.getppid() == int(sys.argv[1]) or os._exit(1);"
+    "sys.exit(subprocess.call(sys.argv[2:]))"
+)
+
 
 def fetch_vendor_model(
     name: str,
@@ -142,10 +152,23 @@ def _run_dfss(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
     """Let dfss save a file into ``scratch`` and return its path."""
     command = [sys.executable, "-m", "dfss", f"--url=open@sophgo.com:{_REPOSITORY}/{name}"]
     log = scratch / "dfss.log"
+    code = _watch(command, log, report)
+    if code or not (scratch / name).is_file():
+        lines = log.read_text("utf-8", "replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        raise FetchError(
+            f"dfss could not bring {name} (exit code {code}, {last[-200:]!r}); check the "
+            f"network and run the same command again, or try {' '.join(command)} by hand"
+        )
+    return scratch / name
+
+
+def _watch(command: list[str], log: Path, report: Callable[[int], None]) -> int:
+    """Run a command in the folder of its log, tell what it has saved there, and return its exit code."""
     with log.open("wb") as output:
         child = subprocess.Popen(  # noqa: S603 - a list, no shell, no user text
-            command,
-            cwd=scratch,
+            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+            cwd=log.parent,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -153,20 +176,13 @@ def _run_dfss(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
         )
         try:
             while child.poll() is None:
-                report(sum(path.stat().st_size for path in scratch.iterdir() if path != log))
+                report(sum(path.stat().st_size for path in log.parent.iterdir() if path != log))
                 time.sleep(_LOOK_EVERY_S)
         finally:
-            if child.poll() is None:  # dfss has a child of its own
+            if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-    if child.returncode or not (scratch / name).is_file():
-        lines = log.read_text("utf-8", "replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        raise FetchError(
-            f"dfss could not bring {name} (exit code {child.returncode}, {last[-200:]!r}); check the "
-            f"network and run the same command again, or try {' '.join(command)} by hand"
-        )
-    return scratch / name
+    return child.returncode
 
 
 def _accept(record: Record, came: Path, target: Path) -> Record:

@@ -29,7 +29,7 @@ TOKENIZER = b"tokenizer of the vendor" * 9
 CONTENT = struct.pack("<IIIQ", 0xFF55AAEE, 64, 4, 1000).ljust(64, b"\0") + bytes(4) + bytes(range(250)) * 4
 
 DOUBLE = """
-import pathlib, sys, time
+import os, pathlib, subprocess, sys, time
 url = next(word for word in sys.argv if word.startswith("--url=open@sophgo.com:sophon-demo/baichuan2/"))
 name = url.rpartition("/")[2]
 store = pathlib.Path(__file__).with_name("store")
@@ -37,6 +37,9 @@ print("connecting to the server")
 with (store / "asked").open("a") as file:
     file.write(name + "\\n")
 if (store / "hang").exists():
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (store / "pids.tmp").write_text(f"{os.getpid()} {helper.pid}")
+    (store / "pids.tmp").rename(store / "pids")
     time.sleep(60)
 if not (store / name).exists():
     print("\\033[31m no such file \\033[0m")
@@ -238,8 +241,9 @@ fetch_vendor_model("baichuan2-7b-int8-bmodel", Path(sys.argv[1]), notice=print)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_interrupted_tool_leaves_no_half_file(vendor: Vendor, tmp_path: Path, number: signal.Signals) -> None:
+    """A tool that was left alone went on to fetch its gigabytes, with the child that it has."""
     (vendor.store / "hang").touch()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(
@@ -248,12 +252,27 @@ def test_interrupted_tool_leaves_no_half_file(vendor: Vendor, tmp_path: Path, nu
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    _wait_until(lambda: bool(vendor.asked()) or child.poll() is not None)
+    pids = vendor.store / "pids"
+    _wait_until(lambda: pids.exists() or child.poll() is not None)
     child.send_signal(number)
     assert child.wait() != 0
+    _wait_until(lambda: not any(_is_running(int(pid)) for pid in pids.read_text().split()))
     assert [path.name for path in (tmp_path / "model").iterdir()] == [WORK_NAME]
 
 
+def _is_running(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended may wait for its parent to ask."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
 def _wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    """Wait, but less than the 60 s after which a tool that hangs ends of itself."""
+    for _ in range(3000):
+        if condition():
+            return
         time.sleep(0.01)
+    raise AssertionError("waited for 30 s")
