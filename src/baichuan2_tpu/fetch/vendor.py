@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -141,7 +142,7 @@ def _bring_tokenizer(scratch: Path, name: str, report: Callable[[int], None]) ->
             members = [one for one in opened.namelist() if PurePosixPath(one).name == name]
             with opened.open(members[0]) as member:
                 target.write_bytes(member.read(limit))
-    except (zipfile.BadZipFile, IndexError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, IndexError, NotImplementedError, RuntimeError, EOFError) as error:
         raise FetchError(
             f"{_ARCHIVE} of the vendor has no {name} that can be read ({error}); try again"
         ) from error

@@ -177,7 +177,19 @@ def test_bmodel_that_is_cut_short_is_refused(vendor: Vendor, tmp_path: Path, con
     assert not list((tmp_path / "model" / WORK_NAME).glob("dfss-*"))
 
 
-@pytest.mark.parametrize("content", [b"no zip", archive(readme=b"hello"), archive()])
+def damaged_archive() -> bytes:
+    """Return an archive whose compressed tokenizer begins with a block of a kind there is not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("tokenizer.model", TOKENIZER)
+    content = bytearray(buffer.getvalue())
+    content[30 + len("tokenizer.model")] = 0xFF  # behind the header of the member
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no zip", archive(readme=b"hello"), archive(), pytest.param(damaged_archive(), id="damaged")]
+)
 def test_archive_without_a_tokenizer_is_refused(vendor: Vendor, tmp_path: Path, content: bytes) -> None:
     (vendor.store / "token_config.zip").write_bytes(content)
     with pytest.raises(
