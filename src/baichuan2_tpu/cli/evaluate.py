@@ -6,7 +6,7 @@ Not here: scoring (``baichuan2_tpu.evaluate``), opening what is compared (``eval
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +15,11 @@ import typer
 
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.inputs import read_text
-from baichuan2_tpu.cli.models import EngineSettings, resolve
+from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
+    from baichuan2_tpu.cli.evaluating import FoundModel
     from baichuan2_tpu.evaluate import Evaluation, Subject, TaskScore, TextPlan
     from baichuan2_tpu.evaluate.tasks import TaskSuite
 
@@ -119,7 +120,7 @@ def evaluate(
     --against two models get the same tokens and questions, and the difference has an interval: a bootstrap
     over windows or questions. What was scored, and how, is printed with it.
     """
-    from baichuan2_tpu.cli.evaluating import open_reference, open_subject
+    from baichuan2_tpu.cli.evaluating import find_reference, find_subject
     from baichuan2_tpu.evaluate import Report
 
     if against is None and against_engine is not _ReferenceEngine.AUTO:
@@ -127,12 +128,15 @@ def evaluate(
     asked_text = _AskedText(text, tokens, window, stride)
     work = _work(asked_text, _AskedTasks(task or [], task_file or [], limit, few_shot, chat))
     own = EngineSettings(engine.value, device, context, threads, exact)
-    reference = EngineSettings(against_engine.value, device, context, threads, exact)
-    with open_subject(model, resolve(model), own, is_compared=against is not None) as subject:
+    first, reference = find_subject(model, own, is_compared=against is not None), None
+    if against is not None:
+        reference = find_reference(against, replace(own, engine=against_engine.value))
+        _check_comparable(first, reference, work)  # scoring the first may take hours
+    with first.opened() as subject:
         found = _evaluate(subject, work)
     beside = None
-    if against is not None:
-        with open_reference(against, reference) as subject:
+    if reference is not None:
+        with reference.opened() as subject:
             beside = _evaluate(subject, work, found)
     report = Report(found, beside)
     shown = json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines())
@@ -220,17 +224,25 @@ def _work(text: _AskedText, tasks: _AskedTasks) -> _Work:
     return _Work(text.plan(), tasks.load() if tasks.are_any else None)
 
 
+def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> None:
+    """Check that the reference cuts the text alike, and can do the tasks.
+
+    Raises: RequestError.
+    """
+    if work.text is not None:
+        work.text.check_tokenizers(first.tokenizer, reference.tokenizer, reference.name)
+    if work.tasks is not None and reference.floats is not None:
+        work.tasks.check_scored_alone(reference.name)
+
+
 def _evaluate(subject: Subject, work: _Work, beside: Evaluation | None = None) -> Evaluation:
-    """Score the text and run the tasks, with progress; tokens and windows are those of the model beside."""
-    from baichuan2_tpu.evaluate import Evaluation, check_same_tokens, measure_perplexity
+    """Score the text and run the tasks, with progress; windows are those of the model beside."""
+    from baichuan2_tpu.evaluate import Evaluation, measure_perplexity
 
     text = perplexity = None
     if work.text is not None:
-        if beside is None or beside.text is None:
-            text = work.text.tokenised(subject)
-        else:
-            text = work.text.cut_like(beside.text).tokenised(subject)
-            check_same_tokens(beside.text, text, subject.name)
+        plan = work.text.cut_like(beside.text) if beside and beside.text else work.text
+        text = plan.tokenised(subject)
         with byte_bar(f"scoring {subject.name}") as progress:
             perplexity = measure_perplexity(subject, text, progress)
     scores: tuple[TaskScore, ...] = ()

@@ -10,7 +10,7 @@ from baichuan2_tpu.evaluate.perplexity import Perplexity, PerplexityRise
 from baichuan2_tpu.evaluate.report import Evaluation, Report
 from baichuan2_tpu.evaluate.subject import Subject, TextPlan, measure_perplexity
 from baichuan2_tpu.evaluate.task_scores import TaskScore
-from baichuan2_tpu.evaluate.texts import ScoredText, check_same_tokens, language_reference
+from baichuan2_tpu.evaluate.texts import ScoredText, language_reference
 
 __all__ = [
     "EngineScorer",
@@ -23,7 +23,6 @@ __all__ = [
     "Subject",
     "TaskScore",
     "TextPlan",
-    "check_same_tokens",
     "language_reference",
     "measure_perplexity",
 ]

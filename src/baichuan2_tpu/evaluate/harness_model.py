@@ -12,11 +12,10 @@ from itertools import accumulate, pairwise
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate.answering import answer_questions
 from baichuan2_tpu.evaluate.harness_requests import HarnessRequests
 from baichuan2_tpu.evaluate.passages import Progress
-from baichuan2_tpu.evaluate.subject import Subject
+from baichuan2_tpu.evaluate.subject import Subject, no_answers
 
 __all__ = ["SubjectLM"]
 
@@ -62,10 +61,7 @@ class SubjectLM(LM):
         """
         engine = self._subject.engine
         if engine is None:
-            raise RequestError(
-                f"{self._subject.name} is scored as float weights, which write no answers; "
-                "compare tasks that ask for text with --against-engine cpu"
-            )
+            raise no_answers(self._subject.name)
         questions = [self._requests.question(*request.args[:2]) for request in requests]
         return answer_questions(engine, self._subject.tokenizer, questions, self._on_progress)
 

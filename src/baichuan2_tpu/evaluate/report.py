@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from baichuan2_tpu.evaluate.bootstrap import interval_json, interval_text
 from baichuan2_tpu.evaluate.perplexity import Perplexity
 from baichuan2_tpu.evaluate.task_scores import TaskScore
-from baichuan2_tpu.evaluate.texts import ScoredText, check_same_tokens
+from baichuan2_tpu.evaluate.texts import ScoredText, check_same_cut
 
 __all__ = ["Evaluation", "Report", "markdown_table", "perplexity_row"]
 
@@ -36,7 +36,7 @@ class Evaluation:
 class Report:
     """What was found of a model, beside another one or alone.
 
-    Raises: RequestError where both cut the text into different tokens.
+    Raises: RequestError where both did not score the same tokens in the same windows.
     """
 
     own: Evaluation
@@ -44,7 +44,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.against is not None and self.own.text is not None and self.against.text is not None:
-            check_same_tokens(self.own.text, self.against.text, self.against.model)
+            check_same_cut(self.own.text, self.against.text, self.against.model)
 
     def lines(self) -> list[str]:
         """Return what a reader wants to know, with Markdown tables."""

@@ -12,11 +12,11 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate.passages import Progress, Scorer
 from baichuan2_tpu.evaluate.perplexity import Perplexity
-from baichuan2_tpu.evaluate.texts import DEFAULT_WINDOW, ScoredText
+from baichuan2_tpu.evaluate.texts import DEFAULT_WINDOW, ScoredText, check_same_tokens, tokenise
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Subject", "TextPlan", "measure_perplexity"]
+__all__ = ["Subject", "TextPlan", "measure_perplexity", "no_answers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,14 @@ class TextPlan:
     window: int | None = None
     stride: int | None = None
 
+    def check_tokenizers(self, first: Tokenizer, other: Tokenizer, model: str) -> None:
+        """Check that ``other``, the tokenizer of ``model``, gives the same tokens as the first model's.
+
+        Raises: RequestError naming the first place where they part, or for a text that is too short.
+        """
+        tokens, others = (tokenise(self.name, self.text, one, self.tokens) for one in (first, other))
+        check_same_tokens(self.name, tokens, others, model)
+
     def cut_like(self, text: ScoredText) -> TextPlan:
         """Return the plan with the windows that another model had: a longer past lowers a perplexity."""
         return replace(self, window=text.window, stride=text.stride)
@@ -70,6 +78,14 @@ class TextPlan:
         return ScoredText.of(
             self.name, self.text, subject.tokenizer, limit=self.tokens, window=window, stride=self.stride
         )
+
+
+def no_answers(model: str) -> RequestError:
+    """Return the error of float weights that are asked for text."""
+    return RequestError(
+        f"{model} is scored as float weights, which write no answers; "
+        "compare tasks that ask for text with --against-engine cpu"
+    )
 
 
 def measure_perplexity(subject: Subject, text: ScoredText, on_progress: Progress | None = None) -> Perplexity:

@@ -26,7 +26,7 @@ import numpy as np
 
 from baichuan2_tpu.errors import Baichuan2Error, RequestError
 from baichuan2_tpu.evaluate.passages import Progress
-from baichuan2_tpu.evaluate.subject import Subject
+from baichuan2_tpu.evaluate.subject import Subject, no_answers
 from baichuan2_tpu.evaluate.task_scores import TaskScore
 
 if TYPE_CHECKING:
@@ -59,6 +59,15 @@ class TaskSuite:
         self._plan = plan
         self._manager = manager
         self._loaded = loaded
+
+    def check_scored_alone(self, model: str) -> None:
+        """Check that float weights, which write no text, can do all tasks.
+
+        Raises: RequestError.
+        """
+        tasks = self._manager.load(list(self._loaded))["tasks"].values()
+        if any(task.OUTPUT_TYPE == "generate_until" for task in tasks):
+            raise no_answers(model)
 
     def run(
         self, subject: Subject, on_step: Callable[[str], None], on_progress: Progress | None = None

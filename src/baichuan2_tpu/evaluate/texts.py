@@ -18,7 +18,15 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate.passages import Passage
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["DEFAULT_WINDOW", "ScoredText", "check_same_tokens", "cut", "language_reference"]
+__all__ = [
+    "DEFAULT_WINDOW",
+    "ScoredText",
+    "check_same_cut",
+    "check_same_tokens",
+    "cut",
+    "language_reference",
+    "tokenise",
+]
 
 DEFAULT_WINDOW = 512
 
@@ -50,14 +58,12 @@ class ScoredText:
     def of(
         cls, name: str, text: str, tokenizer: Tokenizer, *, limit: int | None, window: int, stride: int | None
     ) -> ScoredText:
-        """Tokenise a text, as it is, without a token before it.
+        """Tokenise a text and say how it is cut; a stride of None is the window.
 
-        Raises: RequestError, also for a text shorter than ``limit``, which cuts it.
+        Raises: RequestError; see ``tokenise``.
         """
-        tokens = tokenizer.encode(text)
-        if limit is not None and len(tokens) < limit:
-            raise RequestError(f"{name} has {len(tokens)} tokens, {limit} were asked for; lower --tokens")
-        return cls(name, tuple(tokens[:limit]), window, window if stride is None else stride)
+        tokens = tokenise(name, text, tokenizer, limit)
+        return cls(name, tokens, window, window if stride is None else stride)
 
     @property
     def sha256(self) -> str:
@@ -67,6 +73,17 @@ class ScoredText:
     def passages(self) -> list[Passage]:
         """Return the windows."""
         return list(cut(self.tokens, self.window, self.stride))
+
+
+def tokenise(name: str, text: str, tokenizer: Tokenizer, limit: int | None) -> tuple[int, ...]:
+    """Return a text's tokens, as it is, without a token before it; ``limit`` cuts it.
+
+    Raises: RequestError for a text shorter than ``limit``.
+    """
+    tokens = tokenizer.encode(text)
+    if limit is not None and len(tokens) < limit:
+        raise RequestError(f"{name} has {len(tokens)} tokens, {limit} were asked for; lower --tokens")
+    return tuple(tokens[:limit])
 
 
 def cut(tokens: Sequence[int], window: int, stride: int) -> Iterator[Passage]:
@@ -87,24 +104,28 @@ def cut(tokens: Sequence[int], window: int, stride: int) -> Iterator[Passage]:
             return
 
 
-def check_same_tokens(text: ScoredText, other: ScoredText, model: str) -> None:
-    """Check that a second model has the same tokens in the same windows as the first.
+def check_same_tokens(name: str, tokens: Sequence[int], others: Sequence[int], model: str) -> None:
+    """Check that a second model cuts the text called ``name`` into the same tokens as the first.
 
-    Raises: RequestError naming that model and the first place where they part, or how each is cut.
+    Raises: RequestError naming that model and the first place where they part.
     """
-    if text.tokens == other.tokens:
-        _check_same_windows(text, other, model)
+    if tokens == others:
         return
-    pairs = zip(text.tokens, other.tokens, strict=False)
+    pairs = zip(tokens, others, strict=False)
     place = next((i for i, (one, two) in enumerate(pairs) if one != two), None)
     seen = "ends elsewhere" if place is None else f"is another from token {place} on"
     raise RequestError(
-        f"{model} has another tokenizer: {text.name} {seen}, so perplexities cannot be compared; "
+        f"{model} has another tokenizer: {name} {seen}, so perplexities cannot be compared; "
         "name a model with the same tokenizer"
     )
 
 
-def _check_same_windows(text: ScoredText, other: ScoredText, model: str) -> None:
+def check_same_cut(text: ScoredText, other: ScoredText, model: str) -> None:
+    """Check that a second model had the same tokens in the same windows as the first.
+
+    Raises: RequestError naming that model and what differs.
+    """
+    check_same_tokens(text.name, text.tokens, other.tokens, model)
     if (text.window, text.stride) != (other.window, other.stride):
         raise RequestError(
             f"{model} has {text.name} in windows of {other.window} tokens, stride {other.stride}, and the "

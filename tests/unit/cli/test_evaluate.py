@@ -2,16 +2,30 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu import resolve
+from baichuan2_tpu.cli import evaluating
+from baichuan2_tpu.cli.evaluating import find_reference
+from baichuan2_tpu.cli.models import EngineSettings
 from cli_command import Run
 from tiny_checkpoint import rope_config, write_official
 from tiny_tokenizer import write_bpe, write_sentencepiece
 
 TEXT = "请使用C++写一段冒泡排序算法。The capital of France is Paris.\n" * 12
+SUMS: dict[str, object] = {
+    "task": "sums",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "data.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "metric_list": [{"metric": "acc"}],
+}
 CUT = ("--window", 64, "--stride", 32)
 
 
@@ -118,6 +132,7 @@ def test_a_float_reference_can_run_quantised_when_asked(
     assert json.loads(done.out)["comparison"]["rise_percent"] == 0
 
 
+@pytest.mark.usefixtures("_nothing_is_scored")
 def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
     other = tmp_path / "Other"
     write_official(other, rope_config(vocabulary_size=400))
@@ -127,6 +142,55 @@ def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_pat
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {other} has another tokenizer: {text} is another from token ")
     assert done.err.count("\n") == 1
+
+
+@pytest.fixture
+def _nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating, "open_model", lambda *_: pytest.fail("opened before both were checked"))
+
+
+@pytest.mark.usefixtures("_nothing_is_scored")
+def test_a_reference_that_is_not_there_is_refused_before_anything_is_scored(
+    run: Run, model: Path, text: Path
+) -> None:
+    done = run("evaluate", model, "--text", text, *CUT, "--against", "nowhere")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(
+        "error: 'nowhere' is no path that exists, and no known model; give a checkpoint"
+    )
+
+
+@pytest.mark.usefixtures("_nothing_is_scored")
+def test_a_reference_of_another_kind_is_refused_before_anything_is_scored(
+    run: Run, model: Path, text: Path
+) -> None:
+    done = run("evaluate", model, "--text", text, *CUT, "--against", model, "--against-engine", "float")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {model}: is quantised already; name the float checkpoint")
+
+
+def test_the_vendors_models_can_be_compared_with(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    # They were refused: "is compiled already; give a checkpoint".
+    shutil.copy(model / "tokenizer.model", tmp_path)
+    (tmp_path / "baichuan2-7b_int8_1dev.bmodel").touch()
+    monkeypatch.setattr(resolve, "fetch_vendor_model", lambda *_, **__: tmp_path)
+    found = find_reference("baichuan2-7b-int8-bmodel", EngineSettings(threads=2))
+    assert (found.directory, found.floats, found.running.threads) == (tmp_path, None, None)
+
+
+def test_a_reference_is_fetched_with_progress(monkeypatch: pytest.MonkeyPatch, float_model: Path) -> None:
+    seen: list[object] = []
+
+    def fetch(name: str, settings: object, *, notice: object, progress: object) -> Path:
+        seen.append(progress)
+        return float_model
+
+    monkeypatch.setattr(resolve, "fetch_model", fetch)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert find_reference("baichuan2-7b-chat", EngineSettings()).floats is not None
+    assert callable(seen[0])
 
 
 @pytest.mark.parametrize(
@@ -184,18 +248,9 @@ def test_tasks_are_shown_beside_the_reference(
     datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     (tmp_path / "data.jsonl").write_text('{"q": "1 + 1 =", "answer": 0}\n{"q": "1 + 2 =", "answer": 1}\n')
-    task = {
-        "task": "sums",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "data.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{q}}",
-        "doc_to_choice": ["2", "3"],
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (tmp_path / "sums.yaml").write_text(json.dumps(task))
+    (tmp_path / "sums.yaml").write_text(
+        json.dumps(SUMS | {"doc_to_choice": ["2", "3"], "doc_to_target": "answer"})
+    )
     done = run("evaluate", model, "--task-file", tmp_path / "sums.yaml", "--against", float_model)
     assert (done.code, done.err) == (0, f"asking {model}\nasking {float_model}\n")
     header, rule, row = done.out.splitlines()
@@ -203,6 +258,21 @@ def test_tasks_are_shown_beside_the_reference(
     assert header == f"| task | metric | questions | {columns} |"
     assert rule.count("-") == 3 * 8
     assert row.startswith("| sums | acc | 2 | ")
+
+
+@pytest.mark.usefixtures("_nothing_is_scored")
+def test_float_weights_are_refused_for_tasks_of_text_before_anything_is_scored(
+    run: Run, model: Path, float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "data.jsonl").write_text('{"q": "1 + 1 =", "answer": "2"}\n')
+    written = SUMS | {"output_type": "generate_until", "doc_to_target": "{{answer}}"}
+    written["metric_list"] = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    (tmp_path / "written.yaml").write_text(json.dumps(written))
+    done = run("evaluate", model, "--task-file", tmp_path / "written.yaml", "--against", float_model)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {float_model} is scored as float weights, which write no answers; ")
 
 
 def test_an_unknown_task_is_one_line(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.evaluate import ScoredText, check_same_tokens, language_reference
-from baichuan2_tpu.evaluate.texts import cut
+from baichuan2_tpu.evaluate import ScoredText, language_reference
+from baichuan2_tpu.evaluate.texts import check_same_cut, cut
 from fakes import ByteTokenizer
 
 
@@ -86,7 +86,7 @@ def test_the_digest_tells_tokens_apart_and_not_how_they_are_cut() -> None:
 def test_another_tokenizer_is_refused_with_the_place(tokens: tuple[int, ...], seen: str) -> None:
     other = ScoredText("a text", tokens, 8, 8)
     with pytest.raises(RequestError, match=f"b has another tokenizer: a text {seen}, so perplexities"):
-        check_same_tokens(text(4, 8, 8), other, "b")
+        check_same_cut(text(4, 8, 8), other, "b")
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 4), (8, 4)])
@@ -94,7 +94,7 @@ def test_other_windows_are_refused(window: int, stride: int) -> None:
     # Perplexities of windows of 256 and of 512 tokens were compared: a rise of -99.9 %.
     complaint = f"b has a text in windows of {window} tokens, stride {stride}, and the first model in"
     with pytest.raises(RequestError, match=complaint):
-        check_same_tokens(text(9, 8, 8), text(9, window, stride), "b")
+        check_same_cut(text(9, 8, 8), text(9, window, stride), "b")
 
 
 def test_pythons_language_reference_is_there() -> None:

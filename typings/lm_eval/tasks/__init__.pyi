@@ -6,6 +6,7 @@ class TaskConfig:
     process_results: object | None
 
 class Task:
+    OUTPUT_TYPE: str | None
     @property
     def config(self) -> TaskConfig: ...
 
