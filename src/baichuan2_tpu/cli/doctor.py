@@ -63,7 +63,7 @@ def doctor(
         raise typer.BadParameter("--checkpoint needs the bundle that was compiled from it as MODEL")
     host, machine = Host.here(), Machine()
     report = examine(machine, host, model=model, context=context, device=device)
-    settings = ProofSettings.of(model, checkpoint=checkpoint, device=device, simulator=simulator)
+    settings = ProofSettings.of(report.need, checkpoint=checkpoint, device=device, simulator=simulator)
     report = report.with_proofs(prove(host, find_tpu(machine, device), settings))
     if as_json:
         write_result(json.dumps(report.to_json(), ensure_ascii=False) + "\n")

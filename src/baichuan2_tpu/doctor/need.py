@@ -53,16 +53,24 @@ class Need:
     devices: int = 1
     bits: int = 0
     is_baichuan2_7b: bool = False
+    compiled: Path | None = None
+    """The folder of a bundle or bmodel that is at hand; None for a checkpoint, or what is not fetched."""
 
 
 def read_need(model: str, context: int | None = None) -> Need:
     """Count what ``model`` needs: a path, or a known name, which is not fetched for this.
 
+    As in ``resolve``, a known name goes before a path of that name.
     Raises: RequestError for what is neither; ArtifactError, CheckpointError, ContextLengthError.
     """
+    if model in KNOWN_MODELS:
+        return _known_need(model, context)
     path = Path(model).expanduser()
     if not path.exists():
-        return _known_need(model, context)
+        raise RequestError(
+            f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
+            f"or one of: {', '.join(KNOWN_MODELS)}"
+        )
     kind = identify(path)
     if kind == "bundle":
         return _bundle_need(path, context)
@@ -75,11 +83,6 @@ def read_need(model: str, context: int | None = None) -> Need:
 
 
 def _known_need(model: str, context: int | None) -> Need:
-    if model not in KNOWN_MODELS:
-        raise RequestError(
-            f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
-            f"or one of: {', '.join(KNOWN_MODELS)}"
-        )
     compiled = _VENDOR_NAME.search(model)
     if compiled:
         return _vendor_need(model, int(compiled[1]))
@@ -154,6 +157,7 @@ def _bundle_need(folder: Path, context: int | None) -> Need:
         devices=manifest.devices,
         bits=manifest.bits,
         is_baichuan2_7b=_is_baichuan2_7b(model),
+        compiled=folder,
     )
 
 
@@ -176,6 +180,7 @@ def _bmodel_need(folder: Path, context: int | None) -> Need:
         devices=file.devices,
         bits=bits,
         is_baichuan2_7b=_is_baichuan2_7b(config),
+        compiled=folder,
     )
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from baichuan2_tpu.artifact import find_bmodel, is_bundle
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
 from baichuan2_tpu.doctor.apart import Outcome, run_apart
 from baichuan2_tpu.doctor.devices import Tpu
 from baichuan2_tpu.doctor.finding import Finding, Status
 from baichuan2_tpu.doctor.host import Host
+from baichuan2_tpu.doctor.need import Need
 from baichuan2_tpu.doctor.oracle import first_token_logits, relative_error
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
@@ -44,12 +44,11 @@ class ProofSettings:
     """False for a model that runs on the cpu: what is wrong with a TPU does not concern it."""
 
     @classmethod
-    def of(cls, model: str | None, *, checkpoint: Path | None, device: int, simulator: bool) -> ProofSettings:
-        """Take a model for what it is; one that is not compiled is nothing for a TPU."""
-        path = Path(model).expanduser() if model else None
-        is_compiled = path is not None and path.is_dir() and (is_bundle(path) or find_bmodel(path))
-        is_for_cpu = path is not None and path.exists() and not is_compiled
-        return cls(path if is_compiled else None, checkpoint, device, simulator, not is_for_cpu)
+    def of(cls, need: Need | None, *, checkpoint: Path | None, device: int, simulator: bool) -> ProofSettings:
+        """Take what a model needs; without one, the TPU is what the machine is for."""
+        compiled = need.compiled if need else None
+        is_tpu_needed = need is None or need.runs_on == "tpu"
+        return cls(compiled, checkpoint, device, simulator, is_tpu_needed)
 
 
 def prove(host: Host, tpu: Tpu, settings: ProofSettings) -> list[Finding]:

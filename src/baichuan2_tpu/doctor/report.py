@@ -6,7 +6,7 @@ Not here: drawing it (``cli``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baichuan2_tpu.doctor.checks_device import check_device
 from baichuan2_tpu.doctor.checks_host import check_host
@@ -27,6 +27,8 @@ class Report:
 
     model: str | None
     findings: tuple[Finding, ...]
+    need: Need | None = None
+    """What the model needs; None without one, or for one that cannot be read."""
 
     @property
     def is_ok(self) -> bool:
@@ -35,7 +37,7 @@ class Report:
 
     def with_proofs(self, proofs: Sequence[Finding]) -> Report:
         """Return the report with what was computed behind what was read."""
-        return Report(self.model, (*self.findings, *proofs))
+        return replace(self, findings=(*self.findings, *proofs))
 
     def to_json(self) -> dict[str, object]:
         """Return one object; findings by the names of their fields."""
@@ -59,7 +61,7 @@ def examine(
     findings += check_host(machine, host, need)
     findings += check_device(machine, host, tpu, need)
     findings += check_device_memory(machine, tpu, need)
-    return Report(model, tuple(findings))
+    return Report(model, tuple(findings), need)
 
 
 def _read_model(model: str, context: int | None) -> tuple[Need | None, Finding]:

@@ -1,11 +1,13 @@
 """What models need is counted from their files, without loading any of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from baichuan2_tpu.checkpoint.random_weights import shape_config
+from baichuan2_tpu.compile.settings import MOST_CONTEXT
 from baichuan2_tpu.doctor import need as module
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
 from baichuan2_tpu.engine.bmodel_file import BmodelFile
@@ -57,9 +59,11 @@ def test_a_checkpoint_needs_weights_and_the_history_of_its_context(tmp_path: Pat
 
 
 def test_a_context_that_nothing_can_be_compiled_for_gives_no_estimate(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
+    config = replace(shape_config("baichuan2-7b", 4), max_context=2 * MOST_CONTEXT)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     (tmp_path / "model.safetensors").touch()
-    assert read_need(str(tmp_path), 8192).device_bytes is None
+    assert read_need(str(tmp_path), MOST_CONTEXT).device_bytes is not None
+    assert read_need(str(tmp_path), 2 * MOST_CONTEXT).device_bytes is None
 
 
 def test_a_gguf_is_only_named(tmp_path: Path) -> None:
@@ -77,6 +81,17 @@ def test_known_names_are_counted_by_their_shape(monkeypatch: pytest.MonkeyPatch)
     assert (seven.runs_on, seven.bits, seven.is_baichuan2_7b) == ("cpu", 4, True)
     assert 6 * 10**9 < seven.host_bytes < 7.5 * 10**9
     assert (compiled.runs_on, compiled.device_bytes) == ("tpu", VENDOR_MINIMUM_BYTES[4])
+
+
+def test_a_known_name_goes_before_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The folder was judged, and chat then ran the known model.
+    (tmp_path / "demo").mkdir()
+    bundle_manifest().write(tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert (read_need("demo").runs_on, read_need("demo").compiled) == ("cpu", None)
+    assert (read_need("./demo").runs_on, read_need("./demo").compiled) == ("tpu", Path("demo"))
 
 
 def test_what_is_no_model_is_refused() -> None:

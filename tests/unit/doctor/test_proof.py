@@ -9,6 +9,7 @@ import pytest
 
 from baichuan2_tpu.doctor import ProofSettings, apart, find_tpu, proof, prove
 from baichuan2_tpu.doctor.apart import Outcome, run_apart, work
+from baichuan2_tpu.doctor.need import read_need
 from baichuan2_tpu.doctor.net_check import check_layer, check_twice
 from baichuan2_tpu.doctor.oracle import first_token_logits, relative_error
 from baichuan2_tpu.engine.bmrt_library import HARDWARE_LIBRARIES
@@ -57,7 +58,9 @@ def test_a_bundle_is_run_by_every_engine_that_is_there(
         return Outcome(told="well")
 
     monkeypatch.setattr(proof, "run_apart", run)
-    settings = ProofSettings.of(str(tmp_path), checkpoint=Path("checkpoint"), device=1, simulator=False)
+    settings = ProofSettings.of(
+        read_need(str(tmp_path)), checkpoint=Path("checkpoint"), device=1, simulator=False
+    )
     findings = prove(dataclasses.replace(HOST, sail="3.10.7"), SOC, settings)
     assert [one.name for one in findings] == [
         "computes: cpu",
@@ -72,8 +75,16 @@ def test_a_bundle_is_run_by_every_engine_that_is_there(
     ]
 
 
-def test_a_checkpoint_is_nothing_for_a_tpu(tmp_path: Path) -> None:
-    assert ProofSettings.of(str(tmp_path), checkpoint=None, device=0, simulator=False).compiled is None
+@pytest.mark.parametrize("name", ["demo", "baichuan2-7b-chat", "baichuan2-13b-base"])
+def test_a_checkpoint_is_nothing_for_a_tpu(name: str) -> None:
+    # A known name counted as needing the TPU, and failed on a machine whose TPU is broken.
+    settings = ProofSettings.of(read_need(name), checkpoint=None, device=0, simulator=False)
+    assert (settings.compiled, settings.is_tpu_needed) == (None, False)
+
+
+def test_without_a_checkpoint_the_tpu_is_needed() -> None:
+    vendor = read_need("baichuan2-7b-int8-bmodel")
+    assert ProofSettings.of(vendor, checkpoint=None, device=0, simulator=False).is_tpu_needed
     assert ProofSettings.of(None, checkpoint=None, device=0, simulator=False).compiled is None
 
 
@@ -127,10 +138,8 @@ def test_only_a_bundle_has_a_checkpoints_integers(tmp_path: Path) -> None:
         check_layer(tmp_path, tmp_path, lambda *_: pytest.fail("opened"))
 
 
-def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "run_apart", lambda *_: Outcome(problem="broken"))
     needed = ProofSettings.of(None, checkpoint=None, device=0, simulator=False)
-    idle = ProofSettings.of(str(tmp_path), checkpoint=None, device=0, simulator=False)
+    idle = ProofSettings.of(read_need("demo"), checkpoint=None, device=0, simulator=False)
     assert [prove(HOST, SOC, one)[-1].status for one in (needed, idle)] == ["fail", "warn"]
