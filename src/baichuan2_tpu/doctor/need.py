@@ -21,7 +21,7 @@ from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.engine.bmodel_file import BmodelFile
 from baichuan2_tpu.engine.bundle import buffer_bytes
 from baichuan2_tpu.engine.vendor import read_vendor_config
-from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.resolve import KNOWN_MODELS
 
@@ -85,6 +85,7 @@ def read_need(model: str, context: int | None = None) -> Need:
 def _known_need(model: str, context: int | None) -> Need:
     compiled = _VENDOR_NAME.search(model)
     if compiled:
+        _check_context(model, context, _VENDOR_CONTEXT)
         return _vendor_need(model, int(compiled[1]))
     shape = next((shape for shape in SHAPES if model.startswith(shape)), None)
     if shape is None:
@@ -110,6 +111,7 @@ def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Nee
     """Count what the cpu holds, and what the device would."""
     counted = config if config.quantization else replace(config, quantization=QuantizationConfig(_BITS))
     bits = counted.quantization.bits if counted.quantization else 0
+    _check_context(name, context, config.max_context)
     tokens = context or config.max_context
     state = "quantised checkpoint," if config.quantization else "not quantised yet, counted as"
     return Need(
@@ -167,6 +169,7 @@ def _bmodel_need(folder: Path, context: int | None) -> Need:
     if bmodel is None:
         raise RequestError(f"{folder}: holds no bmodel any more; give another directory")
     file, config = BmodelFile.read(bmodel), read_vendor_config(folder)
+    _check_context(bmodel.name, context, config.max_context)
     tokens = context or _VENDOR_CONTEXT
     bits = next((bits for bits in (4, 8) if f"int{bits}" in bmodel.name.lower()), 0)
     return Need(
@@ -182,6 +185,18 @@ def _bmodel_need(folder: Path, context: int | None) -> Need:
         is_baichuan2_7b=_is_baichuan2_7b(config),
         compiled=folder,
     )
+
+
+def _check_context(name: str, context: int | None, longest: int) -> None:
+    """Check a context against the longest that the model takes, as its engine would.
+
+    Raises: ContextLengthError naming both numbers.
+    """
+    if context is not None and context > longest:
+        raise ContextLengthError(
+            f"a context of {context} tokens is asked for, {name} allows 1 to {longest}; "
+            f"use --context {longest} or less"
+        )
 
 
 def _is_baichuan2_7b(config: ModelConfig) -> bool:

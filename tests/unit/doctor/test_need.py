@@ -11,7 +11,7 @@ from baichuan2_tpu.compile.settings import MOST_CONTEXT
 from baichuan2_tpu.doctor import need as module
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
 from baichuan2_tpu.engine.bmodel_file import BmodelFile
-from baichuan2_tpu.errors import ArtifactError, RequestError
+from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
 from bundle_manifest import bundle_manifest
 
 KV_BYTES = 32 * 2 * 4096 * 2
@@ -64,6 +64,26 @@ def test_a_context_that_nothing_can_be_compiled_for_gives_no_estimate(tmp_path: 
     (tmp_path / "model.safetensors").touch()
     assert read_need(str(tmp_path), MOST_CONTEXT).device_bytes is not None
     assert read_need(str(tmp_path), 2 * MOST_CONTEXT).device_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("model", "longest"),
+    [("baichuan2-7b-chat", 4096), ("baichuan2-7b-int8-bmodel", 512), ("folder", 4096)],
+)
+def test_a_context_that_the_model_refuses_is_refused(
+    model: str, longest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever was asked for was counted, and judged to fit or not.
+    if model == "folder":
+        model = str(tmp_path)
+        (tmp_path / "a.bmodel").touch()
+        monkeypatch.setattr(BmodelFile, "read", lambda path: BmodelFile("bm1684x", 1, 7 * 10**9))
+    complaint = (
+        rf"a context of 99999 tokens is asked for, .* allows 1 to {longest}; use --context {longest} or"
+    )
+    with pytest.raises(ContextLengthError, match=complaint):
+        read_need(model, 99_999)
+    assert read_need(model, longest).context == longest
 
 
 def test_a_gguf_is_only_named(tmp_path: Path) -> None:
