@@ -22,7 +22,12 @@ __all__ = ["Outcome", "run_apart", "work"]
 
 _TIMEOUT_S = 300
 """A 7B is loaded in a minute from a slow disk; a device that hangs hangs for ever."""
-_WORK = "import sys; from baichuan2_tpu.doctor.apart import work; work(*sys.argv[1:])"
+_WORK = (
+    "import json, sys;"
+    "sys.path[:] = json.loads(sys.argv[1]);"
+    "from baichuan2_tpu.doctor.apart import work;"
+    "work(*sys.argv[2:])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ def run_apart(*words: str) -> Outcome:
     """Do what ``work`` does, in a child process; a child that dies or hangs is a problem like any other."""
     with tempfile.TemporaryDirectory(prefix="baichuan2-doctor-") as name:
         answer = Path(name) / "answer.json"
-        command = [sys.executable, "-c", _WORK, str(answer), *words]
+        # -c alone would import from the user's folder; ours and SAIL are found where we found them.
+        paths = json.dumps([path for path in sys.path if path])
+        command = [sys.executable, "-I", "-c", _WORK, paths, str(answer), *words]
         try:
             run = subprocess.run(  # noqa: S603 - a list, no shell
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT_S

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_the_simulator_is_asked_for_only_by_name(is_right: bool, monkeypatch: py
 def test_a_child_that_dies_is_told_with_its_last_line() -> None:
     outcome = run_apart("memory", "nonsense")
     assert outcome.problem.startswith("ended with code 1, its last line: ValueError: invalid literal")
+
+
+def test_a_child_imports_nothing_from_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A json.py in the folder that doctor was called in was run.
+    (tmp_path / "json.py").write_text("raise SystemExit('ran the json.py of this folder')")
+    root = Path(apart.__file__).parents[2]
+    monkeypatch.setattr("sys.path", ["", str(root), *filter(None, sys.path)])
+    monkeypatch.chdir(tmp_path)
+    assert run_apart("memory", "nonsense").problem.startswith("ended with code 1, its last line: ValueError")
 
 
 def test_an_engine_must_say_the_same_twice() -> None:
