@@ -21,8 +21,8 @@ __all__ = ["MISSING", "NEEDS_ROOT", "Machine", "Node", "Seen"]
 MISSING = "is missing"
 NEEDS_ROOT = "needs root to be read"
 
-_MOST_BYTES = 1 << 16
-"""Of a file that is read; the largest here, a summary of 16 cores' /proc/cpuinfo, has 30 kB."""
+_MOST_BYTES = 1 << 22
+"""Of a file that is read; the largest here, /proc/cpuinfo, has 1.5 kB a thread."""
 _SHOWN_CHARACTERS = 40
 
 Value = TypeVar("Value")
@@ -59,7 +59,7 @@ class Machine:
         self._root = root
 
     def content(self, path: str) -> Seen[bytes]:
-        """Return the bytes of a file, the first 64 KiB at most."""
+        """Return the bytes of a file, the first 4 MiB at most."""
         try:
             with self._place(path).open("rb") as file:
                 return Seen(path, file.read(_MOST_BYTES))

@@ -13,7 +13,7 @@ from baichuan2_tpu.doctor import machine as machine_module
 from baichuan2_tpu.doctor.devices import find_tpu
 from baichuan2_tpu.doctor.host_memory import HostMemory, parse_limit, parse_memory, read_limit
 from baichuan2_tpu.doctor.machine import Node, Seen
-from baichuan2_tpu.doctor.processor import Processor, parse_processor
+from baichuan2_tpu.doctor.processor import Processor, parse_processor, read_processor
 from baichuan2_tpu.doctor.regions import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from baichuan2_tpu.doctor.state import (
     Link,
@@ -216,6 +216,17 @@ def test_a_libsophon_link_to_elsewhere_is_told(tmp_path: Path) -> None:
     link.unlink()
     link.symlink_to("/home/linaro/mine")
     assert read_libsophon_version(RecordedMachine(tree)).problem == "leads to '/home/linaro/mine'"
+
+
+def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
+    # 64 KiB were read, and 56 of 128 threads counted.
+    flags = "avx2 fma f16c " + "x" * 1400
+    text = "".join(f"processor\t: {one}\nmodel name\t: Large\nflags\t\t: {flags}\n\n" for one in range(1024))
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    processor = read_processor(Machine(tmp_path)).value
+    assert processor is not None
+    assert processor.threads == 1024
 
 
 def test_a_real_node_is_described() -> None:
