@@ -34,9 +34,10 @@ def bench(
         str | None,
         typer.Option("--shape", help="In place of MODEL: random weights in memory (baichuan2-7b, …)."),
     ] = None,
-    bits: Annotated[options.BitsName, typer.Option("--bits", help="Bits a weight, with --shape.")] = (
-        options.BitsName.FOUR
-    ),
+    bits: Annotated[
+        options.BitsName | None,
+        typer.Option("--bits", help="Bits a weight, with --shape.", show_default="4"),
+    ] = None,
     prefill: Annotated[
         int | None,
         typer.Option(
@@ -72,10 +73,12 @@ def bench(
 
     if (model is None) == (shape is None):
         raise typer.BadParameter("give either MODEL or --shape")
+    if bits is not None and shape is None:
+        raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
     opening = EngineSettings(engine.value, device, context, threads, exact)
     wished = _Lengths(prefill, decode, repetitions)
     if model is None:
-        report = _bench_shape(shape or "", bits, wished, opening)
+        report = _bench_shape(shape or "", bits or options.BitsName.FOUR, wished, opening)
     elif is_bundle(directory := resolve(model)):
         report = _bench_bundle(model, directory, wished, opening)
     elif find_bmodel(directory):

@@ -43,6 +43,8 @@ def doctor(
         Path | None,
         typer.Option(
             "--checkpoint",
+            exists=True,
+            file_okay=False,
             help="Checkpoint that the bundle MODEL was compiled from: compare a layer with it.",
         ),
     ] = None,
@@ -63,6 +65,8 @@ def doctor(
         raise typer.BadParameter("--checkpoint needs the bundle that was compiled from it as MODEL")
     host, machine = Host.here(), Machine()
     report = examine(machine, host, model=model, context=context, device=device)
+    if checkpoint is not None and report.need is not None and not report.need.has_manifest:
+        raise typer.BadParameter("--checkpoint is for a bundle that was compiled from it; MODEL is none")
     settings = ProofSettings.of(report.need, checkpoint=checkpoint, device=device, simulator=simulator)
     report = report.with_proofs(prove(host, find_tpu(machine, device), settings))
     if as_json:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.artifact import Manifest, find_bmodel
+from baichuan2_tpu.artifact import Manifest, find_bmodel, is_bundle
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.checkpoint.shards import read_json
@@ -55,6 +55,11 @@ class Need:
     is_baichuan2_7b: bool = False
     compiled: Path | None = None
     """The folder of a bundle or bmodel that is at hand; None for a checkpoint, or what is not fetched."""
+
+    @property
+    def has_manifest(self) -> bool:
+        """Tell whether it is a bundle, whose layers can be compared with a checkpoint's."""
+        return self.compiled is not None and is_bundle(self.compiled)
 
 
 def read_need(model: str, context: int | None = None) -> Need:

@@ -281,6 +281,14 @@ def test_bench_measures_a_shape_without_files(run: Run) -> None:
     )
 
 
+def test_bench_takes_bits_for_a_shape_alone(run: Run) -> None:
+    # They were ignored: the checkpoint's own were measured.
+    done = run("bench", "demo", "--bits", 8)
+    complaint = "--bits needs --shape; a model has bits of its own"
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: Invalid value: {complaint}; see baichuan2 bench --help\n"
+
+
 def test_info_on_a_directory_without_a_config_says_so_once(run: Run, tmp_path: Path) -> None:
     # Named the file twice and blamed its JSON.
     done = run("info", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 
 from baichuan2_tpu import doctor
 from cli_command import Run
+from fake_bundle import write_fake_bundle
 from recorded_machine import HOST, MACHINES, RecordedMachine
 
 
@@ -60,9 +61,33 @@ def test_a_model_that_is_not_there_fails(run: Run, on: Callable[[str], None]) ->
 
 
 def test_a_checkpoint_without_its_bundle_is_wrong_usage(run: Run) -> None:
-    outcome = run("doctor", "--checkpoint", "somewhere")
+    outcome = run("doctor", "--checkpoint", ".")
     assert outcome.code == 2
     assert "--checkpoint needs the bundle" in outcome.err
+
+
+def test_a_checkpoint_beside_another_one_is_wrong_usage(
+    run: Run, on: Callable[[str], None], model: Path
+) -> None:
+    # It was left out of the report without a word.
+    on("none")
+    outcome = run("doctor", model, "--checkpoint", model)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--checkpoint is for a bundle that was compiled from it; MODEL is none" in outcome.err
+
+
+def test_a_checkpoint_that_is_not_there_is_wrong_usage_without_a_tpu_too(
+    run: Run, on: Callable[[str], None], model: Path, tmp_path: Path
+) -> None:
+    on("none")
+    write_fake_bundle(tmp_path / "bundle", model)
+    outcome = run("doctor", tmp_path / "bundle", "--checkpoint", tmp_path / "absent")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "Invalid value for '--checkpoint'" in outcome.err
+    assert (
+        "model          bundle: bundle, 2 layers"
+        in run("doctor", tmp_path / "bundle", "--checkpoint", model).out
+    )
 
 
 def test_this_machine_is_examined(run: Run) -> None:
