@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.inputs import read_text
 from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
@@ -155,12 +154,13 @@ class _AskedText:
     def plan(self) -> TextPlan:
         """Read the text: the user's, or one that is always there."""
         from baichuan2_tpu.evaluate import TextPlan, language_reference
+        from baichuan2_tpu.text.user_text import read_user_text, user_text_name
 
         if self.file is None:
             name, content = language_reference()
             return TextPlan(name, content, self.tokens or _REFERENCE_TOKENS, self.window, self.stride)
-        name = "standard input" if str(self.file) == "-" else str(self.file)
-        return TextPlan(name, read_text(self.file), self.tokens, self.window, self.stride)
+        content = read_user_text(self.file)
+        return TextPlan(user_text_name(self.file), content, self.tokens, self.window, self.stride)
 
     @property
     def has_lengths(self) -> bool:

@@ -14,7 +14,6 @@ import typer
 
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.answer import collect_answer, show_answer
-from baichuan2_tpu.cli.inputs import read_text
 from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
 from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
@@ -74,4 +73,6 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     """Return the prompt; out of a file or standard input, without the line feed that ends it."""
     if prompt is not None and prompt != "-":
         return prompt
-    return read_text(file or Path("-")).removesuffix("\n")
+    from baichuan2_tpu.text.user_text import read_user_text
+
+    return read_user_text(file or Path("-")).removesuffix("\n")

@@ -27,6 +27,7 @@ from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import EMBEDDING, Plan
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
+from baichuan2_tpu.text.user_text import read_user_text, user_text_name
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "Windows", "open_windows", "write_windows"]
 
@@ -44,6 +45,7 @@ Notice = Callable[[str], None]
 class Calibration:
     """What to calibrate with: a UTF-8 text file, or None for text that the model writes; how much of it.
 
+    A file called - is standard input.
     Units: ``tokens``, cut into windows of 512, or of the model's context where that is shorter.
     """
 
@@ -80,10 +82,13 @@ def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windo
     count = calibration.tokens // length
     if calibration.file is None:
         return Windows(count, length, None)
-    ids = _tokenizer(checkpoint).encode(_read_text(calibration.file))
+    name, text = user_text_name(calibration.file), read_user_text(calibration.file)
+    if not text.strip():
+        raise RequestError(f"{name} is empty; give a text to calibrate with")
+    ids = _tokenizer(checkpoint).encode(text)
     if len(ids) < count * length:
         raise RequestError(
-            f"{calibration.file} holds {len(ids)} tokens, {count * length} are needed; give a longer text, "
+            f"{name} holds {len(ids)} tokens, {count * length} are needed; give a longer text, "
             f"or fewer --calibration-tokens, {length} at least"
         )
     _check_ids(checkpoint, ids)
@@ -154,24 +159,6 @@ def _tokenizer(checkpoint: FloatCheckpoint) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(checkpoint.metadata, Path(folder))
         return open_tokenizer(Path(folder))
-
-
-def _read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises: RequestError naming the file and, where it is no UTF-8, the byte.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); name a text file") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path}: byte {error.start} is no UTF-8 ({error.reason}); save the text as UTF-8"
-        ) from error
-    if not text.strip():
-        raise RequestError(f"{path}: is empty; give a text to calibrate with")
-    return text
 
 
 def _check_ids(checkpoint: FloatCheckpoint, ids: list[int]) -> None:

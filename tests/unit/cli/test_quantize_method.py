@@ -59,6 +59,4 @@ def test_a_wrong_text_is_one_line(run: Run, short_model: Path, tmp_path: Path) -
         "quantize", short_model, tmp_path / "out", "--method", "gptq", "--calibration", tmp_path / "text.txt"
     )
     assert (done.code, done.out) == (1, "")
-    assert done.err == (
-        f"error: {tmp_path / 'text.txt'}: byte 0 is no UTF-8 (invalid start byte); save the text as UTF-8\n"
-    )
+    assert done.err == (f"error: {tmp_path / 'text.txt'} is not UTF-8 at byte 0; convert it first\n")

@@ -1,5 +1,6 @@
 """Calibrated quantising of whole models: what it gains, what it refuses, and how it goes on after a kill."""
 
+import io
 import json
 import signal
 import subprocess
@@ -244,9 +245,9 @@ def refusal(source: Path, calibration: Calibration, kind: type[Exception] = Requ
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "text.txt: is empty; give a text to calibrate with"),
-        (b" \n\t", "text.txt: is empty; give a text to calibrate with"),
-        (b"abc\xff\xfe", "text.txt: byte 3 is no UTF-8 (invalid start byte); save the text as UTF-8"),
+        (b"", "text.txt is empty; give a text to calibrate with"),
+        (b" \n\t", "text.txt is empty; give a text to calibrate with"),
+        (b"abc\xff\xfe", "text.txt is not UTF-8 at byte 3; convert it first"),
         (b"Paris", "tokens, 320 are needed; give a longer text, or fewer --calibration-tokens, 32 at least"),
     ],
 )
@@ -258,9 +259,18 @@ def test_a_wrong_text_is_refused_before_any_work(
     assert complaint in refusal(source, given)
 
 
+def test_a_text_can_come_from_standard_input(
+    source: Path, given: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = FloatCheckpoint.open(source)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    piped = open_windows(checkpoint, replace(given, file=Path("-")))
+    assert piped.describe() == open_windows(checkpoint, given).describe()
+
+
 def test_a_missing_text_and_too_few_tokens_are_refused(source: Path, given: Calibration) -> None:
     missing = refusal(source, Calibration(source / "no.txt", 320))
-    assert "no.txt: cannot be read (No such file or directory); name a text file" in missing
+    assert "no.txt: No such file or directory; name a text file" in missing
     assert "calibration tokens is 31, allowed is 32 or more" in refusal(source, replace(given, tokens=31))
 
 
