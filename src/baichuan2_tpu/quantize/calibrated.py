@@ -1,7 +1,7 @@
 """Quantise layers one after another, calibrated, so that it can be stopped and gone on with.
 
-All windows of calibration text go through a quantised layer before the next one is read. Their states behind
-it lie in a file beside the finished layers, where the next run finds them.
+All windows of calibration text go through a quantised layer, and through the float one, before the next is
+read. Their states behind both lie in a file beside the finished layers, where the next run finds them.
 Not here: one layer (``calibrated_layer``), the text (``calibration``), files without layers (``driver``).
 """
 
@@ -28,12 +28,13 @@ __all__ = ["CalibratedRun", "scratch_bytes"]
 
 _SCRATCH = "inputs.tmp"
 _FLOAT32_BYTES = 4
+_PATHS = 2  # through the quantised layers, and through the float ones
 
 
 def scratch_bytes(config: ModelConfig, windows: Windows) -> int:
     """Return the disk that the states before and behind a layer take, and the widest inputs inside it."""
     widest = max(config.intermediate_size, config.heads * config.head_size)
-    return windows.count * windows.length * (2 * config.hidden_size + widest) * _FLOAT32_BYTES
+    return _PATHS * windows.count * windows.length * (2 * config.hidden_size + widest) * _FLOAT32_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class CalibratedRun:
         for layer in range(done, -1, -1):
             if self._states_file(layer).name in self.journal.done:
                 return layer
-        self._save(0, FloatModel(self.checkpoint).embed(self.tokens()))
+        embedded = FloatModel(self.checkpoint).embed(self.tokens())
+        self._save(0, np.stack([embedded] * _PATHS, axis=1))
         return 0
 
     def _write_layer(self, number: int, shard: Shard) -> None:

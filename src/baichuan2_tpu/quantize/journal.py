@@ -17,7 +17,7 @@ from baichuan2_tpu.config import Method, QuantizationConfig
 
 __all__ = ["Journal", "hash_file", "write_atomically"]
 
-_METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-1"}
+_METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-2"}
 """Change whenever the same source, settings and text would give other bytes."""
 
 _BLOCK_BYTES = 1 << 20
