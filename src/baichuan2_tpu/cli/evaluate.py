@@ -231,6 +231,8 @@ def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> 
     """
     if work.text is not None:
         work.text.check_tokenizers(first.tokenizer, reference.tokenizer, reference.name)
+    if work.text is not None or (work.tasks is not None and work.tasks.asks_for_scores):
+        reference.check_head()
     if work.tasks is not None and reference.floats is not None:
         work.tasks.check_scored_alone(reference.name)
 

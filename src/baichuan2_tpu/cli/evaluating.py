@@ -18,7 +18,7 @@ from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_token
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
 from baichuan2_tpu.cli.terminal import byte_bar, notice
-from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Subject
 from baichuan2_tpu.float_model import FloatModel
 from baichuan2_tpu.resolve import KNOWN_MODELS, find_source
@@ -61,6 +61,20 @@ class FoundModel:
         with open_model(self.directory, self.running) as engine:
             name = engine.name + (", exact" if self.running.is_exact else "")
             yield self._subject(engine, name, _weights(self.directory, engine.config), EngineScorer(engine))
+
+    def check_head(self) -> None:
+        """Check that a bundle gives the logits of all tokens, which a score needs.
+
+        Raises: RequestError.
+        """
+        if not is_bundle(self.directory):
+            return
+        output = Manifest.read(self.directory).head_output
+        if output != "logits":
+            raise RequestError(
+                f"{self.name} was compiled with --head-output {output}, and a score needs the logits of all "
+                "tokens; use the checkpoint, or a bundle compiled with --head-output logits"
+            )
 
     def _subject(
         self, model: Engine | FloatCheckpoint, engine_name: str, weights: str, scorer: Scorer

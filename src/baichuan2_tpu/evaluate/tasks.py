@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["TaskPlan", "TaskSuite", "load_tasks"]
 
 _INSTALL = "pip install 'baichuan2-tpu[eval]'"
+_WRITTEN = "generate_until"
+"""The harness's name for what a task asks that wants answers in words."""
 _SAFE_DATASETS = 4
 """From this major version on, ``datasets`` runs no scripts that come with data."""
 
@@ -60,14 +62,21 @@ class TaskSuite:
         self._manager = manager
         self._loaded = loaded
 
+    @property
+    def asks_for_scores(self) -> bool:
+        """Whether any task has something scored: choices or documents."""
+        return bool(self._output_types() - {_WRITTEN})
+
     def check_scored_alone(self, model: str) -> None:
         """Check that float weights, which write no text, can do all tasks.
 
         Raises: RequestError.
         """
-        tasks = self._manager.load(list(self._loaded))["tasks"].values()
-        if any(task.OUTPUT_TYPE == "generate_until" for task in tasks):
+        if _WRITTEN in self._output_types():
             raise no_answers(model)
+
+    def _output_types(self) -> set[str | None]:
+        return {task.OUTPUT_TYPE for task in self._manager.load(list(self._loaded))["tasks"].values()}
 
     def run(
         self, subject: Subject, on_step: Callable[[str], None], on_progress: Progress | None = None

@@ -17,6 +17,7 @@ from baichuan2_tpu.cli import evaluating
 from baichuan2_tpu.cli.evaluating import find_reference
 from baichuan2_tpu.cli.models import EngineSettings
 from cli_command import Run
+from fake_bundle import write_fake_bundle
 from tiny_checkpoint import restored_weights, rope_config, write_config, write_official
 from tiny_tokenizer import write_bpe, write_sentencepiece
 
@@ -28,9 +29,21 @@ SUMS: dict[str, object] = {
     "test_split": "test",
     "output_type": "multiple_choice",
     "doc_to_text": "{{q}}",
+    "doc_to_choice": ["2", "3"],
+    "doc_to_target": "answer",
     "metric_list": [{"metric": "acc"}],
 }
 CUT = ("--window", 64, "--stride", 32)
+
+
+def write_sums(folder: Path, monkeypatch: pytest.MonkeyPatch, **change: object) -> Path:
+    """Write a task of choices with its data; what the harness keeps of it goes beside them."""
+    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
+    lines = [{"q": "1 + 1 =", "answer": 0}, {"q": "1 + 2 =", "answer": 1}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "sums.yaml").write_text(json.dumps(SUMS | change))
+    return folder / "sums.yaml"
 
 
 @pytest.fixture
@@ -181,6 +194,19 @@ def test_a_reference_of_another_kind_is_refused_before_anything_is_scored(
     assert done.err.startswith(f"error: {model}: is quantised already; name the float checkpoint")
 
 
+@pytest.mark.usefixtures("_nothing_is_scored", "text")
+@pytest.mark.parametrize("option", ["--text", "--task-file"])
+def test_a_reference_that_gives_tokens_alone_is_refused_before_anything_is_scored(
+    option: str, run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    replace(write_fake_bundle(bundle, model), head_output="token").write(bundle)
+    asked = tmp_path / "notes.txt" if option == "--text" else write_sums(tmp_path, monkeypatch)
+    done = run("evaluate", model, option, asked, "--against", bundle)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {bundle} was compiled with --head-output token, and a score needs ")
+
+
 def test_the_vendors_models_can_be_compared_with(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
@@ -257,13 +283,8 @@ def test_float_weights_are_no_model_of_their_own(run: Run, float_model: Path, te
 def test_tasks_are_shown_beside_the_reference(
     run: Run, model: Path, float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    (tmp_path / "data.jsonl").write_text('{"q": "1 + 1 =", "answer": 0}\n{"q": "1 + 2 =", "answer": 1}\n')
-    (tmp_path / "sums.yaml").write_text(
-        json.dumps(SUMS | {"doc_to_choice": ["2", "3"], "doc_to_target": "answer"})
-    )
-    done = run("evaluate", model, "--task-file", tmp_path / "sums.yaml", "--against", float_model)
+    sums = write_sums(tmp_path, monkeypatch)
+    done = run("evaluate", model, "--task-file", sums, "--against", float_model)
     assert (done.code, done.err) == (0, f"asking {model}\nasking {float_model}\n")
     header, rule, row = done.out.splitlines()
     columns = f"{model} | 95 % interval | {float_model} | difference | 95 % interval"
@@ -276,13 +297,16 @@ def test_tasks_are_shown_beside_the_reference(
 def test_float_weights_are_refused_for_tasks_of_text_before_anything_is_scored(
     run: Run, model: Path, float_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    (tmp_path / "data.jsonl").write_text('{"q": "1 + 1 =", "answer": "2"}\n')
-    written = SUMS | {"output_type": "generate_until", "doc_to_target": "{{answer}}"}
-    written["metric_list"] = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
-    (tmp_path / "written.yaml").write_text(json.dumps(written))
-    done = run("evaluate", model, "--task-file", tmp_path / "written.yaml", "--against", float_model)
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    sums = write_sums(
+        tmp_path,
+        monkeypatch,
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="{{answer}}",
+        metric_list=[metric],
+    )
+    done = run("evaluate", model, "--task-file", sums, "--against", float_model)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {float_model} is scored as float weights, which write no answers; ")
 
