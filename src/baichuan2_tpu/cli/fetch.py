@@ -6,6 +6,7 @@ Not here: how (``baichuan2_tpu.fetch``).
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -81,6 +82,8 @@ def fetch(
         raise typer.BadParameter("give NAME, or --list to see the names")
     _check_wish(name, wish)
     if verify:
+        if source or connections:
+            raise typer.BadParameter("--verify asks no hub: --source and --connections are not for it")
         _verify(name, wish, as_json=as_json)
         return
     try:
@@ -99,6 +102,8 @@ def _check_wish(name: str, wish: _Wish) -> None:
     if name not in ("demo", *HUB_MODELS, *VENDOR_MODELS):
         names = ", ".join(("demo", *HUB_MODELS, *VENDOR_MODELS))
         raise RequestError(f"{name!r} is no model that can be fetched; choose one of {names}")
+    if wish.revision is not None and not wish.revision.strip():
+        raise typer.BadParameter("--revision is empty: give a branch, tag or commit, or leave it out")
     if name not in HUB_MODELS and (wish.source or wish.connections or wish.revision):
         comes = "by pip" if name == "demo" else "from the vendor, by dfss"
         raise typer.BadParameter(
@@ -137,33 +142,45 @@ def _folder(name: str, wish: _Wish) -> Path:
 def _verify(name: str, wish: _Wish, *, as_json: bool) -> None:
     """Compare every file with its record and show what is wrong.
 
-    Raises: FetchError after that.
+    Raises: FetchError after that, or where nothing was fetched; RequestError for another model's folder.
     """
     folder = _folder(name, wish)
-    damage = _find_damage(name, folder)
+    damage = _find_damage(name, folder, wish)
     if as_json:
         write_result(json.dumps({"name": name, "path": str(folder), "damage": damage}) + "\n")
     for file, what in damage.items():
         notice(f"{folder / file}: {what}")
     if damage:
-        words = [name]
-        words += ["--revision", wish.revision] if wish.revision else []
-        words += ["--to", str(wish.folder)] if wish.folder else []
         raise FetchError(
-            f"{name} is damaged in {len(damage)} file(s); repair it with: baichuan2 fetch {' '.join(words)}"
+            f"{name} is damaged in {len(damage)} file(s); repair it with: {_repair_line(name, folder, wish)}"
         )
     if not as_json:
         write_result(f"{folder}\n")
 
 
-def _find_damage(name: str, folder: Path) -> dict[str, str]:
+def _find_damage(name: str, folder: Path, wish: _Wish) -> dict[str, str]:
     from baichuan2_tpu.fetch import DEMO
-    from baichuan2_tpu.fetch.models import find_damage
+    from baichuan2_tpu.fetch.damage import check_model, find_damage
 
     if name != "demo":
+        # A branch's name is not recorded, its commit is; the usual folder has the name in its own.
+        check_model(folder, name, wish.revision if wish.folder else None)
         return find_damage(folder)
     is_right = DEMO.is_at(folder / DEMO.file_name)
     return {} if is_right else {DEMO.file_name: "is missing, cut short or changed"}
+
+
+def _repair_line(name: str, folder: Path, wish: _Wish) -> str:
+    """Return the command that repairs a folder from where it came, as a shell reads it."""
+    from baichuan2_tpu.fetch.lock_file import Record
+
+    record = Record.read(folder)
+    is_from_elsewhere = record is not None and record.source == SourceChoice.MODELSCOPE.value
+    words = ["baichuan2", "fetch", name]
+    words += ["--source", SourceChoice.MODELSCOPE.value] if is_from_elsewhere else []
+    words += ["--revision", wish.revision] if wish.revision else []
+    words += ["--to", str(wish.folder)] if wish.folder else []
+    return shlex.join(words)
 
 
 def _show_result(name: str, path: Path, *, as_json: bool) -> None:

@@ -32,7 +32,7 @@ from baichuan2_tpu.fetch.transport import keep_trying, open_client
 from baichuan2_tpu.fetch.wheels import DownloadProgress
 from baichuan2_tpu.work_folder import locked_folder
 
-__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "find_damage"]
+__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model"]
 
 Notice = Callable[[str], None]
 
@@ -98,29 +98,6 @@ def fetch_model(
             task = _Task(hub, client, repository, listing.revision, wanted, settings.download, notice)
             _Fetching(task, folder, before, progress).run(settings.spare_bytes)
     return folder
-
-
-def find_damage(folder: Path) -> dict[str, str]:
-    """Compare every file of a fetched folder with its record; return what is wrong, by name.
-
-    Side effect: a file that is damaged is noted, so that the next fetch replaces it.
-    Raises: FetchError when nothing was fetched into the folder.
-    """
-    record = Record.read(folder)
-    if record is None:
-        raise FetchError(f"{folder}: nothing was fetched into it; fetch the model first")
-    damage: dict[str, str] = {}
-    for name in record.wanted:
-        known, path = record.files.get(name), folder / name
-        if known is None or not path.is_file():
-            damage[name] = "is missing"
-        elif path.stat().st_size != known.nbytes:
-            damage[name] = f"has {path.stat().st_size} bytes, recorded are {known.nbytes}"
-        elif not known.is_at(path):
-            damage[name] = f"its sha256 is not the recorded {known.sha256}"
-            record = record.with_file(name, RecordedFile(known.nbytes, known.sha256, changed_ns=0))
-    record.write(folder)
-    return damage
 
 
 def check_space(folder: Path, needed_bytes: int, spare_bytes: int) -> None:

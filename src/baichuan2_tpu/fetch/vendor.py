@@ -21,6 +21,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from baichuan2_tpu.bmodel_format import BmodelEnvelope
@@ -69,10 +70,17 @@ def fetch_vendor_model(
     record = Record.read(folder)
     if record is not None and record.is_whole(folder) and record.wanted == names:
         return folder
-    _check_tool()
+    if record is None:
+        _check_tool()  # before a folder is made
     with locked_folder(folder / WORK_NAME), disk_errors(folder):
-        record = _open_record(folder, names)
-        missing = [one for one in names if not _is_there(record, folder / one)]
+        record = _renewed(_open_record(folder, names), folder)
+        missing = [
+            one
+            for one in names
+            if one not in record.files or not record.files[one].is_untouched(folder / one)
+        ]
+        if missing:
+            _check_tool()
         check_space(folder / WORK_NAME, model.room_bytes if model.bmodel in missing else 0, 0)
         record.write(folder)
         for leftover in (folder / WORK_NAME).glob(f"{_SCRATCH}*"):
@@ -117,10 +125,13 @@ def _open_record(folder: Path, names: tuple[str, ...]) -> Record:
     return record
 
 
-def _is_there(record: Record, path: Path) -> bool:
-    """Tell whether a file is the recorded one; it is read where its time of change is another."""
-    recorded = record.files.get(path.name)
-    return recorded is not None and (recorded.is_untouched(path) or recorded.is_at(path))
+def _renewed(record: Record, folder: Path) -> Record:
+    """Return the record with the time of change of every file that is right, read where it was another."""
+    for name, recorded in record.files.items():
+        path = folder / name
+        if not recorded.is_untouched(path) and recorded.is_at(path):
+            record = record.with_file(name, replace(recorded, changed_ns=path.stat().st_mtime_ns))
+    return record
 
 
 def _bring_bmodel(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
@@ -177,13 +188,21 @@ def _watch(command: list[str], log: Path, report: Callable[[int], None]) -> int:
         )
         try:
             while child.poll() is None:
-                report(sum(path.stat().st_size for path in log.parent.iterdir() if path != log))
+                report(sum(_size_bytes(path) for path in log.parent.iterdir() if path != log))
                 time.sleep(_LOOK_EVERY_S)
         finally:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     return child.returncode
+
+
+def _size_bytes(path: Path) -> int:
+    """Return the size of a file, 0 when it is gone: dfss renames and removes what it works with."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _accept(record: Record, came: Path, target: Path) -> Record:

@@ -101,6 +101,34 @@ def test_repair_of_another_folder_names_it(run: Run, hub: FaultyHub, tmp_path: P
     assert outcome.err.endswith(f"repair it with: baichuan2 fetch {NAME} --revision v2\n")
 
 
+def test_repair_line_is_for_a_shell_and_names_the_hub(run: Run, hub: FaultyHub, tmp_path: Path) -> None:
+    folder = tmp_path / "my models"
+    run("fetch", NAME, "--to", folder, "--source", "modelscope")
+    (folder / "config.json").unlink()
+    outcome = run("fetch", NAME, "--to", folder, "--verify")
+    assert outcome.err.endswith(
+        f"repair it with: baichuan2 fetch {NAME} --source modelscope --to '{folder}'\n"
+    )
+
+
+def test_folder_of_another_model_or_revision_is_not_verified(
+    run: Run, hub: FaultyHub, tmp_path: Path
+) -> None:
+    """Whatever lay in the folder passed as the model that was asked for."""
+    folder = tmp_path / "m"
+    run("fetch", NAME, "--to", folder)
+    for other in ("baichuan2-13b-base", "baichuan2-7b-int4-bmodel"):
+        outcome = run("fetch", other, "--to", folder, "--verify")
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == (
+            f"error: {folder} holds baichuan-inc/Baichuan2-7B-Base, asked was {other}; "
+            "name its own folder with --to\n"
+        )
+    assert run("fetch", NAME, "--to", folder, "--verify", "--revision", COMMIT).code == 0
+    outcome = run("fetch", NAME, "--to", folder, "--verify", "--revision", "v2")
+    assert outcome.err == (f"error: {folder} holds revision {COMMIT}, asked was v2; leave --revision out\n")
+
+
 def test_failure_is_one_line(run: Run, hub: FaultyHub) -> None:
     hub.listing_faults.append("401")
     outcome = run("fetch", NAME)
@@ -151,6 +179,9 @@ def test_list_shows_names_sizes_and_what_is_there(run: Run, hub: FaultyHub) -> N
             "demo comes by pip: --source, --connections and --revision are not",
         ),
         (["baichuan2-7b-int8-bmodel", "--revision", "x"], "comes from the vendor, by dfss"),
+        ([NAME, "--verify", "--source", "modelscope"], "--verify asks no hub: --source and --connections"),
+        ([NAME, "--verify", "--connections", "2"], "--verify asks no hub: --source and --connections"),
+        ([NAME, "--revision", ""], "--revision is empty: give a branch, tag or commit"),
         ([NAME, "--connections", "0"], "Invalid value for '--connections'"),
         ([NAME, "--source", "github"], "Invalid value for '--source'"),
     ],

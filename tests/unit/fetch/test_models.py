@@ -1,5 +1,6 @@
 """A folder of a model: what belongs into it, what is kept, repaired or refused, and what is recorded."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,8 +14,10 @@ import pytest
 from baichuan2_tpu.artifact import FileDigest
 from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch import fetched_folder, find_fetched, lock_file
+from baichuan2_tpu.fetch.damage import find_damage
 from baichuan2_tpu.fetch.lock_file import WORK_NAME, Record
-from baichuan2_tpu.fetch.models import FetchSettings, fetch_model, find_damage
+from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
+from baichuan2_tpu.work_folder import locked_folder
 from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub
 
 
@@ -275,6 +278,60 @@ def test_damaged_record_is_named(hub: FaultyHub, settings: FetchSettings, folder
     hub.requests.clear()
     fetch(settings)
     assert asked_files(hub) == set()
+
+
+def test_copy_that_was_verified_is_whole_without_the_network(
+    hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy has other times of change: nothing was damaged, and yet it was not whole."""
+    folder = fetch(replace(settings, folder=None))
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    assert find_fetched(MODEL) is None
+    assert find_damage(folder) == {}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert find_fetched(MODEL) == fetch(replace(settings, folder=None)) == folder
+
+
+def test_verifying_what_is_right_writes_nothing(
+    hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(settings)
+    monkeypatch.setattr("baichuan2_tpu.fetch.damage.locked_folder", pytest.fail)
+    assert find_damage(folder) == {}
+
+
+def test_folder_that_cannot_be_written_is_verified(
+    hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(settings)
+    os.utime(folder / WEIGHTS, (1, 1))
+    number = errno.EROFS
+
+    def refuse(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("baichuan2_tpu.fetch.damage.locked_folder", refuse)
+    assert find_damage(folder) == {}
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        find_damage(folder)
+
+
+def test_verifying_beside_a_fetch_writes_over_nothing(
+    hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(settings)
+    (folder / "config.json").unlink()
+    with locked_folder(folder / WORK_NAME), pytest.raises(RequestError, match="being written by another"):
+        find_damage(folder)
+    stale, fresh = Record.read(folder), Record("modelscope", "", "", ())
+    fresh.write(folder)
+    reads = iter([stale, fresh])
+    monkeypatch.setattr(Record, "read", lambda _: next(reads))
+    assert set(find_damage(folder)) == {"config.json"}
+    monkeypatch.undo()
+    assert Record.read(folder) == fresh
 
 
 def test_nothing_to_verify_is_an_error(tmp_path: Path) -> None:

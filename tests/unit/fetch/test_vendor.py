@@ -19,9 +19,9 @@ from baichuan2_tpu.artifact import FileDigest
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch import fetched_folder, find_fetched
+from baichuan2_tpu.fetch.damage import find_damage
 from baichuan2_tpu.fetch.lock_file import WORK_NAME
-from baichuan2_tpu.fetch.models import find_damage
-from baichuan2_tpu.fetch.vendor import fetch_vendor_model
+from baichuan2_tpu.fetch.vendor import _size_bytes, fetch_vendor_model
 
 NAME = "baichuan2-7b-int8-bmodel"
 BMODEL = "baichuan2-7b_int8_1dev.bmodel"
@@ -125,11 +125,14 @@ def test_damaged_bmodel_alone_is_fetched_again(vendor: Vendor) -> None:
     assert find_damage(folder) == {}
 
 
-def test_touched_file_is_read_and_kept(vendor: Vendor) -> None:
+def test_touched_file_is_read_once_and_kept(vendor: Vendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a folder was read to its last byte at every use."""
     folder = fetch()
     os.utime(folder / BMODEL, (1, 1))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     fetch()
     assert vendor.asked() == ["token_config.zip", BMODEL]
+    assert find_fetched(NAME) == folder
 
 
 def test_missing_tool_names_the_command_that_installs_it(
@@ -160,6 +163,12 @@ def test_failure_of_the_tool_tells_its_last_line(vendor: Vendor, tmp_path: Path)
     (vendor.store / BMODEL).write_bytes(CONTENT)
     fetch(tmp_path / "model")
     assert vendor.asked() == ["token_config.zip", BMODEL, BMODEL]
+
+
+def test_file_that_is_gone_when_it_is_measured_counts_nothing(tmp_path: Path) -> None:
+    """A file that dfss had renamed after it was listed ended the download."""
+    (tmp_path / "saved").write_bytes(b"123")
+    assert [_size_bytes(tmp_path / name) for name in ("saved", "renamed")] == [3, 0]
 
 
 def test_tool_that_brings_nothing_and_succeeds_has_failed(vendor: Vendor, tmp_path: Path) -> None:
@@ -248,7 +257,7 @@ def test_disk_without_room_is_told_first(
 CHILD = """
 import sys
 from pathlib import Path
-from baichuan2_tpu.fetch.vendor import fetch_vendor_model
+from baichuan2_tpu.fetch.vendor import _size_bytes, fetch_vendor_model
 fetch_vendor_model("baichuan2-7b-int8-bmodel", Path(sys.argv[1]), notice=print)
 """
 
