@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -73,7 +74,7 @@ def open_client(patience: Patience, connections: int) -> httpx.Client:
     """Return a client that follows redirects and takes proxies and certificates from the environment.
 
     A token is sent to the host it is for alone: httpx drops it where a redirect leads to another origin.
-    Raises: FetchError for a proxy that cannot be used.
+    Raises: FetchError for a proxy, or for a file of certificates, that cannot be used.
     """
     timeout = httpx.Timeout(patience.read_timeout_s, connect=patience.connect_timeout_s, pool=None)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections)
@@ -84,6 +85,14 @@ def open_client(patience: Patience, connections: int) -> httpx.Client:
         raise FetchError(
             f"the proxy of HTTPS_PROXY or ALL_PROXY cannot be used ({error}); "
             'allowed are http:// and https:// proxies, and socks5:// after: pip install "httpx[socks]"'
+        ) from error
+    except OSError as error:
+        named = os.environ.get("SSL_CERT_FILE")
+        if not named:
+            raise
+        raise FetchError(
+            f"SSL_CERT_FILE is {named!r}, where no certificates can be read ({error.strerror or error}); "
+            "name a file of certificates in PEM form, or unset it"
         ) from error
 
 

@@ -4,6 +4,7 @@ import email.utils
 import inspect
 import time
 import traceback
+from pathlib import Path
 
 import httpx
 import pytest
@@ -150,6 +151,30 @@ def test_attempts_end_and_name_the_last_fault() -> None:
 def test_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     with pytest.raises(FetchError, match="the proxy of HTTPS_PROXY or ALL_PROXY cannot be used"):
+        open_client(Patience(), 1)
+
+
+@pytest.mark.parametrize("name", ["missing.pem", "empty.pem"])
+def test_certificates_that_cannot_be_read_name_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """The whole message was "No such file or directory", without a name."""
+    (tmp_path / "empty.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+    with pytest.raises(
+        FetchError,
+        match=f"SSL_CERT_FILE is '{tmp_path / name}', where no cert.*; name a file of certificates",
+    ):
+        open_client(Patience(), 1)
+
+
+def test_fault_of_the_package_with_the_certificates_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "cacert.pem")
+
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr("httpx.Client", fail)
+    with pytest.raises(FileNotFoundError, match=r"cacert\.pem"):
         open_client(Patience(), 1)
 
 
