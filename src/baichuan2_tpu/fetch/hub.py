@@ -9,18 +9,19 @@ modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import httpx
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.tokens import huggingface_token, modelscope_token
+from baichuan2_tpu.fetch.tokens import HUGGINGFACE, TRUE_WORDS, huggingface_token, modelscope_token
 from baichuan2_tpu.fetch.transport import check_status, mapped_errors, read_limited
 
 __all__ = ["Hub", "HuggingFace", "Listing", "ModelScope", "RemoteFile", "SourceName", "open_hub"]
@@ -29,7 +30,6 @@ SourceName = Literal["huggingface", "modelscope"]
 
 _LISTING_LIMIT_BYTES = 8 << 20
 _NAME_LIMIT = 255  # bytes of a file name, of every file system in use
-_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +93,24 @@ class HuggingFace:
     """Hugging Face, or a mirror of it (HF_ENDPOINT)."""
 
     endpoint: str
-    token: str | None
+    token: str | None = field(repr=False)
     is_offline: bool = False
     name: SourceName = "huggingface"
     default_revision: str = "main"
+    login: str | None = field(default=None, repr=False)
+    """User and password of the endpoint itself, which go before a token where both want one header."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """The token, as Hugging Face wants it."""
+        """The token, as Hugging Face wants it, or the login of a mirror."""
+        if self.login:
+            return {"Authorization": _basic(self.login)}
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def advice(self, repository: str) -> Mapping[int, str]:
         """Say what to do about a status, by its number."""
         page = f"{self.endpoint}/{repository}"
-        has_token = "the one there is was refused" if self.token else "there is none"
+        has_token = "the one there is was refused" if self.token else "none was sent"
         return {
             401: f"a token is needed, {has_token}: make one at {self.endpoint}/settings/tokens and set "
             f"HF_TOKEN, or take --source modelscope",
@@ -138,17 +142,20 @@ class ModelScope:
     """ModelScope, which is near to users in China."""
 
     endpoint: str
-    token: str | None
+    token: str | None = field(repr=False)
     is_offline: bool = False
     name: SourceName = "modelscope"
     default_revision: str = "master"
+    login: str | None = field(default=None, repr=False)
+    """User and password of the endpoint itself, which go before a token where both want one header."""
 
     @property
     def headers(self) -> dict[str, str]:
         """The token in both forms that servers of ModelScope take."""
-        if not self.token:
-            return {}
-        return {"Authorization": f"Bearer {self.token}", "Cookie": f"m_session_id={self.token}"}
+        cookie = {"Cookie": f"m_session_id={self.token}"} if self.token else {}
+        if self.login:
+            return {"Authorization": _basic(self.login), **cookie}
+        return {"Authorization": f"Bearer {self.token}", **cookie} if self.token else {}
 
     def advice(self, repository: str) -> Mapping[int, str]:
         """Say what to do about a status, by its number."""
@@ -183,18 +190,33 @@ class ModelScope:
 def open_hub(name: SourceName, environment: Mapping[str, str]) -> Hub:
     """Return a hub with the endpoint and the token of the user's environment.
 
-    Variables: HF_ENDPOINT, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_OFFLINE;
-    MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_API_TOKEN. HF_HUB_OFFLINE holds for both.
+    Variables: HF_ENDPOINT, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_OFFLINE,
+    HF_HUB_DISABLE_IMPLICIT_TOKEN; MODELSCOPE_ENDPOINT, MODELSCOPE_DOMAIN, MODELSCOPE_API_TOKEN.
+    HF_HUB_OFFLINE holds for both.
     Raises: FetchError for a token that cannot be sent.
     """
     offline = environment.get("HF_HUB_OFFLINE") or environment.get("TRANSFORMERS_OFFLINE") or ""
-    is_offline = offline.upper() in _TRUE
+    is_offline = offline.upper() in TRUE_WORDS
     if name == "modelscope":
         domain = environment.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
         endpoint = environment.get("MODELSCOPE_ENDPOINT") or f"https://{domain}"
-        return ModelScope(endpoint.rstrip("/"), modelscope_token(environment), is_offline)
-    endpoint = environment.get("HF_ENDPOINT") or "https://huggingface.co"
-    return HuggingFace(endpoint.rstrip("/"), huggingface_token(environment), is_offline)
+        endpoint, login = _split_login(endpoint.rstrip("/"))
+        return ModelScope(endpoint, modelscope_token(environment), is_offline, login=login)
+    endpoint, login = _split_login((environment.get("HF_ENDPOINT") or HUGGINGFACE).rstrip("/"))
+    return HuggingFace(endpoint, huggingface_token(environment, endpoint), is_offline, login=login)
+
+
+def _split_login(endpoint: str) -> tuple[str, str | None]:
+    """Take user:password@ out of an endpoint, which messages show."""
+    scheme, separator, rest = endpoint.partition("://")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
+    return f"{scheme}{separator}{host}{slash}{path}", unquote(login) if at else None
+
+
+def _basic(login: str) -> str:
+    """Return what a server that asks for a user and a password is sent. Source: RFC 7617."""
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def _get(client: httpx.Client, url: str, headers: Mapping[str, str], advice: Mapping[int, str]) -> object:

@@ -133,7 +133,7 @@ def test_failure_is_one_line(run: Run, hub: FaultyHub) -> None:
     hub.listing_faults.append("401")
     outcome = run("fetch", NAME)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
-    assert "status 401 (Unauthorized); a token is needed, there is none: make one at " in outcome.err
+    assert "status 401 (Unauthorized); a token is needed, none was sent: make one at " in outcome.err
 
 
 def test_interrupt_tells_that_the_same_command_goes_on(

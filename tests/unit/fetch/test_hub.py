@@ -263,6 +263,49 @@ def test_token_that_was_kept_by_the_hubs_own_tool_is_used(
         assert open_hub("huggingface", environment) == HuggingFace("https://huggingface.co", token)
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HF_ENDPOINT": "https://mirror"},
+        {"HF_ENDPOINT": "http://huggingface.co"},
+        {"HF_ENDPOINT": "https://huggingface.co.example"},
+        {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"},
+    ],
+)
+def test_kept_token_goes_to_hugging_face_alone(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A mirror was sent the token that the user had given to Hugging Face."""
+    (tmp_path / "token").write_text("hf_kept")
+    kept = {"HF_HOME": str(tmp_path)}
+    assert open_hub("huggingface", kept | {"HF_ENDPOINT": "https://huggingface.co/"}).headers
+    assert open_hub("huggingface", kept | environment).headers == {}
+    given = open_hub("huggingface", kept | environment | {"HF_TOKEN": "hf_given"})
+    assert given.headers == {"Authorization": "Bearer hf_given"}
+
+
+@pytest.mark.parametrize(
+    ("source", "variable"), [("huggingface", "HF_ENDPOINT"), ("modelscope", "MODELSCOPE_ENDPOINT")]
+)
+def test_login_of_a_mirror_is_sent_and_never_shown(
+    hub: FaultyHub,
+    settings: FetchSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    variable: str,
+) -> None:
+    monkeypatch.setenv(variable, hub.hub_url.replace("://", "://me:se%40cret@"))
+    notices: list[str] = []
+    fetch_model(MODEL, replace(settings, source=source), notice=notices.append)  # pyright: ignore[reportArgumentType]
+    assert {seen.headers["authorization"] for seen in hub.requests if seen.server == "hub"} == {
+        "Basic bWU6c2VAY3JldA=="
+    }
+    assert not any("authorization" in seen.headers for seen in hub.requests if seen.server == "cdn")
+    hub.listing_faults.append("404")
+    with pytest.raises(FetchError) as caught:
+        fetch(replace(settings, revision="v2"), source)
+    assert hub.hub_url in str(caught.value)
+    assert "cret" not in f"{caught.value} {notices}"
+
+
 def test_damaged_token_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe")
     assert open_hub("huggingface", {"HF_HOME": str(tmp_path)}).headers == {}
