@@ -70,10 +70,18 @@ def quantize(
     """
     from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
+    from baichuan2_tpu.quantize.driver import check_destination
+    from baichuan2_tpu.quantize.plan import quantization_settings
     from baichuan2_tpu.resolve import find_source
+    from baichuan2_tpu.text.user_text import read_user_text
 
     if method is MethodName.SEARCH and (calibration or calibration_tokens):
         raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
+    # Before gigabytes are fetched: what is wrong without them.
+    check_destination(destination)
+    quantization_settings(bits.bits, group_size, head_bits.bits)
+    if calibration is not None and str(calibration) != "-":  # standard input is read once
+        read_user_text(calibration)
     wished = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
         path = find_source(source, notice, fetching)

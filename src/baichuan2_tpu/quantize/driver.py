@@ -27,7 +27,7 @@ from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan, quantization_set
 from baichuan2_tpu.quantize.shard_file import write_shard
 from baichuan2_tpu.work_folder import LOCK_NAME, locked_folder
 
-__all__ = ["Progress", "QuantizeEvent", "quantize"]
+__all__ = ["Progress", "QuantizeEvent", "check_destination", "quantize"]
 
 _SPARE_BYTES = 64 << 20  # headers, tokenizer, journal
 _JOURNAL = "journal.json"
@@ -71,8 +71,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     """
     if workers < 1:
         raise RequestError(f"workers is {workers}, allowed is 1 or more")
-    if destination.exists() or destination.is_symlink():  # a link to nothing does not exist
-        raise RequestError(f"{destination} exists already; remove it or name another directory")
+    check_destination(destination)
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
     windows = None if calibration is None else open_windows(checkpoint, calibration)
@@ -97,6 +96,15 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         partial.replace(destination)
         # Last: a directory without it is taken for somebody else's when this is interrupted.
         (destination / LOCK_NAME).unlink()
+
+
+def check_destination(destination: Path) -> None:
+    """Check that there is nothing where a checkpoint will be made.
+
+    Raises: RequestError.
+    """
+    if destination.exists() or destination.is_symlink():  # a link to nothing does not exist
+        raise RequestError(f"{destination} exists already; remove it or name another directory")
 
 
 def _ignore(event: QuantizeEvent) -> None:

@@ -71,6 +71,29 @@ def test_name_is_quantised_into_a_folder(run: Run, hub: FaultyHub, tmp_path: Pat
     assert (tmp_path / "out" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["."], "exists already"),
+        (["out", "--group-size", "100"], "group size is 100, allowed are multiples of 64"),
+        (["out", "--method", "gptq", "--calibration", "missing.txt"], "cannot read missing.txt"),
+    ],
+)
+def test_nothing_is_fetched_for_a_quantisation_that_cannot_be(
+    run: Run,
+    hub: FaultyHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str,
+) -> None:
+    """15 GB were fetched before a directory that exists was refused."""
+    monkeypatch.chdir(tmp_path)
+    outcome = run("quantize", NAME, *words)
+    assert (outcome.code, outcome.out, hub.requests) == (1, "", [])
+    assert said in outcome.err
+
+
 def test_damage_is_shown_and_repaired(run: Run, hub: FaultyHub) -> None:
     folder = fetched_folder(NAME)
     run("fetch", NAME)
