@@ -80,16 +80,10 @@ def test_name_is_quantised_into_a_folder(run: Run, hub: FaultyHub, tmp_path: Pat
     ],
 )
 def test_nothing_is_fetched_for_a_quantisation_that_cannot_be(
-    run: Run,
-    hub: FaultyHub,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    said: str,
+    run: Run, hub: FaultyHub, tmp_path: Path, words: list[str], said: str
 ) -> None:
     """15 GB were fetched before a directory that exists was refused."""
-    monkeypatch.chdir(tmp_path)
-    outcome = run("quantize", NAME, *words)
+    outcome = run("quantize", NAME, tmp_path / words[0], *words[1:])
     assert (outcome.code, outcome.out, hub.requests) == (1, "", [])
     assert said in outcome.err
 
