@@ -41,7 +41,7 @@ CalibrationText = Annotated[
     typer.Option(
         "--calibration",
         metavar="FILE",
-        help="UTF-8 text to calibrate with.",
+        help="UTF-8 text to calibrate with; - reads standard input.",
         show_default="the model writes it",
     ),
 ]
