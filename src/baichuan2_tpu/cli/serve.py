@@ -126,7 +126,7 @@ def serve(
         from baichuan2_tpu.cli import serving
     except ModuleNotFoundError as error:
         raise RequestError(
-            f"serve needs {error.name}, which is not installed; run: pip install 'baichuan2-tpu[server]'"
+            f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
         ) from error
     address = serving.Address(host, port, tls_certificate, tls_key)
     keys = serving.read_keys(api_key_file)

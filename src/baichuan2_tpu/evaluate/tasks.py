@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskPlan", "TaskSuite", "load_tasks"]
 
-_INSTALL = "pip install 'baichuan2-tpu[eval]'"
 _WRITTEN = "generate_until"
 """The harness's name for what a task asks that wants answers in words."""
 _SAFE_DATASETS = 4
@@ -215,7 +214,10 @@ def _check_installed() -> None:
     Raises: RequestError with the step that installs it.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise RequestError(f"tasks need lm-evaluation-harness, which is not installed; run: {_INSTALL}")
+        raise RequestError(
+            "tasks need lm-evaluation-harness, which is not installed; "
+            "run in the clone: pip install '.[eval]'"
+        )
     version = importlib.metadata.version("datasets")
     if int(version.partition(".")[0]) < _SAFE_DATASETS:
         raise RequestError(

@@ -38,7 +38,7 @@ CUT = ("--window", 64, "--stride", 32)
 
 def write_sums(folder: Path, monkeypatch: pytest.MonkeyPatch, **change: object) -> Path:
     """Write a task of choices with its data; what the harness keeps of it goes beside them."""
-    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
+    datasets = pytest.importorskip("datasets", reason="run: pip install '.[eval]'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
     lines = [{"q": "1 + 1 =", "answer": 0}, {"q": "1 + 2 =", "answer": 1}]
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -314,7 +314,7 @@ def test_float_weights_are_refused_for_tasks_of_text_before_anything_is_scored(
 def test_an_unknown_task_is_one_line(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The whole list of tasks takes many seconds to read.
     manager = type("Manager", (), {"__init__": lambda self, include_defaults: None, "task_index": {}})
-    pytest.importorskip("lm_eval", reason="run: pip install 'baichuan2-tpu[eval]'")
+    pytest.importorskip("lm_eval", reason="run: pip install '.[eval]'")
     monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
     done = run("evaluate", model, "--task", "cval")
     assert (done.code, done.out) == (1, "")

@@ -86,7 +86,7 @@ def test_a_missing_package_is_named_with_the_next_step() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: serve needs uvicorn, which is not installed; run: pip install 'baichuan2-tpu[server]'\n",
+        "error: serve needs uvicorn, which is not installed; run in the clone: pip install '.[server]'\n",
     )
 
 

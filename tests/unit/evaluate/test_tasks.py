@@ -53,7 +53,7 @@ ROLL = CHOICE | {
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="run: pip install 'baichuan2-tpu[eval]'")
+    datasets = pytest.importorskip("datasets", reason="run: pip install '.[eval]'")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)  # else data out of reach is asked for 5 times
@@ -226,7 +226,7 @@ def test_a_task_file_that_is_not_there_is_named(folder: Path) -> None:
 
 def test_the_missing_package_is_named_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"not installed; run: pip install 'baichuan2-tpu\[eval\]'"):
+    with pytest.raises(RequestError, match=r"not installed; run in the clone: pip install '\.\[eval\]'"):
         load_tasks(TaskPlan(names=("mmlu",)), lambda _: None)
 
 
