@@ -34,8 +34,10 @@ def rounded(
     group_size: int = 64,
     threads: int = 2,
 ) -> Rounded:
-    lack = (inputs if wished is None else wished) - inputs
-    curvature = Curvature.of_inputs(inputs.T @ inputs, lack.T @ inputs)
+    lack: Floats = np.subtract(inputs if wished is None else wished, inputs, dtype=np.float32)
+    gram: Floats = inputs.T @ inputs
+    product: Floats = np.matmul(lack.T, inputs, dtype=np.float32)
+    curvature = Curvature.of_inputs(gram, product)
     with ThreadPoolExecutor(threads) as pool:
         return round_linear(weights, curvature, bits=bits, group_size=group_size, pool=pool)
 
@@ -69,7 +71,9 @@ def test_inputs_that_were_not_seen_gain_too() -> None:
 def test_what_the_inputs_lack_is_made_up_for_on_inputs_that_were_not_seen() -> None:
     wished, weights = correlated_inputs(256, tokens=4000), random_weights(96, 256)
     mixing = np.random.default_rng(3).normal(0, 0.02, (256, 256)).astype(np.float32)
-    inputs = wished + wished @ mixing  # what rounding does to the layers below depends on the text too
+    inputs = np.add(
+        wished, wished @ mixing, dtype=np.float32
+    )  # what rounding does to the layers below depends on the text too
     aimed = rounded(weights, inputs[:3000], wished=wished[:3000]).weights()
     plain = rounded(weights, inputs[:3000]).weights()
     expected = wished[3000:] @ weights.T
