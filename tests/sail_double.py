@@ -131,6 +131,7 @@ class EngineLLM:
         names = ctypes.POINTER(ctypes.c_char_p)()
         library.get_network_names(self._runtime, names)
         self._graphs: dict[str, Graph] = {}
+        handle.hold()
         for index in range(library.get_network_number(self._runtime)):
             name = names[index] or b""
             net = library.get_network_info(self._runtime, name).contents
@@ -141,6 +142,7 @@ class EngineLLM:
             for memory in (memory for graph in self._graphs.values() for memory in graph.memories):
                 memory.is_alive = False
             self.chip.library.destroy(self._runtime)
+            self._handles[0].drop()
 
     def get_graph_names(self) -> list[str]:
         return list(self._graphs)

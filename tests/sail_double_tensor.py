@@ -136,6 +136,8 @@ class Memory:
 
 
 class Handle:
+    """Closed once nothing uses it any more: the garbage collector ends objects of a cycle in any order."""
+
     chip: Chip
 
     def __init__(self, tpu_id: int) -> None:
@@ -143,9 +145,20 @@ class Handle:
             raise SailDeviceError("init device failure")
         self.native = ctypes.c_void_p()
         assert self.chip.library.dev_request(self.native, tpu_id) == 0
+        self._users = 1
 
     def __del__(self) -> None:
         if getattr(self, "native", None):
+            self.drop()
+
+    def hold(self) -> None:
+        """Count one more user; not a call of SAIL."""
+        self._users += 1
+
+    def drop(self) -> None:
+        """Count one user less; not a call of SAIL."""
+        self._users -= 1
+        if self._users == 0:
             self.chip.library.dev_free(self.native)
 
     def get_target(self) -> str:
@@ -207,6 +220,7 @@ class Tensor:
             raise Trap(f"{self.size_bytes} bytes do not fit the int that counts them")
         if own_dev:
             self._memory = self._owned = allocate(handle, self.size_bytes)
+            handle.hold()
             self._struct = self._owned.struct
         if own_sys:
             self._host = np.zeros(self.size_bytes, np.uint8)
@@ -232,6 +246,7 @@ class Tensor:
             self._owned.is_alive = False
             self.handle.chip.library.free_device(self.handle.native, self._owned.struct)
             self.handle.chip.used_bytes -= self._owned.struct.size
+            self.handle.drop()
 
     @property
     def device_memory(self) -> MemoryStruct:
