@@ -1,6 +1,7 @@
 """Settings for every test of this project, and what tests need that no plain machine has."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -14,6 +15,10 @@ hypothesis.settings.register_profile(
     "project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("project")
+
+# A shell that runs the tests in its background ignores Ctrl-C, and so would every process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
