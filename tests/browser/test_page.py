@@ -216,14 +216,14 @@ def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Op
 
 
 def test_the_wrong_key_is_refused_and_the_right_one_remembered(serve: Serve, browser: Open) -> None:
-    server, chrome = serve(keys={"open sesame"}), browser()
-    for key in ("sesame", "OPEN SESAME"):
+    server, chrome = serve(keys={"open-sesame"}), browser()
+    for key in ("sesame", "OPEN-SESAME"):
         chrome.get(server.url)
         chrome.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
         page_text = chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text
         assert page_text == "This key is wrong."
         assert not chrome.find_elements(By.TAG_NAME, "gradio-app")
-    chrome.find_element(By.ID, "key").send_keys("open sesame", Keys.ENTER)
+    chrome.find_element(By.ID, "key").send_keys("open-sesame", Keys.ENTER)
     page = ChatPage(chrome, server.url)
     assert page.answer("hello") == "Hello! How can I help?"
     page.open()

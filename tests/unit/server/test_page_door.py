@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.page.door import PageDoor
 
-KEY = "open sesame"
+KEY = "open-sesame"
 
 
 def client(*keys: str, url: str = "http://testserver") -> TestClient:
@@ -61,7 +61,7 @@ def test_without_the_key_there_is_a_form_and_nothing_else() -> None:
     assert refusal.json()["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("key", ["", "open", "OPEN SESAME", "open sesame ", "ключ"])
+@pytest.mark.parametrize("key", ["", "open", "OPEN-SESAME", "open-sesame ", "ключ"])
 def test_a_wrong_key_is_refused(key: str) -> None:
     page = client(KEY)
     refusal = page.post("/sign-in", data={"key": key})
