@@ -1,6 +1,7 @@
 """Connections of clients, with the bounds that uvicorn leaves to a proxy in front of it.
 
-A connection on which no request begins, or whose head comes in drips, is closed; a head has 64 KB at most.
+A connection on which no request begins, or whose head comes in drips, is closed; a head that is not whole
+after 64 KB is refused.
 Not here: how large a body may be and how long it may take (``limits``).
 Source: ``H11Protocol`` of uvicorn 0.54, which alone of uvicorn's protocols bounds the head.
 """

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from baichuan2_tpu.server.page import answering
 from baichuan2_tpu.server.page.answering import PageSession, Settings, Turn, TurnState, answer_turn
 from baichuan2_tpu.server.service import Service
 from fakes import FakeEngine
@@ -32,9 +33,14 @@ def turn(*said: str, turn_id: str = "a", **settings: object) -> Turn:
     return Turn.model_validate({"id": turn_id, "messages": messages, "settings": changed.model_dump()})
 
 
+def is_heard() -> bool:
+    """Say that the page listens."""
+    return True
+
+
 async def shown(service: Service, session: PageSession, one: Turn) -> list[Mapping[str, Any]]:
     """Answer a turn and return all that the page is shown."""
-    return [dict(states) async for states in answer_turn(service, session, one, "somebody")]
+    return [dict(states) async for states in answer_turn(service, session, one, "somebody", is_heard)]
 
 
 def ended(engine: FakeEngine, one: Turn) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def test_nobody_waits_for_an_answer_that_nobody_reads(way: str) -> None:
 
     async def leave(service: Service) -> None:
         session = PageSession()
-        states = answer_turn(service, session, turn("count on"), "somebody")
+        states = answer_turn(service, session, turn("count on"), "somebody", is_heard)
         await anext(states)
         if way == "the session ends":
             session.stop_all()
@@ -133,6 +139,20 @@ def test_nobody_waits_for_an_answer_that_nobody_reads(way: str) -> None:
 
     with running_service(engine) as service:
         asyncio.run(leave(service))
+    assert sum(map(len, engine.fed)) < len(LONG_COUNT)
+
+
+def test_an_answer_ends_that_no_page_listens_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A client could ask and go, and the turn ran on to its last token.
+    monkeypatch.setattr(answering, "_UNHEARD_S", 0.1)
+    engine = TalkingEngine()
+
+    async def ask(service: Service) -> list[Mapping[str, Any]]:
+        states = answer_turn(service, PageSession(), turn("count on"), "somebody", lambda: False)
+        return [dict(state) async for state in states]
+
+    with running_service(engine) as service:
+        assert asyncio.run(ask(service))[-1]["a"]["finish_reason"] == "cancelled"
     assert sum(map(len, engine.fed)) < len(LONG_COUNT)
 
 

@@ -148,3 +148,38 @@ def test_a_form_that_is_none_has_no_key(form: str) -> None:
         "/sign-in", content=form, headers={"Content-Type": "application/x-www-form-urlencoded"}
     )
     assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "raw_unicode_escape", "undefined", "nothing"])
+def test_a_key_in_an_encoding_that_is_none_is_wrong(charset: str) -> None:
+    # It was a traceback in the log, for anyone.
+    form = b'--B\r\nContent-Disposition: form-data; name="key"\r\n\r\n\\ud800+2AA-x\r\n--B--\r\n'
+    kind = f"multipart/form-data; boundary=B; charset={charset}"
+    assert client(KEY).post("/sign-in", content=form, headers={"Content-Type": kind}).status_code == 401
+
+
+def test_a_page_that_was_told_all_is_told_no_more_when_the_server_ends() -> None:
+    sent: list[Message] = []
+
+    async def answer_and_stay(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("all")(scope, receive, send)
+        await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def never() -> Message:
+        raise AssertionError
+
+    async def end() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
+        staying = asyncio.ensure_future(
+            PageDoor(PlainTextResponse("api"), answer_and_stay, ())(scope, never, send)
+        )
+        while len(sent) < 2:
+            await asyncio.sleep(0)
+        staying.cancel()
+        await staying
+
+    asyncio.run(end())
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -8,7 +8,8 @@ Not here: what a page looks like (``layout``), where conversations are kept (``p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 
@@ -28,6 +29,7 @@ from baichuan2_tpu.text.messages import Message, Role
 __all__ = ["PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
 
 _SHOW_EVERY_S = 0.08  # a browser renders all of a long answer again each time
+_UNHEARD_S = 10  # a page listens as soon as it has asked
 _MAX_ENDED = 4  # turns that are shown after their end
 
 
@@ -131,16 +133,19 @@ class PageSession:
 
 
 async def answer_turn(
-    service: Service, session: PageSession, turn: Turn, client: str
+    service: Service, session: PageSession, turn: Turn, client: str, is_heard: Callable[[], bool]
 ) -> AsyncGenerator[Mapping[str, object], None]:
-    """Answer a turn and yield what the page is to know, as it changes; an error ends it like a result."""
+    """Answer a turn and yield what the page is to know, as it changes; an error ends it like a result.
+
+    An answer that nobody hears for some seconds ends before its next token.
+    """
     state = TurnState()
     try:
         request, dropped_rounds = await run_in_threadpool(_request, service, turn, client)
         state = TurnState(dropped_rounds=dropped_rounds)
         with service.submit([request]) as answers:
             session.running[turn.id] = answers
-            async with aclosing(_growth(answers, state)) as states:
+            async with aclosing(_growth(answers, state, is_heard)) as states:
                 async for state in states:
                     yield session.show(turn.id, state)
     except Exception as error:  # noqa: BLE001 - the boundary of requests: a fault is told, never an answer
@@ -149,7 +154,9 @@ async def answer_turn(
         session.running.pop(turn.id, None)
 
 
-async def _growth(answers: Answers, state: TurnState) -> AsyncGenerator[TurnState, None]:
+async def _growth(
+    answers: Answers, state: TurnState, is_heard: Callable[[], bool]
+) -> AsyncGenerator[TurnState, None]:
     """Yield the state at once and as it grows, but not more often than a browser can show."""
 
     async def read() -> None:
@@ -159,12 +166,17 @@ async def _growth(answers: Answers, state: TurnState) -> AsyncGenerator[TurnStat
 
     reading = asyncio.ensure_future(read())
     shown = None
+    heard_s = time.monotonic()
     try:
         while not reading.done() or shown is not state:
             if shown is not state:
                 shown = state
                 yield shown
             await asyncio.wait((reading,), timeout=_SHOW_EVERY_S)
+            if is_heard():
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > _UNHEARD_S:
+                answers.cancel()
         reading.result()
     finally:
         reading.cancel()

@@ -22,6 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.auth import is_known_key
 from baichuan2_tpu.server.errors import ApiError, error_response
+from baichuan2_tpu.server.page.events import JOIN_PATH
+from baichuan2_tpu.server.page.listeners import LISTEN_PATH
 from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
 
 __all__ = ["PageDoor"]
@@ -36,8 +38,8 @@ _PATHS = frozenset(
         "/manifest.json",
         "/theme.css",
         "/gradio_api/app_id",
-        "/gradio_api/queue/data",
-        "/gradio_api/queue/join",
+        LISTEN_PATH,
+        JOIN_PATH,
     }
 )
 _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
@@ -82,13 +84,15 @@ class PageDoor:
             await self._app(scope, receive, send)
             return
 
-        is_begun = False
+        is_begun = is_whole = False
 
         async def send_held(message: Message) -> None:
-            nonlocal is_begun
+            nonlocal is_begun, is_whole
             is_begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
+            else:
+                is_whole = not message.get("more_body", False)
             await send(message)
 
         request = Request(scope, receive)
@@ -99,7 +103,8 @@ class PageDoor:
             # The server ends. A page that is shown listens for ever, so that this is no fault to be logged.
             if not is_begun:
                 raise
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not is_whole:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refusal(self, request: Request) -> Response | None:
         """Return what a request gets instead of the page, or None when it may pass."""
@@ -122,9 +127,10 @@ class PageDoor:
             try:
                 async with request.form(max_files=0, max_fields=1) as form:
                     key = str(form.get("key", ""))
-            except (HTTPException, MultiPartException):  # too large, or no form: no key in any case
+            # Too large, no form, or in an encoding that is none: no key in any case.
+            except (HTTPException, MultiPartException, LookupError, UnicodeError):
                 key = ""
-            if not is_known_key(key, self._keys):
+            if not key.isascii() or not is_known_key(key, self._keys):
                 return _form(request, is_wrong=True)
             answer.set_cookie(
                 _COOKIE,

@@ -15,11 +15,14 @@ from typing import cast
 import gradio as gr
 from fastapi import FastAPI
 from gradio.themes import Default
+from pydantic import ValidationError
 from starlette.routing import Mount
 
 from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.answering import PageSession, Turn, answer_turn
 from baichuan2_tpu.server.page.door import PageDoor
+from baichuan2_tpu.server.page.events import EventFilter
+from baichuan2_tpu.server.page.listeners import Listeners, ListenerWatch
 from baichuan2_tpu.server.page.parts import Labels, Parts, build_parts
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
 from baichuan2_tpu.server.service import Service
@@ -44,14 +47,17 @@ def add_page(app: FastAPI, service: Service, *, keys: Collection[str], max_body_
     Side effect: the page becomes the first middleware of ``app`` and joins its lifespan; call this last.
     """
     # Outside of an event loop Gradio makes one for each of its locks, and closes none.
-    asyncio.run(_mount(app, service))
+    listeners = Listeners()
+    inputs = asyncio.run(_mount(app, service, listeners))
     # Gradio's own route would take every path that the API has not.
     mount = cast("Mount", app.router.routes.pop())
-    app.add_middleware(PageDoor, page=BodyLimit(mount.app, max_body_bytes), keys=keys)
+    events = EventFilter(ListenerWatch(mount.app, listeners), inputs)
+    app.add_middleware(PageDoor, page=BodyLimit(events, max_body_bytes), keys=keys)
 
 
-async def _mount(app: FastAPI, service: Service) -> None:
-    page, labels = _build(service)
+async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[int, int]:
+    """Mount the page; return the number of inputs of each function that the server runs."""
+    page, labels = _build(service, listeners)
     # Fonts of the system alone: a theme of Gradio's would load its own from the network.
     theme = Default(font=[*_SANS, "sans-serif"], font_mono=[*_MONO, "monospace"])
     gr.mount_gradio_app(  # pyright: ignore[reportUnknownMemberType] - its ``auth`` is any function
@@ -68,13 +74,18 @@ async def _mount(app: FastAPI, service: Service) -> None:
         pwa=False,
         mcp_server=False,
     )
+    return {
+        index: len(event.inputs)
+        for index, event in page.fns.items()
+        if event.fn is not None  # pyright: ignore[reportUnknownMemberType] - a function of any kind
+    }
 
 
-def _build(service: Service) -> tuple[gr.Blocks, Labels]:
+def _build(service: Service, listeners: Listeners) -> tuple[gr.Blocks, Labels]:
     model = service.model
     with gr.Blocks(title=model.name, analytics_enabled=False, fill_height=True) as page:
         parts = build_parts(model.name, model.settings)
-        _add_turns(parts, service)
+        _add_turns(parts, service, listeners)
         _add_browser_events(parts)
         page.load(
             js="(...defaults) => baichuan2.start(...defaults)",
@@ -85,7 +96,7 @@ def _build(service: Service) -> tuple[gr.Blocks, Labels]:
     return page, parts.labels
 
 
-def _add_turns(parts: Parts, service: Service) -> None:
+def _add_turns(parts: Parts, service: Service, listeners: Listeners) -> None:
     """Let the server answer what is asked, tried again or edited, and stop it."""
 
     async def answer(
@@ -95,14 +106,25 @@ def _add_turns(parts: Parts, service: Service) -> None:
             return
         http = request.request
         client = http.client.host if http and http.client else ""
-        async for states in answer_turn(service, session, Turn.model_validate(turn), client):
+        try:
+            asked = Turn.model_validate(turn)
+        except ValidationError as error:
+            raise _no_event() from error
+
+        def is_heard() -> bool:
+            return listeners.has(request.session_hash or "")
+
+        async for states in answer_turn(service, session, asked, client, is_heard):
             yield states
 
     def stop(turn_id: str, session: PageSession) -> None:
         session.stop(turn_id)
 
-    def edited(event: gr.EditData) -> dict[str, object]:
-        return {"index": event.index, "content": event.value}
+    def edited(event: gr.EventData) -> dict[str, object]:
+        try:
+            return {"index": event.index, "content": event.value}
+        except (AttributeError, TypeError) as error:
+            raise _no_event() from error
 
     settings = [parts.system, *parts.sampling]
     begun = [parts.turn, *parts.view]
@@ -128,6 +150,11 @@ def _add_turns(parts: Parts, service: Service) -> None:
     parts.box.stop(
         stop, js="(_, session) => [baichuan2.stopped(), session]", inputs=[parts.box, parts.session]
     )
+
+
+def _no_event() -> gr.Error:
+    """Return what the page shows for an event it never sends, and Gradio does not print."""
+    return gr.Error("this is no event of the page; load it anew", print_exception=False)
 
 
 def _add_browser_events(parts: Parts) -> None:

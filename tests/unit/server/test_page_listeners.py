@@ -1,0 +1,57 @@
+import asyncio
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from baichuan2_tpu.server.page.listeners import LISTEN_PATH, Listeners, ListenerWatch
+
+
+def scope(path: str, session: str, name: str = "") -> Scope:
+    query = f"session_hash={session}".encode()
+    return {"type": "http", "path": path, "query_string": query, "headers": [], "name": name}
+
+
+async def never() -> Message:
+    raise AssertionError
+
+
+async def nowhere(_message: Message) -> None:
+    raise AssertionError
+
+
+def test_a_page_is_heard_from_the_first_to_the_last_of_its_streams() -> None:
+    listeners = Listeners()
+    ends = {name: asyncio.Event() for name in ("first", "second")}
+
+    async def listen(own: Scope, _receive: Receive, _send: Send) -> None:
+        await ends[own["name"]].wait()
+
+    async def two() -> None:
+        watch = ListenerWatch(listen, listeners)
+        streams = [
+            asyncio.ensure_future(watch(scope(LISTEN_PATH, "s", name), never, nowhere)) for name in ends
+        ]
+        await asyncio.sleep(0)
+        assert listeners.has("s")
+        assert not listeners.has("t")
+        ends["first"].set()
+        await streams[0]
+        assert listeners.has("s")
+        ends["second"].set()
+        await streams[1]
+        assert not listeners.has("s")
+
+    asyncio.run(two())
+
+
+@pytest.mark.parametrize(("path", "is_listening"), [(LISTEN_PATH, True), ("/config", False)])
+def test_only_the_stream_of_events_counts_and_a_fault_ends_it(path: str, is_listening: bool) -> None:
+    listeners = Listeners()
+
+    async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        assert listeners.has("s") is is_listening
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        asyncio.run(ListenerWatch(fail, listeners)(scope(path, "s"), never, nowhere))
+    assert not listeners.has("s")
