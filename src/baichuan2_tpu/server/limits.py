@@ -9,6 +9,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from baichuan2_tpu.errors import ShutdownError
 from baichuan2_tpu.server.errors import ApiError, error_response
 
 __all__ = ["BodyLimit"]
@@ -41,6 +42,10 @@ class BodyLimit:
             await error_response(error)(scope, receive, send)
             return
         except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        except asyncio.CancelledError:  # the server ends, and waits for nothing but this answer
+            error = ShutdownError("the server stops before the body is whole; try another one")
             await error_response(error)(scope, receive, send)
             return
 

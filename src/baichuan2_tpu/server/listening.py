@@ -69,11 +69,15 @@ def bind(address: Address) -> socket.socket:
         listener.bind(place)
     except OSError as error:
         listener.close()
-        raise RequestError(
-            f"cannot listen on {address.host}:{address.port}: {error.strerror}; "
-            "choose another --port, or end what uses it"
-        ) from error
+        raise _unusable(address, error) from error
     return listener
+
+
+def _unusable(address: Address, error: OSError) -> RequestError:
+    return RequestError(
+        f"cannot listen on {address.host}:{address.port}: {error.strerror}; "
+        "choose another --port, or end what uses it"
+    )
 
 
 def check_tls(address: Address) -> None:
@@ -117,7 +121,12 @@ def serve(
 
     Side effect: the service is stopped; a second signal ends the process with 128 + its number.
     Units: running answers have ``grace_s`` to finish; then they end with an error.
+    Raises: RequestError when another server took the port since ``bind``.
     """
+    try:
+        listener.listen(_BACKLOG)  # two that only bound a port have it both; one can listen
+    except OSError as error:
+        raise _unusable(address, error) from error
     config = uvicorn.Config(
         app,
         http=Connection,

@@ -82,3 +82,26 @@ def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(BodyLimit(answer, 1000)({"type": "http"}, receive, send))
     assert said[0]["status"] == 408
     assert b"request_timeout" in said[1]["body"]
+
+
+def test_a_body_that_is_not_whole_when_the_server_ends_is_refused() -> None:
+    said: list[Message] = []
+    is_reading = asyncio.Event()
+
+    async def receive() -> Message:
+        is_reading.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    async def end() -> None:
+        reading = asyncio.ensure_future(BodyLimit(answer, 1000)({"type": "http"}, receive, send))
+        await is_reading.wait()
+        reading.cancel()
+        await reading
+
+    asyncio.run(end())
+    assert said[0]["status"] == 503
+    assert b"the server stops" in said[1]["body"]

@@ -4,9 +4,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.server.listening import Address, bind, is_loopback, tell_supervisor
+from baichuan2_tpu.server.listening import Address, bind, is_loopback, serve, tell_supervisor
+from served import running_service
+from talking_engine import TalkingEngine
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")])
@@ -59,3 +62,17 @@ def test_the_supervisor_gets_a_datagram(form: str, tmp_path: Path, monkeypatch: 
 def test_without_a_supervisor_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     tell_supervisor("READY=1")
+
+
+def test_of_two_that_took_a_port_the_second_to_listen_is_told_in_a_line() -> None:
+    with bind(Address(port=0)) as first:
+        address = Address(port=first.getsockname()[1])
+        with bind(address) as second, running_service(TalkingEngine()) as service:
+            first.listen()
+            with pytest.raises(RequestError, match="choose another --port"):
+                serve(never, service, address, second, grace_s=0, when_ready=lambda: None)
+
+
+async def never(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Fail, as nothing is served."""
+    raise AssertionError
