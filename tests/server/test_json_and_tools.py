@@ -1,7 +1,7 @@
 """JSON and calls of functions through OpenAI's own client; the model talks nonsense, and still they parse."""
 
 import json
-from typing import Literal
+from typing import Literal, cast
 
 import openai
 import pytest
@@ -74,7 +74,8 @@ def test_a_schema_that_cannot_be_enforced_is_a_bad_request(client: openai.OpenAI
         )
 
 
-def test_a_function_is_called_and_its_result_is_read(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("has_nulls", [False, True])
+def test_a_function_is_called_and_its_result_is_read(client: openai.OpenAI, has_nulls: bool) -> None:
     asked = client.chat.completions.create(
         model=MODEL,
         messages=MESSAGES,
@@ -89,7 +90,11 @@ def test_a_function_is_called_and_its_result_is_read(client: openai.OpenAI) -> N
     assert choice.message.tool_calls
     answered: list[ChatCompletionMessageParam] = [
         *MESSAGES,
-        choice.message.to_dict(),  # pyright: ignore[reportAssignmentType] - as OpenAI's guide does it
+        # As OpenAI's guides do it, the one and the other.
+        cast(
+            "ChatCompletionMessageParam",
+            choice.message.model_dump() if has_nulls else choice.message.to_dict(),
+        ),
     ]
     for call in choice.message.tool_calls:
         assert call.type == "function"
@@ -101,6 +106,15 @@ def test_a_function_is_called_and_its_result_is_read(client: openai.OpenAI) -> N
         model=MODEL, messages=answered, tools=[LAMP], tool_choice="none", max_tokens=4
     )
     assert after.choices[0].message.tool_calls is None
+
+
+@pytest.mark.parametrize("max_tokens", [3, 14])
+def test_a_forced_call_that_is_cut_says_nothing(client: openai.OpenAI, max_tokens: int) -> None:
+    asked = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, tools=[LAMP], tool_choice="required", max_tokens=max_tokens
+    )
+    assert asked.choices[0].message.content is None
+    assert asked.choices[0].finish_reason == "length"
 
 
 def test_the_client_puts_a_streamed_call_together(client: openai.OpenAI) -> None:

@@ -25,7 +25,7 @@ from baichuan2_tpu.server.schema_chat import (
 )
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.server.tool_calls import CallPiece, CallReader, joined_calls
-from baichuan2_tpu.server.tools import callable_tools
+from baichuan2_tpu.server.tools import callable_tools, is_call_forced
 from baichuan2_tpu.server.writers import Head, count_tokens
 
 __all__ = ["ChatWriter"]
@@ -42,7 +42,12 @@ class ChatWriter:
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._begun: set[int] = set()
         # Without tools that may be called, the marks of calls are text like any other.
-        self._readers = {index: CallReader() for index in range(self._answers) if callable_tools(body)}
+        self._is_forced = is_call_forced(body)
+        self._readers = {
+            index: CallReader(is_forced=self._is_forced)
+            for index in range(self._answers)
+            if callable_tools(body)
+        }
 
     def whole(self, answers: Sequence[WholeAnswer]) -> ChatAnswer:
         """Write all answers at once."""
@@ -78,7 +83,8 @@ class ChatWriter:
         return ChatChoice(
             index=index,
             message=Message(
-                content=text if text or not calls else None, tool_calls=joined_calls(calls) or None
+                content=text if text or not (calls or self._is_forced) else None,
+                tool_calls=joined_calls(calls) or None,
             ),
             logprobs=chat_logprobs(self._tokenizer, answer.tokens),
             finish_reason=self._reason(index, answer.result),

@@ -15,7 +15,7 @@ from baichuan2_tpu.generate.grammars import json_rule
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.schema_chat import ChatRequest, JsonObjectFormat, JsonSchemaFormat, Tool
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.server.tools import CALL_BEGIN, CALL_END, call_begin, parameters
+from baichuan2_tpu.server.tools import CALL_BEGIN, CALL_END, call_begin, is_call_forced, parameters
 
 __all__ = ["chat_grammar"]
 
@@ -58,7 +58,7 @@ def _checked(schema: Mapping[str, object], param: str, what: str, service: Servi
 def _start(body: ChatRequest, schema: Mapping[str, object] | None) -> list[str]:
     """Return the rules of what an answer is besides calls, if it may be anything else."""
     begin = json.dumps(CALL_BEGIN)
-    if body.tool_choice not in (None, "auto"):
+    if is_call_forced(body):
         return [f"start: {begin} calls"]
     if schema is not None:
         return [f"start: {begin} calls | answer", f"answer: {json_rule(schema)}"]

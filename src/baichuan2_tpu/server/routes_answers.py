@@ -10,12 +10,13 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.server.answers import Answers
 from baichuan2_tpu.server.chat_answers import ChatWriter
 from baichuan2_tpu.server.chat_requests import chat_requests
 from baichuan2_tpu.server.completion_answers import CompletionWriter
 from baichuan2_tpu.server.completion_requests import completion_requests
-from baichuan2_tpu.server.errors import DOCUMENTED
+from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.schema_chat import ChatAnswer, ChatRequest
 from baichuan2_tpu.server.schema_completion import CompletionAnswer, CompletionRequest
 from baichuan2_tpu.server.service import Service
@@ -55,7 +56,10 @@ def _ask_completion(
 ) -> tuple[CompletionWriter, Answers]:
     service.check_model(body.model)
     requests = completion_requests(body, service, client)
-    return CompletionWriter(body, service, requests), service.submit(requests)
+    try:
+        return CompletionWriter(body, service, requests), service.submit(requests)
+    except ContextLengthError as error:
+        raise ApiError(str(error), param="prompt", code="context_length_exceeded") from error
 
 
 def _client(request: Request) -> str:

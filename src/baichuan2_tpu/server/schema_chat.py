@@ -92,6 +92,7 @@ class AssistantMessage(Input):
     content: Content | None = None
     refusal: None = None
     audio: None = None
+    annotations: None = None
     function_call: None = None
     tool_calls: Many[ToolCall] | None = None
 

@@ -31,9 +31,10 @@ class CallPiece:
 
 
 class CallReader:
-    """Takes one answer apart, whatever pieces it comes in."""
+    """Takes one answer apart, whatever pieces it comes in; it is calls alone where ``is_forced``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_forced: bool = False) -> None:
+        self._is_forced = is_forced
         self._held = ""
         """What may be the beginning of calls, or of the next call."""
         self._is_calling = False
@@ -59,7 +60,7 @@ class CallReader:
 
     def flush(self) -> str:
         """Return text that was held back because it might have been the beginning of calls."""
-        return "" if self._is_calling else self._held
+        return "" if self._is_calling or self._is_forced else self._held
 
     def _read_calls(self) -> list[CallPiece]:
         pieces: list[CallPiece] = []

@@ -21,6 +21,7 @@ __all__ = [
     "call_begin",
     "callable_tools",
     "calls_text",
+    "is_call_forced",
     "parameters",
     "result_text",
     "with_tools",
@@ -58,6 +59,11 @@ def callable_tools(body: ChatRequest) -> list[Tool]:
                 param="tools",
             )
     return _chosen(body, tools)
+
+
+def is_call_forced(body: ChatRequest) -> bool:
+    """Tell whether an answer is to be calls alone."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
 
 
 def parameters(tool: Tool) -> Mapping[str, object]:

@@ -161,3 +161,9 @@ def test_the_token_that_ends_an_answer_has_a_log_probability_and_no_text() -> No
     assert scored["logprobs"]["tokens"] == ["a", "b", "c", ""]
     assert scored["logprobs"]["token_logprobs"][-1] == pytest.approx(0, abs=1e-3)
     assert (said["text"], said["logprobs"]["tokens"]) == ("ab", ["a", "b", ""])
+
+
+def test_a_prompt_beyond_the_context_is_refused_by_its_own_name() -> None:
+    with served(scripted_engine(max_context=16)) as client:
+        error = client.post(COMPLETIONS, json=body([97] * 17)).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")

@@ -87,7 +87,7 @@ def check_answers(schema: OpenApiSchema, path: str, method: str, mode: Generatio
     statuses: set[int] = set()
 
     @given(schema[path][method].as_strategy(generation_mode=mode))
-    @settings(max_examples=40, derandomize=True, suppress_health_check=_ALL)
+    @settings(max_examples=100, derandomize=True, suppress_health_check=_ALL)
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = MODEL

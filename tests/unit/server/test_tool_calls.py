@@ -49,3 +49,10 @@ def test_text_and_calls_are_read_from_any_pieces(
     assert [(call.function.name, call.function.arguments) for call in read] == wanted
     assert reader.ends_with_call == bool(wanted)
     assert len({call.id for call in read}) == len(read)
+
+
+@given(st.integers(0, len(CALL_BEGIN) - 1))
+def test_a_forced_call_that_was_cut_leaves_no_text(length: int) -> None:
+    reader = CallReader(is_forced=True)
+    assert reader.push(CALL_BEGIN[:length]) == ("", [])
+    assert reader.flush() == ""
