@@ -1,5 +1,6 @@
 """Gradio is handed nothing that it would print: its tracebacks hold what a client sent."""
 
+import asyncio
 import json
 from collections.abc import Generator
 
@@ -8,7 +9,7 @@ from httpx2 import Response
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.page.events import JOIN_PATH, EventFilter
@@ -69,6 +70,17 @@ def test_what_the_page_never_sends_is_refused_and_not_repeated(changes: dict[str
 def test_a_body_that_is_no_json_is_refused() -> None:
     client = TestClient(EventFilter(echo, {4: 2}))
     assert client.post(JOIN_PATH, content=b"\xff{").status_code == 422
+
+
+def test_a_client_that_leaves_before_its_event_is_whole_is_no_fault() -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def nowhere(_message: Message) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": JOIN_PATH, "headers": []}
+    asyncio.run(EventFilter(echo, {4: 2})(scope, gone, nowhere))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.errors import ApiError, error_response
@@ -49,8 +49,10 @@ class EventFilter:
         if scope["type"] != "http" or scope["path"] != JOIN_PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        body = await Request(scope, receive).body()
-        event = self._read(body)
+        try:
+            event = self._read(await Request(scope, receive).body())
+        except ClientDisconnect:  # and nobody is left to be told
+            return
         if event is None:
             error = ApiError("this is no event of the page; load it anew", status=422, code="invalid_value")
             await error_response(error)(scope, receive, send)
