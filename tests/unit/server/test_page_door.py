@@ -1,10 +1,13 @@
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
+from baichuan2_tpu.server import limits
 from baichuan2_tpu.server.page.door import PageDoor
 
 KEY = "open-sesame"
@@ -141,13 +144,39 @@ def test_a_page_that_listens_when_the_server_ends_is_told_and_no_fault() -> None
     assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
-@pytest.mark.parametrize("form", ["key=" + "a" * 2**21, "a=1&b=2&c=3"])
-def test_a_form_that_is_none_has_no_key(form: str) -> None:
+@pytest.mark.parametrize(("form", "status"), [("key=" + "a" * 2**16, 413), ("a=1&b=2&c=3", 401)])
+def test_a_form_that_is_none_has_no_key(form: str, status: int) -> None:
     # It was a traceback in the log.
     answer = client(KEY).post(
         "/sign-in", content=form, headers={"Content-Type": "application/x-www-form-urlencoded"}
     )
-    assert answer.status_code == 401
+    assert answer.status_code == status
+
+
+def test_a_form_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_BODY_S", 0.1)
+    assert asyncio.run(sent_by_the_door(asyncio.Event().wait))[0]["status"] == 408
+
+
+def test_a_client_that_leaves_at_the_form_is_no_fault() -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    assert asyncio.run(sent_by_the_door(gone)) == []
+
+
+async def sent_by_the_door(receive: Callable[[], Awaitable[Any]]) -> list[Message]:
+    """Post to the form and return what is answered."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    kind = (b"content-type", b"application/x-www-form-urlencoded")
+    scope = {"type": "http", "method": "POST", "path": "/sign-in", "headers": [kind]}
+    door = PageDoor(PlainTextResponse("api"), PlainTextResponse("page"), (KEY,))
+    await door(scope, receive, send)
+    return sent
 
 
 @pytest.mark.parametrize("charset", ["utf-7", "raw_unicode_escape", "undefined", "nothing"])

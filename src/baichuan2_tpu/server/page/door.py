@@ -16,12 +16,13 @@ from html import escape
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.auth import is_known_key
 from baichuan2_tpu.server.errors import ApiError, error_response
+from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.events import JOIN_PATH
 from baichuan2_tpu.server.page.listeners import LISTEN_PATH
 from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
@@ -46,6 +47,8 @@ _FOLDERS = ("/assets/", "/static/", "/gradio_api/heartbeat/")
 
 _COOKIE = "baichuan2_page"
 _COOKIE_S = 30 * 24 * 3600
+
+_MAX_FORM_BYTES = 64 * 2**10  # more than any key
 
 # Gradio compiles the functions of its events in the browser ('unsafe-eval') and has scripts in its HTML.
 _POLICY = "; ".join(
@@ -96,7 +99,7 @@ class PageDoor:
             await send(message)
 
         request = Request(scope, receive)
-        app = await self._refusal(request) or self._page
+        app = self._refusal(request) or self._page
         try:
             await app(scope, receive, send_held)
         except asyncio.CancelledError:
@@ -106,13 +109,13 @@ class PageDoor:
             if not is_whole:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _refusal(self, request: Request) -> Response | None:
+    def _refusal(self, request: Request) -> ASGIApp | None:
         """Return what a request gets instead of the page, or None when it may pass."""
         # Browsers say so themselves when another web page is behind a request.
         if request.method == "POST" and request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
             return error_response(ApiError("web pages of others may not use this one", status=403))
         if request.url.path == _SIGN_IN:
-            return await self._sign_in(request)
+            return BodyLimit(self._sign_in, _MAX_FORM_BYTES)
         if not self._keys or is_known_key(request.cookies.get(_COOKIE, ""), self._passes):
             return None
         if request.url.path == "/":
@@ -121,13 +124,21 @@ class PageDoor:
             ApiError("no valid key; open / to give one", status=401, code="invalid_api_key")
         )
 
-    async def _sign_in(self, request: Request) -> Response:
+    async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            answer = await self._signed_in(request)
+        except ClientDisconnect:  # and nobody is left to be told
+            return
+        await answer(scope, receive, send)
+
+    async def _signed_in(self, request: Request) -> Response:
         answer = RedirectResponse("/", status_code=303)
         if request.method == "POST" and self._keys:
             try:
                 async with request.form(max_files=0, max_fields=1) as form:
                     key = str(form.get("key", ""))
-            # Too large, no form, or in an encoding that is none: no key in any case.
+            # No form, or in an encoding that is none: no key in any case.
             except (HTTPException, MultiPartException, LookupError, UnicodeError):
                 key = ""
             if not key.isascii() or not is_known_key(key, self._keys):
