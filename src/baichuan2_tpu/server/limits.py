@@ -30,23 +30,16 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 408 or 413."""
+        """Pass a request on, or answer it with 408, 413 or 503; one whose client has gone ends here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            first = await asyncio.wait_for(self._read(receive), _BODY_S)
-        except asyncio.TimeoutError:
-            message = f"the body was not whole in {_BODY_S} s; send it faster, or send less"
-            error = ApiError(message, status=408, code="request_timeout")
+            first = await self._read_in_time(receive)
+        except (ApiError, ShutdownError) as error:
             await error_response(error)(scope, receive, send)
             return
-        except ApiError as error:
-            await error_response(error)(scope, receive, send)
-            return
-        except asyncio.CancelledError:  # the server ends, and waits for nothing but this answer
-            error = ShutdownError("the server stops before the body is whole; try another one")
-            await error_response(error)(scope, receive, send)
+        if first["type"] != "http.request":
             return
 
         waiting = [first]
@@ -56,8 +49,21 @@ class BodyLimit:
 
         await self._app(scope, receive_rest, send)
 
+    async def _read_in_time(self, receive: Receive) -> Message:
+        """Return what ``_read`` does. Raises: ApiError when it takes too long; ShutdownError."""
+        try:
+            return await asyncio.wait_for(self._read(receive), _BODY_S)
+        except asyncio.TimeoutError as error:
+            message = f"the body was not whole in {_BODY_S} s; send it faster, or send less"
+            raise ApiError(message, status=408, code="request_timeout") from error
+        except asyncio.CancelledError as error:  # the server ends, and waits for nothing but this answer
+            raise ShutdownError("the server stops before the body is whole; try another one") from error
+
     async def _read(self, receive: Receive) -> Message:
-        """Return the whole body as one message. Raises: ApiError when it is too large."""
+        """Return the whole body as one message, or that the client has gone.
+
+        Raises: ApiError when it is too large.
+        """
         body = bytearray()
         total = 0
         is_more = True

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server import limits
 from baichuan2_tpu.server.page.door import PageDoor
@@ -119,29 +119,40 @@ def test_the_form_speaks_the_browsers_language() -> None:
 
 
 def test_a_page_that_listens_when_the_server_ends_is_told_and_no_fault() -> None:
-    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+    async def listen(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await asyncio.Event().wait()
 
+    sent = asyncio.run(sent_until_the_end(listen, messages=1))
+    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+def test_a_page_that_was_told_all_is_told_no_more_when_the_server_ends() -> None:
+    async def answer_and_stay(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("all")(scope, receive, send)
+        await asyncio.Event().wait()
+
+    sent = asyncio.run(sent_until_the_end(answer_and_stay, messages=2))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+
+async def sent_until_the_end(page: ASGIApp, messages: int) -> list[Message]:
+    """End the server once a page has sent so many messages, and return all that were sent."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async def end() -> None:
-        scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
-        door = PageDoor(PlainTextResponse("api"), listen, ())
-        listening = asyncio.ensure_future(door(scope, never, send))
-        while not sent:
-            await asyncio.sleep(0)
-        listening.cancel()
-        await listening
-
     async def never() -> Message:
         raise AssertionError
 
-    asyncio.run(end())
-    assert sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
+    staying = asyncio.ensure_future(PageDoor(PlainTextResponse("api"), page, ())(scope, never, send))
+    while len(sent) < messages:
+        await asyncio.sleep(0)
+    staying.cancel()
+    await staying
+    return sent
 
 
 @pytest.mark.parametrize(("form", "status"), [("key=" + "a" * 2**16, 413), ("a=1&b=2&c=3", 401)])
@@ -185,30 +196,3 @@ def test_a_key_in_an_encoding_that_is_none_is_wrong(charset: str) -> None:
     form = b'--B\r\nContent-Disposition: form-data; name="key"\r\n\r\n\\ud800+2AA-x\r\n--B--\r\n'
     kind = f"multipart/form-data; boundary=B; charset={charset}"
     assert client(KEY).post("/sign-in", content=form, headers={"Content-Type": kind}).status_code == 401
-
-
-def test_a_page_that_was_told_all_is_told_no_more_when_the_server_ends() -> None:
-    sent: list[Message] = []
-
-    async def answer_and_stay(scope: Scope, receive: Receive, send: Send) -> None:
-        await PlainTextResponse("all")(scope, receive, send)
-        await asyncio.Event().wait()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def never() -> Message:
-        raise AssertionError
-
-    async def end() -> None:
-        scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
-        staying = asyncio.ensure_future(
-            PageDoor(PlainTextResponse("api"), answer_and_stay, ())(scope, never, send)
-        )
-        while len(sent) < 2:
-            await asyncio.sleep(0)
-        staying.cancel()
-        await staying
-
-    asyncio.run(end())
-    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]

@@ -12,10 +12,13 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.app import create_app
+from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.events import JOIN_PATH, EventFilter
 from baichuan2_tpu.server.page.mount import add_page
 from served import running_service
 from talking_engine import TalkingEngine
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gradio counts events with pandas
 
 EVENT = {"session_hash": "abc", "fn_index": 4, "data": [{"id": "t"}, None], "trigger_id": 7}
 SETTINGS = {
@@ -80,7 +83,7 @@ def test_a_client_that_leaves_before_its_event_is_whole_is_no_fault() -> None:
         raise AssertionError
 
     scope = {"type": "http", "method": "POST", "path": JOIN_PATH, "headers": []}
-    asyncio.run(EventFilter(echo, {4: 2})(scope, gone, nowhere))
+    asyncio.run(BodyLimit(EventFilter(echo, {4: 2}), 1000)(scope, gone, nowhere))
 
 
 @pytest.fixture
@@ -115,7 +118,6 @@ def test_a_turn_is_answered(page: TestClient) -> None:
     assert '"success":true' in ask(page, "answer", data=[TURN, None])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gradio counts events with pandas
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

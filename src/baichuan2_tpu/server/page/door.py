@@ -16,7 +16,7 @@ from html import escape
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -125,11 +125,7 @@ class PageDoor:
         )
 
     async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        try:
-            answer = await self._signed_in(request)
-        except ClientDisconnect:  # and nobody is left to be told
-            return
+        answer = await self._signed_in(Request(scope, receive))
         await answer(scope, receive, send)
 
     async def _signed_in(self, request: Request) -> Response:
@@ -141,7 +137,7 @@ class PageDoor:
             # No form, or in an encoding that is none: no key in any case.
             except (HTTPException, MultiPartException, LookupError, UnicodeError):
                 key = ""
-            if not key.isascii() or not is_known_key(key, self._keys):
+            if not is_known_key(key, self._keys):
                 return _form(request, is_wrong=True)
             answer.set_cookie(
                 _COOKIE,

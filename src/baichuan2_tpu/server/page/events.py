@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.errors import ApiError, error_response
 
-__all__ = ["JOIN_PATH", "EventFilter"]
+__all__ = ["JOIN_PATH", "NO_EVENT", "EventFilter"]
 
 JOIN_PATH = "/gradio_api/queue/join"
+
+NO_EVENT = "this is no event of the page; load it anew"
+"""What who sent something else is told."""
 
 
 class _Event(BaseModel):
@@ -37,7 +40,7 @@ class _Event(BaseModel):
 class EventFilter:
     """Passes on events for functions whose number of inputs is in ``inputs``; ASGI middleware.
 
-    Behind ``BodyLimit``, which hands a body over in one piece.
+    Behind ``BodyLimit``, which hands whole bodies over.
     """
 
     def __init__(self, app: ASGIApp, inputs: Mapping[int, int]) -> None:
@@ -49,12 +52,9 @@ class EventFilter:
         if scope["type"] != "http" or scope["path"] != JOIN_PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        try:
-            event = self._read(await Request(scope, receive).body())
-        except ClientDisconnect:  # and nobody is left to be told
-            return
+        event = self._read(await Request(scope, receive).body())
         if event is None:
-            error = ApiError("this is no event of the page; load it anew", status=422, code="invalid_value")
+            error = ApiError(NO_EVENT, status=422, code="invalid_value")
             await error_response(error)(scope, receive, send)
             return
         checked: list[Message] = [{"type": "http.request", "body": event.model_dump_json().encode()}]

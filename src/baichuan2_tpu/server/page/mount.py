@@ -21,7 +21,7 @@ from starlette.routing import Mount
 from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.answering import PageSession, Turn, answer_turn
 from baichuan2_tpu.server.page.door import PageDoor
-from baichuan2_tpu.server.page.events import EventFilter
+from baichuan2_tpu.server.page.events import NO_EVENT, EventFilter
 from baichuan2_tpu.server.page.listeners import Listeners, ListenerWatch
 from baichuan2_tpu.server.page.parts import Labels, Parts, build_parts
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
@@ -46,8 +46,8 @@ def add_page(app: FastAPI, service: Service, *, keys: Collection[str], max_body_
 
     Side effect: the page becomes the first middleware of ``app`` and joins its lifespan; call this last.
     """
-    # Outside of an event loop Gradio makes one for each of its locks, and closes none.
     listeners = Listeners()
+    # Outside of an event loop Gradio makes one for each of its locks, and closes none.
     inputs = asyncio.run(_mount(app, service, listeners))
     # Gradio's own route would take every path that the API has not.
     mount = cast("Mount", app.router.routes.pop())
@@ -154,7 +154,7 @@ def _add_turns(parts: Parts, service: Service, listeners: Listeners) -> None:
 
 def _no_event() -> gr.Error:
     """Return what the page shows for an event it never sends, and Gradio does not print."""
-    return gr.Error("this is no event of the page; load it anew", print_exception=False)
+    return gr.Error(NO_EVENT, print_exception=False)
 
 
 def _add_browser_events(parts: Parts) -> None:
