@@ -41,13 +41,10 @@ class ChatWriter:
         self._answers = body.n or 1
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._begun: set[int] = set()
-        # Without tools that may be called, the marks of calls are text like any other.
         self._is_forced = is_call_forced(body)
-        self._readers = {
-            index: CallReader(is_forced=self._is_forced)
-            for index in range(self._answers)
-            if callable_tools(body)
-        }
+        # Without tools that may be called, the marks of calls are text like any other.
+        readers = self._answers if callable_tools(body) else 0
+        self._readers = {index: CallReader(is_forced=self._is_forced) for index in range(readers)}
 
     def whole(self, answers: Sequence[WholeAnswer]) -> ChatAnswer:
         """Write all answers at once."""

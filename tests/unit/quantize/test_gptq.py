@@ -71,9 +71,8 @@ def test_inputs_that_were_not_seen_gain_too() -> None:
 def test_what_the_inputs_lack_is_made_up_for_on_inputs_that_were_not_seen() -> None:
     wished, weights = correlated_inputs(256, tokens=4000), random_weights(96, 256)
     mixing = np.random.default_rng(3).normal(0, 0.02, (256, 256)).astype(np.float32)
-    inputs = np.add(
-        wished, wished @ mixing, dtype=np.float32
-    )  # what rounding does to the layers below depends on the text too
+    # What rounding does to the layers below depends on the text too.
+    inputs = np.add(wished, wished @ mixing, dtype=np.float32)
     aimed = rounded(weights, inputs[:3000], wished=wished[:3000]).weights()
     plain = rounded(weights, inputs[:3000]).weights()
     expected = wished[3000:] @ weights.T
