@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.registry import open_engine
-from baichuan2_tpu.float_model import FloatModel
+from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.registry import open_tokenizer

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
 from baichuan2_tpu.evaluate.report import markdown_table
-from baichuan2_tpu.float_model import FloatModel
+from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer
 from plain_rounding import RoundedWeights

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import pack_linear
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.packing import pack_linear
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from baichuan2_tpu.artifact import Manifest, digest_file
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Manifest, digest_file
 
 __all__ = ["write_fake_bundle"]
 

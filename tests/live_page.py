@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.page.mount import add_page
-from baichuan2_tpu.server.scheduler import Scheduler
+from baichuan2_tpu.server.page.gradio_app import add_page
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import Service
 from served import fake_model
 from talking_engine import TalkingEngine

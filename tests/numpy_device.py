@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.engine.device import (
+from baichuan2_tpu.engine.device.base import (
     DTYPES,
     Buffer,
     Device,
@@ -25,7 +25,7 @@ from baichuan2_tpu.engine.device import (
     StageInfo,
     TensorInfo,
 )
-from baichuan2_tpu.engine.device_checks import (
+from baichuan2_tpu.engine.device.checks import (
     check_copy,
     check_launch,
     check_memory,

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig

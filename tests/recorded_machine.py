@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baichuan2_tpu.doctor import Host, Machine
-from baichuan2_tpu.doctor.machine import MISSING, NEEDS_ROOT, Node, Seen
+from baichuan2_tpu.doctor.system_files import MISSING, NEEDS_ROOT, Node, Seen
 
 __all__ = ["HOST", "MACHINES", "RecordedMachine", "copy_machine"]
 

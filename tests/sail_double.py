@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from baichuan2_tpu.engine.bmrt_library import (
+from baichuan2_tpu.engine.device.bmrt_library import (
     IO_ALONE,
     SHARE_MEMORY,
     BmrtLibrary,
@@ -28,7 +28,7 @@ from baichuan2_tpu.engine.bmrt_library import (
     NetStruct,
     TensorStruct,
 )
-from baichuan2_tpu.engine.simulator import prepare_simulator
+from baichuan2_tpu.engine.device.simulator import prepare_simulator
 from sail_double_tensor import (
     EXCEPTIONS,
     Chip,

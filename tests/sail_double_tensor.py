@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.engine.bmrt_library import BmrtLibrary, MemoryStruct
+from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary, MemoryStruct
 
 __all__ = [
     "EXCEPTIONS",

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from baichuan2_tpu.checkpoint.gptq import dequantize
 from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig
 
 __all__ = [

@@ -20,7 +20,7 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.loop import Event, Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.messages import Message, Role, check_order
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer

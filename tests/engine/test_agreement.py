@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
-from baichuan2_tpu.engine.bmodel import BmodelEngine
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.bundle import open_bundle
+from baichuan2_tpu.engine.compiled.engine import BmodelEngine
+from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 from baichuan2_tpu.engine.cpu import CpuEngine
-from baichuan2_tpu.engine.device import Buffer
+from baichuan2_tpu.engine.device.base import Buffer
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.toolchain import find_simulator
 from random_model import float_weights
 from reference import reference_states

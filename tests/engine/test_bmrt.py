@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baichuan2_tpu.artifact import Manifest
-from baichuan2_tpu.engine import bmrt
-from baichuan2_tpu.engine.bmodel_file import BmodelFile
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.bmrt_library import BmrtLibrary
+from baichuan2_tpu.bmodel.header import BmodelFile
+from baichuan2_tpu.engine.device import bmrt
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
+from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
 from tiny_bundle import TinyBundles
 
@@ -27,8 +27,8 @@ import sys
 from functools import partial
 from pathlib import Path
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.bundle import open_bundle
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
+from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 simulator, folder = map(Path, sys.argv[1:])
 engine = open_bundle(folder, lambda path, size: BmrtDevice(path, simulator=simulator, reserve_bytes=size))
 print(engine.forward([Chunk(engine.open_sequence(), [1, 2, 3])])[0].shape, sys.float_info.min / 2 > 0)

@@ -20,7 +20,7 @@ from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.toolchain import find_simulator
 from random_model import random_weights
 from sail_double import install_sail

@@ -1,4 +1,4 @@
-"""What every device promises (engine/device.py): libbmrt on the simulator, and SAIL.
+"""What every device promises (engine/device/base.py): libbmrt on the simulator, and SAIL.
 
 SAIL is a double on the simulator, as built for a card and as built for an SoC, and the real library where
 it is installed.
@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baichuan2_tpu.artifact import Manifest
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.device import DTYPES, Buffer, Device
-from baichuan2_tpu.engine.sail import SailDevice
-from baichuan2_tpu.engine.sail_library import check_apart
+from baichuan2_tpu.engine.device.base import DTYPES, Buffer, Device
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
+from baichuan2_tpu.engine.device.sail import SailDevice
+from baichuan2_tpu.engine.device.sail_library import check_apart
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
 from sail_double import install_sail
 from tiny_bundle import TinyBundles
@@ -366,7 +366,7 @@ def test_a_closed_device_says_so(open_device: Opener, bmodel: Path) -> None:
 def test_the_simulator_ends_well_with_memory_in_use(bmodel: Path) -> None:
     """It ended the process with 255 where a buffer outlived its device."""
     program = (
-        "import sys; from pathlib import Path; from baichuan2_tpu.engine.bmrt import BmrtDevice;"
+        "import sys; from pathlib import Path; from baichuan2_tpu.engine.device.bmrt import BmrtDevice;"
         "device = BmrtDevice(Path(sys.argv[1]), simulator=Path(sys.argv[2]));"
         "buffer = device.allocate('float16', (4,)); device.close(); del buffer; print('closed')"
     )

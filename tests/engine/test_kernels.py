@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from baichuan2_tpu import _native
-from baichuan2_tpu.checkpoint.gptq import dequantize, pack_linear
+from baichuan2_tpu.checkpoint.packing import dequantize, pack_linear
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 
 GROUP = 64

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baichuan2_tpu.artifact import Manifest
+from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.engine.bmodel_file import BmodelFile
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.bundle import open_bundle
-from baichuan2_tpu.engine.device import Buffer, Device, DeviceMemory
-from baichuan2_tpu.engine.sail import SailDevice
-from baichuan2_tpu.engine.simulator import prepare_simulator
+from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
+from baichuan2_tpu.engine.device.base import Buffer, Device, DeviceMemory
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
+from baichuan2_tpu.engine.device.sail import SailDevice
+from baichuan2_tpu.engine.device.simulator import prepare_simulator
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
 from sail_double import install_sail
 from sail_double_tensor import Trap

@@ -17,7 +17,7 @@ from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
 from reference import reference_logits

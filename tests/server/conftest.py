@@ -11,7 +11,7 @@ import pytest
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from served import listening
 from tiny_checkpoint import rope_config, write_official

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.generate.sampling import logprobs
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.registry import open_tokenizer
 
 QUESTIONS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import Service
 from fakes import ByteTokenizer, HistoryEngine
 from served import MODEL, fake_model, listening

@@ -16,15 +16,15 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from baichuan2_tpu.artifact import Manifest
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
-from baichuan2_tpu.compile import bundle, driver
-from baichuan2_tpu.compile.bmodel_file import StageLayout, read_stages
+from baichuan2_tpu.bmodel.weights import StageLayout, read_stages
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
+from baichuan2_tpu.compile import assemble, driver
 from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent, Progress, compile_bundle
 from baichuan2_tpu.compile.net_weights import Arrays, Source
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import Toolchain
 from tiny_bundle import TINY_SETTINGS, TinyBundles, write_tiny_checkpoint
 
@@ -343,7 +343,7 @@ def test_a_net_of_other_shapes_stops_the_build(make: Make, monkeypatch: pytest.M
 
 
 def test_weights_that_change_while_they_move_are_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "copy_range", lambda *_: "another digest")
+    monkeypatch.setattr(assemble, "copy_range", lambda *_: "another digest")
     with pytest.raises(
         CompileError, match=r"block_cache_0\.weights: changed after it was written; run the same"
     ):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.doctor.apart import run_apart, work
+from baichuan2_tpu.doctor.child_process import run_apart, work
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
 from tiny_bundle import TinyBundles, write_tiny_checkpoint
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from baichuan2_tpu.artifact import Manifest
 from baichuan2_tpu.estimate import Estimate, estimate
+from baichuan2_tpu.manifest import Manifest
 from tiny_bundle import TinyBundles
 
 

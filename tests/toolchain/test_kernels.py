@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu import selfcheck
+from baichuan2_tpu.doctor import prove_toolchain
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.toolchain import Toolchain
 from baichuan2_tpu.toolchain.locate import KERNELS
@@ -36,8 +36,8 @@ def link(source: str, target: str) -> None:
 def compile_layer(toolchain: Toolchain, folder: Path) -> bytes:
     """Return the bmodel of the check's layer without the time at which it was made."""
     folder.mkdir()
-    selfcheck._write_weights(folder)
-    content = selfcheck._compile(toolchain, folder).read_bytes()
+    prove_toolchain._write_weights(folder)
+    content = prove_toolchain._compile(toolchain, folder).read_bytes()
     start = content.index(b"libbm1684x_kernel_module.so") + len("libbm1684x_kernel_module.so")
     return content[:start] + content[start + 64 :]
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baichuan2_tpu.artifact import Float, HeadKind
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_weights, head_weights
 from baichuan2_tpu.compile.nets import Net, block_net, embedding_net, head_net
 from baichuan2_tpu.compile.settings import SAMPLE_CANDIDATES, Bits, CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
-from baichuan2_tpu.engine.bmrt import BmrtDevice
-from baichuan2_tpu.engine.device import DTYPES, Buffer
+from baichuan2_tpu.engine.device.base import DTYPES, Buffer
+from baichuan2_tpu.engine.device.bmrt import BmrtDevice
+from baichuan2_tpu.manifest import Float, HeadKind
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
 from random_model import float_weights
 from reference import reference_layer, rms_norm

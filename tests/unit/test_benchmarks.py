@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.artifact import NetCost
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
-from baichuan2_tpu.float_model import FloatModel
+from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.reference.float_model import FloatModel
 from tiny_checkpoint import rope_config, write_llama_safetensors
 
 TOKENS = list(range(3, 80))
@@ -52,7 +52,7 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_plain_rounding_misses_by_half_a_step_at_most(bits: int) -> None:
     rounding = importlib.import_module("plain_rounding")
-    packing = importlib.import_module("baichuan2_tpu.checkpoint.gptq")
+    packing = importlib.import_module("baichuan2_tpu.checkpoint.packing")
     weights = np.random.default_rng(0).normal(0, 0.02, (8, 160)).astype(np.float32)
     integers, scales, zeros = rounding._round_groups(weights, bits, 64)
     packed = packing.pack_linear(integers, scales, zeros, bits=bits, group_size=64)

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.float_model import FloatModel, swiglu
+from baichuan2_tpu.reference.float_model import FloatModel, swiglu
 from reference import reference_logits, reference_states
 from tiny_checkpoint import alibi_config, float_weights, rope_config, write_llama_safetensors, write_official
 

@@ -9,7 +9,12 @@ from types import ModuleType
 
 import pytest
 
-from baichuan2_tpu.engine.sail_library import VENDOR_ERRORS, check_version, import_errors, vendor_errors
+from baichuan2_tpu.engine.device.sail_library import (
+    VENDOR_ERRORS,
+    check_version,
+    import_errors,
+    vendor_errors,
+)
 from baichuan2_tpu.errors import BackendUnavailable, DeviceError
 from sail_double_tensor import EXCEPTIONS
 

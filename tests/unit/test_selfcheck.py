@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu import selfcheck
+from baichuan2_tpu.doctor import prove_toolchain
 from baichuan2_tpu.errors import BackendError
 
 
 @pytest.fixture
-def layer(tmp_path: Path) -> tuple[selfcheck.Arrays, selfcheck.Arrays]:
-    return selfcheck._write_weights(tmp_path), selfcheck._write_inputs(tmp_path)
+def layer(tmp_path: Path) -> tuple[prove_toolchain.Arrays, prove_toolchain.Arrays]:
+    return prove_toolchain._write_weights(tmp_path), prove_toolchain._write_inputs(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ def layer(tmp_path: Path) -> tuple[selfcheck.Arrays, selfcheck.Arrays]:
     ["positions", "history_k", "history_v", "states", "self_attn.q_proj.scales", "mlp.up_proj.qzeros"],
 )
 def test_any_wrong_input_is_far_above_the_allowed_error(
-    layer: tuple[selfcheck.Arrays, selfcheck.Arrays], change: str
+    layer: tuple[prove_toolchain.Arrays, prove_toolchain.Arrays], change: str
 ) -> None:
     weights, inputs = layer
-    right = selfcheck.expected_outputs(weights, inputs)
+    right = prove_toolchain.expected_outputs(weights, inputs)
     shifted = {change: np.roll({**weights, **inputs}[change], 1, axis=1)}
-    wrong = selfcheck.expected_outputs({**weights, **shifted}, {**inputs, **shifted})
-    error = selfcheck.relative_error(right, wrong)
-    assert error > 4 * selfcheck._MOST_ERROR, f"{change}: {error}"
+    wrong = prove_toolchain.expected_outputs({**weights, **shifted}, {**inputs, **shifted})
+    error = prove_toolchain.relative_error(right, wrong)
+    assert error > 4 * prove_toolchain._MOST_ERROR, f"{change}: {error}"
 
 
 def test_simulation_takes_no_module_of_the_users_folder(
@@ -39,5 +39,5 @@ def test_simulation_takes_no_module_of_the_users_folder(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, filter(None, sys.path))))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BackendError, match=r"the simulator ended with code 1, .*inputs\.npz") as caught:
-        selfcheck._simulate_apart(tmp_path / "no.bmodel", tmp_path)
+        prove_toolchain._simulate_apart(tmp_path / "no.bmodel", tmp_path)
     assert "stranger" not in str(caught.value)

@@ -3,8 +3,8 @@
 Not here: printing (``cli``), what the compiler's model of a chip says (``estimate``).
 """
 
-from baichuan2_tpu.bench.bundle import BundleBenchSettings, BundleReport, prompt_lengths, run_bundle_bench
-from baichuan2_tpu.bench.processor import (
+from baichuan2_tpu.bench.compiled import BundleBenchSettings, BundleReport, prompt_lengths, run_bundle_bench
+from baichuan2_tpu.bench.cpu import (
     SHAPES,
     BenchReport,
     BenchSettings,

@@ -69,7 +69,7 @@ def bench(
     bundle, the first token by the length of the prompt, and decode. Then comes the line of a performance
     table, in Markdown; the last line is one JSON object.
     """
-    from baichuan2_tpu.artifact import find_bmodel, is_bundle
+    from baichuan2_tpu.manifest import find_bmodel, is_bundle
 
     if (model is None) == (shape is None):
         raise typer.BadParameter("give either MODEL or --shape")
@@ -133,8 +133,8 @@ def _bench_checkpoint(model: str, directory: Path, wished: _Lengths, opening: En
 
 
 def _bench_bundle(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
-    from baichuan2_tpu.artifact import Manifest
     from baichuan2_tpu.bench import prompt_lengths, run_bundle_bench
+    from baichuan2_tpu.manifest import Manifest
 
     manifest = Manifest.read(directory)
     context = manifest.checked_context(opening.context)
@@ -151,7 +151,7 @@ def _bench_bundle(model: str, directory: Path, wished: _Lengths, opening: Engine
 def _bench_bmodel(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
     """Measure a bmodel without a manifest: after the vendor's prompt alone, as the vendor does."""
     from baichuan2_tpu.bench import run_bundle_bench
-    from baichuan2_tpu.engine.vendor import read_vendor_config
+    from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 
     prompt = _prompt_ids(directory, read_vendor_config(directory).max_context)
     settings = wished.bundle_settings(prompt, (), is_simulated=opening.engine == "simulator")

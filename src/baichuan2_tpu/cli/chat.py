@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.answer import show_answer
 from baichuan2_tpu.cli.chat_commands import Command, help_text, parse_line
-from baichuan2_tpu.cli.console import LineReader, is_interactive, open_reader, read_message, stoppable
+from baichuan2_tpu.cli.line_editor import LineReader, is_interactive, open_reader, read_message, stoppable
 from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
+from baichuan2_tpu.cli.show_answer import show_answer
 from baichuan2_tpu.cli.terminal import notice
 from baichuan2_tpu.errors import Baichuan2Error
 

@@ -126,7 +126,7 @@ def compile_checkpoint(
     The integers of a quantised checkpoint are taken as they are. What is finished stays beside OUT when it is
     interrupted; the same command goes on.
     """
-    from baichuan2_tpu.compile.bundle import open_source
+    from baichuan2_tpu.compile.assemble import open_source
     from baichuan2_tpu.compile.driver import BuildSettings
     from baichuan2_tpu.compile.plan import make_plan
     from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill

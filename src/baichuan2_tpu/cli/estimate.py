@@ -19,8 +19,8 @@ from baichuan2_tpu.cli.terminal import notice, write_result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from baichuan2_tpu.artifact import Manifest
     from baichuan2_tpu.estimate import Estimate
+    from baichuan2_tpu.manifest import Manifest
 
 __all__ = ["estimate"]
 
@@ -41,9 +41,9 @@ def estimate(
     The figures are those of the compiler's cycle model, never a measurement; what it leaves out is said below
     them. Neither a device nor the compiler is needed.
     """
-    from baichuan2_tpu.artifact import Manifest
     from baichuan2_tpu.estimate import draw, to_json
     from baichuan2_tpu.estimate import estimate as add_up
+    from baichuan2_tpu.manifest import Manifest
 
     found = add_up(Manifest.read(bundle))
     if as_json:

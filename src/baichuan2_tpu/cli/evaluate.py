@@ -18,7 +18,7 @@ from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.cli.evaluating import FoundModel
+    from baichuan2_tpu.cli.evaluate_models import FoundModel
     from baichuan2_tpu.evaluate import Evaluation, Subject, TaskScore, TextPlan
     from baichuan2_tpu.evaluate.tasks import TaskSuite
 
@@ -119,7 +119,7 @@ def evaluate(
     --against two models get the same tokens and questions, and the difference has an interval: a bootstrap
     over windows or questions. What was scored, and how, is printed with it.
     """
-    from baichuan2_tpu.cli.evaluating import find_reference, find_subject
+    from baichuan2_tpu.cli.evaluate_models import find_reference, find_subject
     from baichuan2_tpu.evaluate import Report
 
     if against is None and against_engine is not _ReferenceEngine.AUTO:

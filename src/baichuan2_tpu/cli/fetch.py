@@ -114,8 +114,8 @@ def _check_wish(name: str, wish: _Wish) -> None:
 def _fetch(name: str, wish: _Wish, progress: DownloadProgress | None) -> Path:
     """Fetch a model and return its folder; of the demo, its file."""
     from baichuan2_tpu import fetch as fetching
-    from baichuan2_tpu.fetch.download import DownloadSettings
     from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
+    from baichuan2_tpu.fetch.transfer.download import DownloadSettings
     from baichuan2_tpu.fetch.vendor import fetch_vendor_model
 
     if name == "demo":
@@ -160,7 +160,7 @@ def _verify(name: str, wish: _Wish, *, as_json: bool) -> None:
 
 def _find_damage(name: str, folder: Path, wish: _Wish) -> dict[str, str]:
     from baichuan2_tpu.fetch import DEMO
-    from baichuan2_tpu.fetch.damage import check_model, find_damage
+    from baichuan2_tpu.fetch.verify import check_model, find_damage
 
     if name != "demo":
         # A branch's name is not recorded, its commit is; the usual folder has the name in its own.
@@ -172,7 +172,7 @@ def _find_damage(name: str, folder: Path, wish: _Wish) -> dict[str, str]:
 
 def _repair_line(name: str, folder: Path, wish: _Wish) -> str:
     """Return the command that repairs a folder from where it came, as a shell reads it."""
-    from baichuan2_tpu.fetch.lock_file import Record
+    from baichuan2_tpu.fetch.record import Record
 
     record = Record.read(folder)
     is_from_elsewhere = record is not None and record.source == SourceChoice.MODELSCOPE.value
@@ -184,7 +184,7 @@ def _repair_line(name: str, folder: Path, wish: _Wish) -> str:
 
 
 def _show_result(name: str, path: Path, *, as_json: bool) -> None:
-    from baichuan2_tpu.fetch.lock_file import Record
+    from baichuan2_tpu.fetch.record import Record
 
     if not as_json:
         write_result(f"{path}\n")

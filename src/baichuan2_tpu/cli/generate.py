@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.answer import collect_answer, show_answer
 from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
+from baichuan2_tpu.cli.show_answer import collect_answer, show_answer
 from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
 

@@ -42,8 +42,8 @@ def info(
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
     and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
     """
-    from baichuan2_tpu.artifact import find_bmodel, is_bundle
     from baichuan2_tpu.config import QuantizationConfig
+    from baichuan2_tpu.manifest import find_bmodel, is_bundle
 
     directory = _directory(model)
     if verify and not is_bundle(directory):
@@ -121,7 +121,7 @@ def _describe(directory: Path, context: int | None, wished: QuantizationConfig) 
 
 def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool) -> dict[str, object]:
     """Return what the manifest of a bundle says, after a check that its files are those it names."""
-    from baichuan2_tpu.artifact import Manifest
+    from baichuan2_tpu.manifest import Manifest
     from baichuan2_tpu.memory import memory_need
 
     manifest = Manifest.read(directory)
@@ -153,8 +153,8 @@ def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool)
 
 def _describe_bmodel(bmodel: Path) -> dict[str, object]:
     """Return what a bmodel without a manifest tells of itself before it is loaded."""
-    from baichuan2_tpu.engine.bmodel_file import BmodelFile
-    from baichuan2_tpu.engine.vendor import read_vendor_config
+    from baichuan2_tpu.bmodel.header import BmodelFile
+    from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 
     file = BmodelFile.read(bmodel)
     return {

@@ -103,8 +103,8 @@ def open_model(directory: Path, settings: EngineSettings) -> Engine:
     What runs on this machine's processor is checked against its memory first.
     Raises: ContextLengthError with the numbers, and what the engine raises.
     """
-    from baichuan2_tpu.artifact import find_bmodel, is_bundle
     from baichuan2_tpu.engine.registry import open_engine
+    from baichuan2_tpu.manifest import find_bmodel, is_bundle
 
     context = settings.context
     is_compiled = is_bundle(directory) or find_bmodel(directory) is not None
@@ -129,7 +129,7 @@ def _keep_simulator_output() -> None:
     """On a terminal, send what the simulator prints to a file: a line a launch would stand in the answer."""
     import platformdirs
 
-    from baichuan2_tpu.engine.c_stdout import send_c_output_to_file
+    from baichuan2_tpu.engine.device.c_library import send_c_output_to_file
 
     if not sys.stderr.isatty():
         return

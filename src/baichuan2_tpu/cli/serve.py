@@ -123,15 +123,15 @@ def serve(
     and hold no message text.
     """
     try:
-        from baichuan2_tpu.cli import serving
+        from baichuan2_tpu.cli import serve_run
     except ModuleNotFoundError as error:
         raise RequestError(
             f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
         ) from error
-    address = serving.Address(host, port, tls_certificate, tls_key)
-    keys = serving.read_keys(api_key_file)
-    access = serving.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))
-    plan = serving.ServePlan(
+    address = serve_run.Address(host, port, tls_certificate, tls_key)
+    keys = serve_run.read_keys(api_key_file)
+    access = serve_run.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))
+    plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,
         EngineSettings(engine.value, device, context, threads, exact),
@@ -144,5 +144,5 @@ def serve(
         grace_s=grace,
         has_page=not no_page,
     )
-    serving.write_logs(log.value, is_debug=debug)
-    serving.run_server(plan)
+    serve_run.write_logs(log.value, is_debug=debug)
+    serve_run.run_server(plan)

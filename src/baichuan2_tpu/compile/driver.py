@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.artifact import NetCost, digest_file
-from baichuan2_tpu.compile.bmodel_file import copy_range, detach_weights, read_stages
-from baichuan2_tpu.compile.bundle import (
+from baichuan2_tpu.bmodel.weights import copy_range, detach_weights, read_stages
+from baichuan2_tpu.compile.assemble import (
     BundleFacts,
     copy_assets,
     join_nets,
@@ -29,6 +28,7 @@ from baichuan2_tpu.compile.bundle import (
     write_embedding,
     write_manifest,
 )
+from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.compile.journal import FinishedUnit, Journal
 from baichuan2_tpu.compile.net_weights import (
     Arrays,
@@ -39,12 +39,12 @@ from baichuan2_tpu.compile.net_weights import (
 )
 from baichuan2_tpu.compile.nets import Net
 from baichuan2_tpu.compile.plan import Plan, Unit, make_plan
-from baichuan2_tpu.compile.profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError, RequestError
+from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.manifest import NetCost, digest_file
 from baichuan2_tpu.toolchain import Toolchain
-from baichuan2_tpu.work_folder import locked_folder
 
 __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.artifact import Float
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.weights import PackedLinear, Weights
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.manifest import Float
 
 __all__ = ["Source", "float_rows", "read_norm"]
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from baichuan2_tpu.artifact import FileDigest, NetCost, digest_file
-from baichuan2_tpu.compile.bmodel_file import digest_range
+from baichuan2_tpu.bmodel.weights import digest_range
+from baichuan2_tpu.manifest import FileDigest, NetCost, digest_file
 
 __all__ = ["FinishedUnit", "Journal"]
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.artifact import Float
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import unpack_zeros
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
+from baichuan2_tpu.checkpoint.packing import unpack_zeros
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.compile.alibi import alibi_arrays
 from baichuan2_tpu.compile.float_rows import Source, float_rows, read_norm
 from baichuan2_tpu.compile.nets import COSINES, EMBEDDING, FINAL_NORM, HEAD, SINES
 from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Float
 
 __all__ = ["Arrays", "Source", "block_weights", "embedding_weights", "head_weights"]
 

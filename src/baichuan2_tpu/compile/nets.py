@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baichuan2_tpu.artifact import Float
 from baichuan2_tpu.compile import alibi
 from baichuan2_tpu.compile.mlir import Element, Graph, Value
 from baichuan2_tpu.compile.settings import GROUP_SIZE, SAMPLE_CANDIDATES, CompileSettings
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Float
 
 __all__ = [
     "COSINES",

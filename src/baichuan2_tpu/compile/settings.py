@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from baichuan2_tpu.artifact import EmbeddingPlace, Float, HeadKind, HeadOutput
 from baichuan2_tpu.checkpoint.layout import layer_linears
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.manifest import EmbeddingPlace, Float, HeadKind, HeadOutput
 
 __all__ = [
     "GROUP_SIZE",

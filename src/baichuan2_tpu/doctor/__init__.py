@@ -4,11 +4,11 @@ Files are read below a root (``machine``), judged (``checks_*``) and proved by c
 is changed: commands are told, never run. Not here: drawing the report (``cli``).
 """
 
-from baichuan2_tpu.doctor.devices import find_tpu
 from baichuan2_tpu.doctor.finding import Finding
 from baichuan2_tpu.doctor.host import Host
-from baichuan2_tpu.doctor.machine import Machine
-from baichuan2_tpu.doctor.proof import ProofSettings, prove
+from baichuan2_tpu.doctor.prove_engines import ProofSettings, prove
 from baichuan2_tpu.doctor.report import Report, examine
+from baichuan2_tpu.doctor.system_files import Machine
+from baichuan2_tpu.doctor.tpu import find_tpu
 
 __all__ = ["Finding", "Host", "Machine", "ProofSettings", "Report", "examine", "find_tpu", "prove"]

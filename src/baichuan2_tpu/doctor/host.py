@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.engine.cpu import available_kernels
-from baichuan2_tpu.engine.sail_library import installed_version
+from baichuan2_tpu.engine.device.sail_library import installed_version
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
 from baichuan2_tpu.fetch import cache_folder
 from baichuan2_tpu.toolchain import find_simulator, find_toolchain

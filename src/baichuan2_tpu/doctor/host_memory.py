@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from baichuan2_tpu.doctor.machine import Machine, Seen
+from baichuan2_tpu.doctor.system_files import Machine, Seen
 from baichuan2_tpu.memory import CGROUP_LIMITS
 
 __all__ = ["HostMemory", "parse_limit", "parse_memory", "read_host_memory", "read_limit"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from baichuan2_tpu.doctor.machine import Machine, Seen
+from baichuan2_tpu.doctor.system_files import Machine, Seen
 
 __all__ = ["MIB", "Layout", "Limits", "parse_ranges", "plan_layout", "read_limits"]
 

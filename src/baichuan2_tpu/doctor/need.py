@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.artifact import Manifest, find_bmodel, is_bundle
+from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.compile.plan import make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
-from baichuan2_tpu.engine.bmodel_file import BmodelFile
-from baichuan2_tpu.engine.bundle import buffer_bytes
-from baichuan2_tpu.engine.vendor import read_vendor_config
+from baichuan2_tpu.engine.compiled.open_bundle import buffer_bytes
+from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 from baichuan2_tpu.errors import ContextLengthError, RequestError
+from baichuan2_tpu.manifest import Manifest, find_bmodel, is_bundle
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.resolve import KNOWN_MODELS
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from baichuan2_tpu.doctor.machine import Machine, Seen
+from baichuan2_tpu.doctor.system_files import Machine, Seen
 
 __all__ = ["Processor", "parse_processor", "read_processor"]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from baichuan2_tpu.doctor.checks_device import check_device
-from baichuan2_tpu.doctor.checks_host import check_host
-from baichuan2_tpu.doctor.checks_memory import check_device_memory
-from baichuan2_tpu.doctor.devices import find_tpu
 from baichuan2_tpu.doctor.finding import Finding
 from baichuan2_tpu.doctor.host import Host
-from baichuan2_tpu.doctor.machine import Machine
+from baichuan2_tpu.doctor.judge_host import check_host
+from baichuan2_tpu.doctor.judge_tpu import check_device
+from baichuan2_tpu.doctor.judge_tpu_memory import check_device_memory
 from baichuan2_tpu.doctor.need import Need, read_need
+from baichuan2_tpu.doctor.system_files import Machine
+from baichuan2_tpu.doctor.tpu import find_tpu
 from baichuan2_tpu.errors import Baichuan2Error
 
 __all__ = ["Report", "examine"]

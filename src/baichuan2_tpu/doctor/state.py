@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from baichuan2_tpu.doctor.devices import Tpu
-from baichuan2_tpu.doctor.machine import Machine, Seen
+from baichuan2_tpu.doctor.system_files import Machine, Seen
+from baichuan2_tpu.doctor.tpu import Tpu
 
 __all__ = [
     "Link",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from baichuan2_tpu.doctor.devices import DeviceKind
-from baichuan2_tpu.doctor.machine import Machine, Seen
-from baichuan2_tpu.engine.bmrt_library import OLDEST_LIBSOPHON
+from baichuan2_tpu.doctor.system_files import Machine, Seen
+from baichuan2_tpu.doctor.tpu import DeviceKind
+from baichuan2_tpu.engine.device.bmrt_library import OLDEST_LIBSOPHON
 
 __all__ = [
     "LEAST_LIBSOPHON",

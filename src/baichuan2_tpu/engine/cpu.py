@@ -20,7 +20,7 @@ from baichuan2_tpu import _native
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
-from baichuan2_tpu.engine.requests import (
+from baichuan2_tpu.engine.checks import (
     check_distinct,
     check_new_sequence,
     check_truncation,

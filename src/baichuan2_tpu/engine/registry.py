@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baichuan2_tpu.artifact import Manifest, find_bmodel, is_bundle
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.manifest import Manifest, find_bmodel, is_bundle
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.engine.bundle import OpenDevice
+    from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
 
 __all__ = ["ENGINES", "device_opener", "open_engine"]
 
@@ -59,7 +59,7 @@ def open_engine(
 
 
 def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is_exact: bool) -> Engine:
-    from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint  # noqa: PLC0415
+    from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint  # noqa: PLC0415
     from baichuan2_tpu.engine.cpu import CpuEngine  # noqa: PLC0415
 
     weights = QuantizedCheckpoint(path)
@@ -67,7 +67,7 @@ def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is
 
 
 def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -> Engine:
-    from baichuan2_tpu.engine.bundle import open_bundle  # noqa: PLC0415
+    from baichuan2_tpu.engine.compiled.open_bundle import open_bundle  # noqa: PLC0415
 
     if engine == "cpu":
         raise RequestError(
@@ -78,7 +78,7 @@ def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -
 
 
 def _open_vendor(bmodel: Path, engine: str, *, device: int, context: int | None) -> Engine:
-    from baichuan2_tpu.engine.vendor import open_vendor_bmodel  # noqa: PLC0415
+    from baichuan2_tpu.engine.compiled.open_vendor_bmodel import open_vendor_bmodel  # noqa: PLC0415
 
     if engine == "cpu":
         raise RequestError(
@@ -93,10 +93,10 @@ def device_opener(engine: str, device: int) -> OpenDevice:
     Raises: BackendUnavailable where the simulator is asked for and not installed.
     """
     if engine == "sail":
-        from baichuan2_tpu.engine.sail import SailDevice  # noqa: PLC0415
+        from baichuan2_tpu.engine.device.sail import SailDevice  # noqa: PLC0415
 
         return lambda bmodel, reserve_bytes: SailDevice(bmodel, device=device, reserve_bytes=reserve_bytes)
-    from baichuan2_tpu.engine.bmrt import BmrtDevice  # noqa: PLC0415
+    from baichuan2_tpu.engine.device.bmrt import BmrtDevice  # noqa: PLC0415
     from baichuan2_tpu.toolchain import find_simulator  # noqa: PLC0415
 
     folder = find_simulator() if engine == "simulator" else None

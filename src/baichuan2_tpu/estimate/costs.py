@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
-from baichuan2_tpu.artifact import MANIFEST_NAME, Manifest, NetCost
 from baichuan2_tpu.engine.pieces import cut_tokens
 from baichuan2_tpu.errors import ArtifactError
+from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost
 
 __all__ = ["FLOPS_PER_S", "READ_BYTES_PER_S", "Cost", "Estimate", "Step", "estimate", "prompt_lengths"]
 

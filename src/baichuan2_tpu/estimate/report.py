@@ -5,8 +5,8 @@ Not here: tables (``cli``), adding up (``costs``).
 
 from __future__ import annotations
 
-from baichuan2_tpu.artifact import Manifest
 from baichuan2_tpu.estimate.costs import FLOPS_PER_S, READ_BYTES_PER_S, Cost, Estimate, Step
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.memory import memory_need
 
 __all__ = ["CEILINGS", "LEFT_OUT", "kv_bytes_per_token", "method", "to_json"]

@@ -8,9 +8,9 @@ from baichuan2_tpu.evaluate.engine_scorer import EngineScorer
 from baichuan2_tpu.evaluate.float_scorer import FloatScorer
 from baichuan2_tpu.evaluate.perplexity import Perplexity, PerplexityRise
 from baichuan2_tpu.evaluate.report import Evaluation, Report
+from baichuan2_tpu.evaluate.scored_text import ScoredText, language_reference
 from baichuan2_tpu.evaluate.subject import Subject, TextPlan, measure_perplexity
 from baichuan2_tpu.evaluate.task_scores import TaskScore
-from baichuan2_tpu.evaluate.texts import ScoredText, language_reference
 
 __all__ = [
     "EngineScorer",

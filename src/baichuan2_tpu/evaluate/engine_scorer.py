@@ -18,7 +18,7 @@ from baichuan2_tpu.evaluate.passages import (
     RowCollector,
     readings_of,
 )
-from baichuan2_tpu.generate.tracked import Feed, TrackedSequence, common_prefix, feed_together
+from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, common_prefix, feed_together
 
 __all__ = ["EngineScorer"]
 

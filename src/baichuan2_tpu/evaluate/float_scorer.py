@@ -20,7 +20,7 @@ from baichuan2_tpu.evaluate.passages import (
     RowCollector,
     readings_of,
 )
-from baichuan2_tpu.float_model import FloatModel
+from baichuan2_tpu.reference.float_model import FloatModel
 
 __all__ = ["FloatScorer"]
 

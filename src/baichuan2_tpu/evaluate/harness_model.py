@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from baichuan2_tpu.evaluate.answering import answer_questions
+from baichuan2_tpu.evaluate.batch_answers import answer_questions
 from baichuan2_tpu.evaluate.harness_requests import HarnessRequests
 from baichuan2_tpu.evaluate.passages import Progress
 from baichuan2_tpu.evaluate.subject import Subject, no_answers

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from baichuan2_tpu.errors import ContextLengthError, RequestError
-from baichuan2_tpu.evaluate.answering import Question
+from baichuan2_tpu.evaluate.batch_answers import Question
 from baichuan2_tpu.evaluate.passages import Passage
+from baichuan2_tpu.evaluate.scored_text import cut
 from baichuan2_tpu.evaluate.subject import Subject
-from baichuan2_tpu.evaluate.texts import cut
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.template import ChatTemplate

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from baichuan2_tpu.evaluate.bootstrap import interval_json, interval_text
 from baichuan2_tpu.evaluate.perplexity import Perplexity
+from baichuan2_tpu.evaluate.scored_text import ScoredText, check_same_cut
 from baichuan2_tpu.evaluate.task_scores import TaskScore
-from baichuan2_tpu.evaluate.texts import ScoredText, check_same_cut
 
 __all__ = ["Evaluation", "Report", "markdown_table", "perplexity_row"]
 

@@ -12,7 +12,7 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate.passages import Progress, Scorer
 from baichuan2_tpu.evaluate.perplexity import Perplexity
-from baichuan2_tpu.evaluate.texts import DEFAULT_WINDOW, ScoredText, check_same_tokens, tokenise
+from baichuan2_tpu.evaluate.scored_text import DEFAULT_WINDOW, ScoredText, check_same_tokens, tokenise
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ Not here: what is made of a model (``quantize``), which name means what (``resol
 
 from baichuan2_tpu.fetch.cache import cache_folder, fetched_folder
 from baichuan2_tpu.fetch.catalog import HUB_MODELS, VENDOR_MODELS
-from baichuan2_tpu.fetch.lock_file import find_fetched
+from baichuan2_tpu.fetch.record import find_fetched
 from baichuan2_tpu.fetch.wheels import (
     DEMO,
     DownloadProgress,

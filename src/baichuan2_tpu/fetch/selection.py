@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.hub import RemoteFile
+from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 
 __all__ = ["select_files"]
 

@@ -24,14 +24,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from baichuan2_tpu.bmodel_format import BmodelEnvelope
+from baichuan2_tpu.bmodel.layout import BmodelEnvelope
 from baichuan2_tpu.errors import ArtifactError, FetchError, RequestError
 from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import VENDOR_MODELS
-from baichuan2_tpu.fetch.lock_file import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.models import check_space, disk_errors
+from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.work_folder import locked_folder
+from baichuan2_tpu.files import locked_folder
 
 __all__ = ["fetch_vendor_model"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
-from baichuan2_tpu.generate.candidates import check_candidates
+from baichuan2_tpu.generate.engine_limits import check_candidates
 from baichuan2_tpu.generate.events import (
     Event,
     FinishReason,
@@ -25,7 +25,7 @@ from baichuan2_tpu.generate.events import (
     TokenChosen,
 )
 from baichuan2_tpu.generate.settings import GenerationSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = [

@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError

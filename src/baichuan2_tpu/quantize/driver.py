@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import HEAD_BITS, Method
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import LOCK_NAME, locked_folder
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
-from baichuan2_tpu.quantize.calibrated import CalibratedRun, scratch_bytes
-from baichuan2_tpu.quantize.calibration import Calibration, Windows, open_windows, write_windows
+from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
+from baichuan2_tpu.quantize.gptq_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan, quantization_settings
 from baichuan2_tpu.quantize.shard_file import write_shard
-from baichuan2_tpu.work_folder import LOCK_NAME, locked_folder
 
 __all__ = ["Progress", "QuantizeEvent", "check_destination", "quantize"]
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu import _native
-from baichuan2_tpu.checkpoint.gptq import pack_linear
+from baichuan2_tpu.checkpoint.packing import pack_linear
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 
 __all__ = ["Curvature", "Rounded", "join_rows", "round_linear"]

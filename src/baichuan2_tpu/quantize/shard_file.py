@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.grammars import json_rule
+from baichuan2_tpu.server.api.schema_chat import ChatRequest, JsonObjectFormat, JsonSchemaFormat, Tool
+from baichuan2_tpu.server.api.tools import CALL_BEGIN, CALL_END, call_begin, is_call_forced, parameters
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.schema_chat import ChatRequest, JsonObjectFormat, JsonSchemaFormat, Tool
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.server.tools import CALL_BEGIN, CALL_END, call_begin, is_call_forced, parameters
 
 __all__ = ["chat_grammar"]
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.schema_chat import (
+from baichuan2_tpu.server.api.schema_chat import (
     AssistantMessage,
     ChatMessage,
     SystemMessage,
@@ -16,7 +15,8 @@ from baichuan2_tpu.server.schema_chat import (
     ToolMessage,
     UserMessage,
 )
-from baichuan2_tpu.server.tools import calls_text, result_text
+from baichuan2_tpu.server.api.tools import calls_text, result_text
+from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.text.messages import Message
 
 __all__ = ["chat_messages"]

@@ -10,17 +10,17 @@ from dataclasses import asdict
 from typing import Literal
 
 from baichuan2_tpu.generate.events import Result
-from baichuan2_tpu.server.answers import Piece, WholeAnswer
-from baichuan2_tpu.server.logprobs import CompletionLogprobsWriter
-from baichuan2_tpu.server.scheduler import Request
-from baichuan2_tpu.server.schema_completion import (
+from baichuan2_tpu.server.api.output import Head, count_tokens
+from baichuan2_tpu.server.api.schema_completion import (
     CompletionAnswer,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
 )
+from baichuan2_tpu.server.logprobs import CompletionLogprobsWriter
+from baichuan2_tpu.server.scheduling.answers import Piece, WholeAnswer
+from baichuan2_tpu.server.scheduling.scheduler import Request
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.server.writers import Head, count_tokens
 
 __all__ = ["CompletionWriter"]
 

@@ -28,7 +28,7 @@ from baichuan2_tpu.errors import (
     RequestError,
     ServiceError,
 )
-from baichuan2_tpu.server.schema import ErrorBody, ErrorObject
+from baichuan2_tpu.server.api.schema import ErrorBody, ErrorObject
 
 __all__ = ["DOCUMENTED", "ApiError", "Fault", "add_handlers", "describe", "error_response"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from baichuan2_tpu.generate.events import TokenChosen
-from baichuan2_tpu.server.schema_chat import ChatLogprobs, TokenLogprob, TokenLogprobs
-from baichuan2_tpu.server.schema_completion import CompletionLogprobs
+from baichuan2_tpu.server.api.schema_chat import ChatLogprobs, TokenLogprob, TokenLogprobs
+from baichuan2_tpu.server.api.schema_completion import CompletionLogprobs
 from baichuan2_tpu.text.stream import StreamDecoder
 from baichuan2_tpu.text.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from baichuan2_tpu.generate.events import Event, TokenChosen
-from baichuan2_tpu.server.load import Load
+from baichuan2_tpu.server.scheduling.load import Load
 
 __all__ = ["Metrics"]
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from baichuan2_tpu.server.chat_requests import chat_tokens
-from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
-from baichuan2_tpu.server.schema import (
+from baichuan2_tpu.server.api.chat_input import chat_tokens
+from baichuan2_tpu.server.api.schema import (
     Detokenized,
     DetokenizeRequest,
     ModelCard,
@@ -17,7 +16,8 @@ from baichuan2_tpu.server.schema import (
     Tokenized,
     TokenizerInfo,
 )
-from baichuan2_tpu.server.schema_chat import ChatTokenizeRequest
+from baichuan2_tpu.server.api.schema_chat import ChatTokenizeRequest
+from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["model_routes"]

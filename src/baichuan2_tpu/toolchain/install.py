@@ -14,14 +14,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from baichuan2_tpu.artifact import FileDigest, digest_file
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import DownloadProgress, cache_folder, download_wheel
+from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.manifest import FileDigest, digest_file
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, SIMULATOR_FOLDER, Contents
 from baichuan2_tpu.toolchain.locate import KERNELS, Toolchain, default_root
-from baichuan2_tpu.toolchain.machine import missing_for_compiler, missing_for_simulator
 from baichuan2_tpu.toolchain.record import Record
-from baichuan2_tpu.work_folder import locked_folder
+from baichuan2_tpu.toolchain.requirements import missing_for_compiler, missing_for_simulator
 
 __all__ = ["install", "install_simulator", "install_toolchain", "remove"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
 from baichuan2_tpu.fetch import cache_folder
 from baichuan2_tpu.toolchain.contents import SIMULATOR_FOLDER, SIMULATOR_LIBRARIES, VERSION
-from baichuan2_tpu.toolchain.machine import find_c_compiler, missing_for_compiler, missing_for_simulator
 from baichuan2_tpu.toolchain.record import Kind, Record
+from baichuan2_tpu.toolchain.requirements import find_c_compiler, missing_for_compiler, missing_for_simulator
 
 __all__ = ["KERNELS", "Toolchain", "default_root", "find_simulator", "find_toolchain"]
 

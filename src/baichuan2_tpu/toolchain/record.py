@@ -14,7 +14,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from baichuan2_tpu.artifact import FileDigest, digest_file
+from baichuan2_tpu.manifest import FileDigest, digest_file
 
 __all__ = ["Kind", "Record"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from baichuan2_tpu.errors import BackendUnavailable
 from baichuan2_tpu.toolchain.contents import VERSION
 from baichuan2_tpu.toolchain.locate import KERNELS, default_root, find_simulator
-from baichuan2_tpu.toolchain.machine import missing_for_compiler
 from baichuan2_tpu.toolchain.record import Record
+from baichuan2_tpu.toolchain.requirements import missing_for_compiler
 
 __all__ = ["Status", "read_status"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.layout import llama_shapes
 from baichuan2_tpu.config import ModelConfig

@@ -9,10 +9,10 @@ from gguf.quants import dequantize
 from gguf.quants import quantize as quantize_blocks
 from tokenizers import Tokenizer
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
-from baichuan2_tpu.checkpoint.gptq import dequantize as dequantize_linear
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize as dequantize_linear
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
 from tiny_checkpoint import float_weights, rope_config

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baichuan2_tpu.checkpoint.gptq import dequantize, pack_linear, unpack_linear
+from baichuan2_tpu.checkpoint.packing import dequantize, pack_linear, unpack_linear
 
 
 @settings(deadline=None)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from baichuan2_tpu.checkpoint.gptq import dequantize
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
 from tiny_checkpoint import rope_config, write_official

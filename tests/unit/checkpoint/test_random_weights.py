@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.checkpoint import random_weights
-from baichuan2_tpu.checkpoint.gptq import dequantize, unpack_linear
 from baichuan2_tpu.checkpoint.layout import quantized_shapes
+from baichuan2_tpu.checkpoint.packing import dequantize, unpack_linear
 from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
 from baichuan2_tpu.errors import RequestError
 

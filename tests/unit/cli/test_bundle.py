@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.engine import c_stdout, registry
+from baichuan2_tpu.engine import registry
+from baichuan2_tpu.engine.device import c_library
 from cli_command import Run
 from fake_bundle import write_fake_bundle
 from fakes import HistoryEngine
@@ -56,7 +57,7 @@ def test_on_a_terminal_the_simulator_prints_into_a_file(
     run: Run, bundle: Path, opened: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[Path] = []
-    monkeypatch.setattr(c_stdout, "send_c_output_to_file", chosen.append)
+    monkeypatch.setattr(c_library, "send_c_output_to_file", chosen.append)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     done = run("generate", bundle, "hi", "--engine", "simulator", "--max-tokens", 1)
     log = tmp_path / "state" / "baichuan2-tpu" / "simulator.log"

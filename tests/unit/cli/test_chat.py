@@ -12,8 +12,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from baichuan2_tpu.cli import answer
-from baichuan2_tpu.cli.console import stoppable
+from baichuan2_tpu.cli import show_answer
+from baichuan2_tpu.cli.line_editor import stoppable
 from baichuan2_tpu.cli.terminal import printable
 from cli_command import Outcome, Run
 from leaving import leave
@@ -177,7 +177,7 @@ def test_control_c_stops_the_answer_and_keeps_the_chat(
         if len(shown) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(answer, "write_result", press_control_c)
+    monkeypatch.setattr(show_answer, "write_result", press_control_c)
     file = tmp_path / "chat.json"
     done = say("one", "two", f"/save {file}")
     assert (done.code, done.err.splitlines()[0]) == (0, "[stopped]")

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from baichuan2_tpu import resolve
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
-from baichuan2_tpu.cli import evaluating
-from baichuan2_tpu.cli.evaluating import find_reference
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
+from baichuan2_tpu.cli import evaluate_models
+from baichuan2_tpu.cli.evaluate_models import find_reference
 from baichuan2_tpu.cli.models import EngineSettings
 from cli_command import Run
 from fake_bundle import write_fake_bundle
@@ -171,7 +171,9 @@ def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_pat
 
 @pytest.fixture
 def _nothing_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "open_model", lambda *_: pytest.fail("opened before both were checked"))
+    monkeypatch.setattr(
+        evaluate_models, "open_model", lambda *_: pytest.fail("opened before both were checked")
+    )
 
 
 @pytest.mark.usefixtures("_nothing_is_scored")

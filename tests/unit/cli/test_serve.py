@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from baichuan2_tpu.cli.serving import kv_bound, read_keys
+from baichuan2_tpu.cli.serve_run import kv_bound, read_keys
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import memory_need
 from cli_command import Run

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.cli.console import read_message
+from baichuan2_tpu.cli.line_editor import read_message
 from baichuan2_tpu.cli.terminal import notice, printable, progress_bar, write_result
 
 

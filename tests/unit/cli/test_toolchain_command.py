@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu import selfcheck, toolchain
-from baichuan2_tpu.artifact import digest_file
+from baichuan2_tpu import toolchain
+from baichuan2_tpu.doctor import prove_toolchain
 from baichuan2_tpu.fetch import DownloadProgress
+from baichuan2_tpu.manifest import digest_file
 from baichuan2_tpu.toolchain import Toolchain, locate, status
 from baichuan2_tpu.toolchain.contents import VERSION
 from baichuan2_tpu.toolchain.record import Record
@@ -29,7 +30,7 @@ def test_installation_ends_with_the_measured_check(
 
     monkeypatch.setattr(toolchain, "install_toolchain", install)
     monkeypatch.setattr(
-        selfcheck, "check_toolchain", lambda installed: selfcheck.SelfCheck(0.00056, 1.26, 2.5)
+        prove_toolchain, "check_toolchain", lambda installed: prove_toolchain.SelfCheck(0.00056, 1.26, 2.5)
     )
     outcome = run(
         "toolchain", "install", "--path", str(tmp_path / "here"), "--wheel", str(tmp_path / "file.whl")
@@ -43,7 +44,7 @@ def test_installation_ends_with_the_measured_check(
 
 def test_simulator_alone_is_not_checked(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(toolchain, "install_simulator", lambda path, **_: tmp_path / "lib")
-    monkeypatch.setattr(selfcheck, "check_toolchain", pytest.fail)
+    monkeypatch.setattr(prove_toolchain, "check_toolchain", pytest.fail)
     outcome = run("toolchain", "install", "--simulator-only")
     assert (outcome.code, outcome.err) == (0, f"installed {tmp_path / 'lib'}\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.compile.bmodel_file import (
+from baichuan2_tpu.bmodel.weights import (
     align,
     copy_range,
     detach_weights,

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import pytest
 
-from baichuan2_tpu.artifact import MANIFEST_NAME
 from baichuan2_tpu.compile import driver
-from baichuan2_tpu.compile.bundle import open_source
+from baichuan2_tpu.compile.assemble import open_source
 from baichuan2_tpu.compile.driver import BuildSettings, compile_bundle
 from baichuan2_tpu.errors import CheckpointError, CompileError, RequestError
+from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.manifest import MANIFEST_NAME
 from baichuan2_tpu.toolchain import Toolchain
-from baichuan2_tpu.work_folder import locked_folder
 from tiny_bundle import TINY_SETTINGS, write_tiny_checkpoint
 
 NOWHERE = BuildSettings(Toolchain(Path("/nowhere"), "1.30.2"))

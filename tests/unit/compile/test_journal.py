@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.artifact import NetCost, digest_file
 from baichuan2_tpu.compile.journal import FinishedUnit, Journal
+from baichuan2_tpu.manifest import NetCost, digest_file
 
 TASK: dict[str, object] = {"settings": {"prefill": (16, 64)}}
 NAME = "block_cache_0"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import baichuan2_tpu.compile.float_rows
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import dequantize, unpack_linear
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize, unpack_linear
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
 from baichuan2_tpu.compile.alibi import alibi_arrays
 from baichuan2_tpu.compile.float_rows import float_rows

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.artifact import NetCost
-from baichuan2_tpu.compile.profile import PROFILE_NAME, read_cost
+from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.manifest import NetCost
 
 HEAD = """\
 --------------------------------------

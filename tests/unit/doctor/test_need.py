@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.settings import MOST_CONTEXT
 from baichuan2_tpu.doctor import need as module
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
-from baichuan2_tpu.engine.bmodel_file import BmodelFile
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
 from bundle_manifest import bundle_manifest
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.artifact import Manifest, digest_file
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
-from baichuan2_tpu.doctor.net_check import check_layer
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
+from baichuan2_tpu.doctor.prove_net import check_layer
 from baichuan2_tpu.errors import BackendError, RequestError
+from baichuan2_tpu.manifest import Manifest, digest_file
 from bundle_manifest import bundle_manifest
 from numpy_device import NumpyDevice
 from random_model import float_weights

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.doctor import ProofSettings, apart, find_tpu, proof, prove
-from baichuan2_tpu.doctor.apart import Outcome, run_apart, work
+from baichuan2_tpu.doctor import ProofSettings, child_process, find_tpu, prove, prove_engines
+from baichuan2_tpu.doctor.child_process import Outcome, run_apart, work
 from baichuan2_tpu.doctor.need import read_need
-from baichuan2_tpu.doctor.net_check import check_layer, check_twice
-from baichuan2_tpu.doctor.oracle import first_token_logits, relative_error
-from baichuan2_tpu.engine.bmrt_library import HARDWARE_LIBRARIES
+from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
+from baichuan2_tpu.doctor.prove_toolchain import SelfCheck
+from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
 from baichuan2_tpu.errors import BackendError, RequestError
-from baichuan2_tpu.selfcheck import SelfCheck
+from baichuan2_tpu.reference.layer import first_token_logits, relative_error
 from bundle_manifest import bundle_manifest
 from fakes import ScriptedEngine
 from random_model import SHAPES, float_weights, random_weights
@@ -39,9 +39,11 @@ def test_this_processor_computes() -> None:
 
 
 def test_a_wrong_matrix_fails_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = proof.first_token_logits
-    monkeypatch.setattr(proof, "first_token_logits", lambda weights, token: right(weights, token) * 1.1)
-    assert proof.prove_cpu().status == "fail"
+    right = prove_engines.first_token_logits
+    monkeypatch.setattr(
+        prove_engines, "first_token_logits", lambda weights, token: right(weights, token) * 1.1
+    )
+    assert prove_engines.prove_cpu().status == "fail"
 
 
 def test_what_is_no_number_is_infinitely_wrong() -> None:
@@ -58,7 +60,7 @@ def test_a_bundle_is_run_by_every_engine_that_is_there(
         asked.append(words)
         return Outcome(told="well")
 
-    monkeypatch.setattr(proof, "run_apart", run)
+    monkeypatch.setattr(prove_engines, "run_apart", run)
     settings = ProofSettings.of(
         read_need(str(tmp_path)), checkpoint=Path("checkpoint"), device=1, simulator=False
     )
@@ -96,7 +98,7 @@ def test_a_tpu_that_is_not_there_is_told_by_the_child() -> None:
 
 
 def test_a_child_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart, "_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(child_process, "_TIMEOUT_S", 0.001)
     assert run_apart("memory", "0").problem == "did not end within 0.001 s"
 
 
@@ -112,8 +114,8 @@ def test_the_simulator_is_asked_for_only_by_name(is_right: bool, monkeypatch: py
             raise BackendError("a simulated layer differs from numpy")
         return SelfCheck(6e-4, 1.5, 11.25)
 
-    monkeypatch.setattr(proof, "find_toolchain", lambda: None)
-    monkeypatch.setattr(proof, "check_toolchain", check)
+    monkeypatch.setattr(prove_engines, "find_toolchain", lambda: None)
+    monkeypatch.setattr(prove_engines, "check_toolchain", check)
     finding = prove(HOST, NONE, ProofSettings(has_simulator=True))[-1]
     told = "a layer, compiled in 1.5 s, simulated in 11.2 s, is off by 6.0e-04 beside numpy"
     assert finding.value == (told if is_right else "a simulated layer differs from numpy")
@@ -130,7 +132,7 @@ def test_a_child_imports_nothing_from_the_users_folder(
 ) -> None:
     # A json.py in the folder that doctor was called in was run.
     (tmp_path / "json.py").write_text("raise SystemExit('ran the json.py of this folder')")
-    root = Path(apart.__file__).parents[2]
+    root = Path(child_process.__file__).parents[2]
     monkeypatch.setattr("sys.path", ["", str(root), *filter(None, sys.path)])
     monkeypatch.chdir(tmp_path)
     assert run_apart("memory", "nonsense").problem.startswith("ended with code 1, its last line: ValueError")
@@ -151,7 +153,7 @@ def test_only_a_bundle_has_a_checkpoints_integers(tmp_path: Path) -> None:
 
 
 def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "run_apart", lambda *_: Outcome(problem="broken"))
+    monkeypatch.setattr(prove_engines, "run_apart", lambda *_: Outcome(problem="broken"))
     needed = ProofSettings.of(None, checkpoint=None, device=0, simulator=False)
     idle = ProofSettings.of(read_need("demo"), checkpoint=None, device=0, simulator=False)
     assert [prove(HOST, SOC, one)[-1].status for one in (needed, idle)] == ["fail", "warn"]

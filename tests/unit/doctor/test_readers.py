@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.doctor import Machine, examine
-from baichuan2_tpu.doctor import machine as machine_module
-from baichuan2_tpu.doctor.devices import find_tpu
+from baichuan2_tpu.doctor import system_files as machine_module
 from baichuan2_tpu.doctor.host_memory import HostMemory, parse_limit, parse_memory, read_limit
-from baichuan2_tpu.doctor.machine import Node, Seen
 from baichuan2_tpu.doctor.processor import Processor, parse_processor, read_processor
-from baichuan2_tpu.doctor.regions import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from baichuan2_tpu.doctor.state import (
     Link,
     parse_celsius,
@@ -23,6 +20,9 @@ from baichuan2_tpu.doctor.state import (
     parse_thousandths,
     parse_usage,
 )
+from baichuan2_tpu.doctor.system_files import Node, Seen
+from baichuan2_tpu.doctor.tpu import find_tpu
+from baichuan2_tpu.doctor.tpu_memory import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from baichuan2_tpu.doctor.versions import parse_version, read_libsophon_version
 from recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 

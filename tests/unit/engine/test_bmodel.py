@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.engine.bmodel import BmodelEngine
-from baichuan2_tpu.engine.net_plan import plan_nets
+from baichuan2_tpu.engine.compiled.engine import BmodelEngine
+from baichuan2_tpu.engine.compiled.net_plan import plan_nets
 from baichuan2_tpu.errors import BackendError, DeviceError, RequestError
 from numpy_device import NumpyDevice, rounded
 from random_model import float_weights, random_weights

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from baichuan2_tpu.artifact import FileDigest, Manifest, digest_file
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.engine.bmodel import BmodelEngine
-from baichuan2_tpu.engine.bundle import open_bundle
+from baichuan2_tpu.engine.compiled.engine import BmodelEngine
+from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 from baichuan2_tpu.errors import ArtifactError, BackendError, ContextLengthError
+from baichuan2_tpu.manifest import FileDigest, Manifest, digest_file
 from numpy_device import NumpyDevice
 from random_model import float_weights, random_weights
 from reference import reference_logits

@@ -9,7 +9,7 @@ import pytest
 PRINT_AND_ABORT = """
 import ctypes, os, sys
 from pathlib import Path
-from baichuan2_tpu.engine.c_stdout import send_c_output_to_file, send_c_output_to_stderr
+from baichuan2_tpu.engine.device.c_library import send_c_output_to_file, send_c_output_to_stderr
 libc = ctypes.CDLL(None)
 if len(sys.argv) > 1:
     send_c_output_to_file(Path(sys.argv[1]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from baichuan2_tpu.engine.device import Buffer, NetInfo, Shape, StageInfo, TensorInfo
-from baichuan2_tpu.engine.device_checks import check_launch
+from baichuan2_tpu.engine.device.base import Buffer, NetInfo, Shape, StageInfo, TensorInfo
+from baichuan2_tpu.engine.device.checks import check_launch
 from baichuan2_tpu.errors import DeviceError
 
 

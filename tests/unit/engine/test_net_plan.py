@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from baichuan2_tpu.engine.device import NetInfo, StageInfo, TensorInfo
-from baichuan2_tpu.engine.net_plan import NetPlan, plan_nets
+from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
+from baichuan2_tpu.engine.device.base import NetInfo, StageInfo, TensorInfo
 from baichuan2_tpu.errors import ArtifactError
 from numpy_device import NumpyDevice
 from random_model import float_weights, random_weights

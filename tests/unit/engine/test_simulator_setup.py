@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.engine import elf, simulator
-from baichuan2_tpu.engine.bmrt_library import BmrtLibrary, MemoryStruct
-from baichuan2_tpu.engine.bmrt_nets import StageMemory, check_shared
-from baichuan2_tpu.engine.simulator import prepare_simulator, simulator_memory_bytes
+from baichuan2_tpu.engine.device import simulator, simulator_yield
+from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary, MemoryStruct
+from baichuan2_tpu.engine.device.bmrt_nets import StageMemory, check_shared
+from baichuan2_tpu.engine.device.simulator import prepare_simulator, simulator_memory_bytes
 from baichuan2_tpu.errors import ArtifactError, BackendUnavailable
 
 LIBRARIES = ("libbmlib.so.0", "libbmrt.so", "libcmodel_bm1684x.so")
@@ -103,12 +103,12 @@ def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPat
 
 def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
     with pytest.raises(ValueError, match="is no 64-bit ELF library"):
-        elf.call_slots(folder / LIBRARIES[0], "free")
+        simulator_yield.call_slots(folder / LIBRARIES[0], "free")
 
 
 def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:
     with pytest.raises(ValueError, match="is not loaded"):
-        elf.load_address(folder / LIBRARIES[0])
+        simulator_yield.load_address(folder / LIBRARIES[0])
 
 
 def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(tmp_path: Path) -> None:
@@ -116,7 +116,10 @@ def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(tmp_pat
         BmrtLibrary(tmp_path)
 
 
-OPEN = "import sys, pathlib, baichuan2_tpu.engine.bmrt_library as b; b.BmrtLibrary(pathlib.Path(sys.argv[1]))"
+OPEN = (
+    "import sys, pathlib; from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary;"
+    " BmrtLibrary(pathlib.Path(sys.argv[1]))"
+)
 
 
 def test_a_library_without_a_function_is_called_too_old(folder: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.evaluate import FloatScorer, float_scorer
 from baichuan2_tpu.evaluate.passages import Passage
-from baichuan2_tpu.float_model import FloatModel
+from baichuan2_tpu.reference.float_model import FloatModel
 from reference import reference_logits
 from tiny_checkpoint import alibi_config, float_weights, rope_config, write_llama_safetensors
 

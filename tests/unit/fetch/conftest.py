@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.fetch.download import DownloadSettings
 from baichuan2_tpu.fetch.models import FetchSettings
-from baichuan2_tpu.fetch.transport import Patience
+from baichuan2_tpu.fetch.transfer.client import Patience
+from baichuan2_tpu.fetch.transfer.download import DownloadSettings
 from fault_server import PIECE_BYTES, WEIGHTS, FaultyHub, serve_hub
 
 IMPATIENT = Patience(

@@ -18,10 +18,10 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.hub import RemoteFile
-from baichuan2_tpu.fetch.lock_file import WORK_NAME
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
-from baichuan2_tpu.fetch.part_file import PartFile, Piece
+from baichuan2_tpu.fetch.record import WORK_NAME
+from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
 from fault_server import COMMIT, MODEL, PIECE_BYTES, WEIGHTS, FaultyHub
 
 PASSING = [
@@ -225,7 +225,7 @@ def test_short_writes_are_finished(
 CHILD = """
 import sys
 from pathlib import Path
-from baichuan2_tpu.fetch.download import DownloadSettings
+from baichuan2_tpu.fetch.transfer.download import DownloadSettings
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 settings = FetchSettings(
     folder=Path(sys.argv[1]), download=DownloadSettings(connections=2, piece_bytes=int(sys.argv[2]))
@@ -303,7 +303,7 @@ def test_progress_ends_at_the_total_whatever_is_given_up(hub: FaultyHub, setting
 
 
 def test_long_wait_is_told(hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baichuan2_tpu.fetch.download._TOLD_WAIT_S", 0.005)
+    monkeypatch.setattr("baichuan2_tpu.fetch.transfer.download._TOLD_WAIT_S", 0.005)
     hub.faults.extend(["", "", "", "429 60", "500"])
     notices: list[str] = []
     fetch_model(MODEL, settings, notice=notices.append)

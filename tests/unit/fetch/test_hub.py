@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.hub import HuggingFace, ModelScope, SourceName, open_hub
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
+from baichuan2_tpu.fetch.transfer.hubs import HuggingFace, ModelScope, SourceName, open_hub
 from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub, Rows
 
 SOURCES = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
@@ -169,7 +169,7 @@ def test_listing_is_asked_for_again_after_a_passing_fault(
 def test_modelscope_can_refuse_with_status_200(
     hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
-    monkeypatch.setattr("baichuan2_tpu.fetch.hub._get", lambda *_: answer)
+    monkeypatch.setattr("baichuan2_tpu.fetch.transfer.hubs._get", lambda *_: answer)
     with pytest.raises(
         FetchError, match=r"refused: 'no such model'|lists no files|something else than an object"
     ):
@@ -180,7 +180,7 @@ def test_modelscope_can_refuse_with_status_200(
 def test_revision_without_a_commit_is_refused(
     hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
-    monkeypatch.setattr("baichuan2_tpu.fetch.hub._get", lambda *_: answer)
+    monkeypatch.setattr("baichuan2_tpu.fetch.transfer.hubs._get", lambda *_: answer)
     with pytest.raises(FetchError, match=r"names no commit for 'main'|something else than an object"):
         fetch(settings, "huggingface")
 

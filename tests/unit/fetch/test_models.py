@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.artifact import FileDigest
 from baichuan2_tpu.errors import FetchError, RequestError
-from baichuan2_tpu.fetch import fetched_folder, find_fetched, lock_file
-from baichuan2_tpu.fetch.damage import find_damage
-from baichuan2_tpu.fetch.lock_file import WORK_NAME, Record
+from baichuan2_tpu.fetch import fetched_folder, find_fetched, record
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
-from baichuan2_tpu.work_folder import locked_folder
+from baichuan2_tpu.fetch.record import WORK_NAME, Record
+from baichuan2_tpu.fetch.verify import find_damage
+from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.manifest import FileDigest
 from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub
 
 
@@ -297,7 +297,7 @@ def test_verifying_what_is_right_writes_nothing(
     hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = fetch(settings)
-    monkeypatch.setattr("baichuan2_tpu.fetch.damage.locked_folder", pytest.fail)
+    monkeypatch.setattr("baichuan2_tpu.fetch.verify.locked_folder", pytest.fail)
     assert find_damage(folder) == {}
 
 
@@ -311,7 +311,7 @@ def test_folder_that_cannot_be_written_is_verified(
     def refuse(_: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("baichuan2_tpu.fetch.damage.locked_folder", refuse)
+    monkeypatch.setattr("baichuan2_tpu.fetch.verify.locked_folder", refuse)
     assert find_damage(folder) == {}
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
@@ -367,7 +367,7 @@ def test_known_digest_is_that_of_the_real_file() -> None:
     path = Path(__file__).resolve().parents[4] / "shared" / "data" / "baichuan2-tokenizer" / "tokenizer.model"
     if not path.is_file():
         pytest.skip("Baichuan2's tokenizer.model is not at hand")
-    known = lock_file.KNOWN_FILES["baichuan-inc/Baichuan2-7B-Chat", "tokenizer.model"]
+    known = record.KNOWN_FILES["baichuan-inc/Baichuan2-7B-Chat", "tokenizer.model"]
     content = path.read_bytes()
     assert known == FileDigest(len(content), sha256(content))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.hub import RemoteFile
-from baichuan2_tpu.fetch.part_file import PartFile, Piece
+from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
 
 WANTED = RemoteFile("file", 100, Digest("sha256", "0" * 64))
 

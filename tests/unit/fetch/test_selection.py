@@ -4,8 +4,8 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.hub import RemoteFile
 from baichuan2_tpu.fetch.selection import select_files
+from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 
 SMALL = ["config.json", "tokenizer.model"]
 

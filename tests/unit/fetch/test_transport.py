@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.transport import (
+from baichuan2_tpu.fetch.transfer.client import (
     Fault,
     Patience,
     check_status,

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.artifact import FileDigest
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch import fetched_folder, find_fetched
-from baichuan2_tpu.fetch.damage import find_damage
-from baichuan2_tpu.fetch.lock_file import WORK_NAME
+from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.vendor import _size_bytes, fetch_vendor_model
+from baichuan2_tpu.fetch.verify import find_damage
+from baichuan2_tpu.manifest import FileDigest
 
 NAME = "baichuan2-7b-int8-bmodel"
 BMODEL = "baichuan2-7b_int8_1dev.bmodel"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.candidates import check_candidates
+from baichuan2_tpu.generate.engine_limits import check_candidates
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from fakes import ByteTokenizer, FakeEngine, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()

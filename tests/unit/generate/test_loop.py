@@ -8,7 +8,7 @@ import pytest
 from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
 from baichuan2_tpu.generate.loop import Event, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from fakes import ByteTokenizer, FakeEngine, HistoryEngine, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()

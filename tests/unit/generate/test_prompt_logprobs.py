@@ -8,7 +8,7 @@ from baichuan2_tpu.generate.answer import SCORED_ROWS, Answer
 from baichuan2_tpu.generate.events import Event, PromptScored, Result, TokenChosen
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
-from baichuan2_tpu.generate.tracked import TrackedSequence
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from fakes import ByteTokenizer, HistoryEngine
 
 TOKENIZER = ByteTokenizer()

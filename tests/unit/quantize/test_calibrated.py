@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.floats import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gptq import dequantize
-from baichuan2_tpu.checkpoint.quantized import QuantizedCheckpoint
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.packing import dequantize
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import Calibration, QuantizeEvent, quantize
-from baichuan2_tpu.quantize.calibration import open_windows
+from baichuan2_tpu.quantize.calibration_text import open_windows
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.text.registry import open_tokenizer
 from reference import reference_logits
@@ -178,7 +178,7 @@ def test_a_layer_whose_states_alone_were_written_is_done_again(
 ) -> None:
     quantize(source, tmp_path / "whole", bits=4, calibration=given)
     with monkeypatch.context() as patch:
-        patch.setattr("baichuan2_tpu.quantize.calibrated.write_shard", interrupt)
+        patch.setattr("baichuan2_tpu.quantize.gptq_run.write_shard", interrupt)
         with pytest.raises(Interruption):
             quantize(source, tmp_path / "q", bits=4, calibration=given)
     assert (tmp_path / "q.partial" / "states-00001.npy").exists()

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from baichuan2_tpu import _native
-from baichuan2_tpu.checkpoint.gptq import dequantize
+from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.quantize.gptq import Curvature, Rounded, join_rows, round_linear
 
 Floats = NDArray[np.float32]

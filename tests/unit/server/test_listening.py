@@ -7,7 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.server.listening import Address, bind, is_loopback, serve, tell_supervisor
+from baichuan2_tpu.server.transport.listening import Address, bind, is_loopback, serve, tell_supervisor
 from served import running_service
 from talking_engine import TalkingEngine
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.server.pace import Pace, shares
+from baichuan2_tpu.server.scheduling.prefill_budget import Pace, shares
 
 
 def test_without_answers_that_wait_a_prompt_has_the_engines_own_piece() -> None:

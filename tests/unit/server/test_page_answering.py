@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from baichuan2_tpu.server.page import answering
-from baichuan2_tpu.server.page.answering import PageSession, Settings, Turn, TurnState, answer_turn
+from baichuan2_tpu.server.page import turns
+from baichuan2_tpu.server.page.turns import PageSession, Settings, Turn, TurnState, answer_turn
 from baichuan2_tpu.server.service import Service
 from fakes import FakeEngine
 from served import running_service
@@ -144,7 +144,7 @@ def test_nobody_waits_for_an_answer_that_nobody_reads(way: str) -> None:
 
 def test_an_answer_ends_that_no_page_listens_to(monkeypatch: pytest.MonkeyPatch) -> None:
     # A client could ask and go, and the turn ran on to its last token.
-    monkeypatch.setattr(answering, "_UNHEARD_S", 0.1)
+    monkeypatch.setattr(turns, "_UNHEARD_S", 0.1)
     engine = TalkingEngine()
 
     async def ask(service: Service) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server import limits
-from baichuan2_tpu.server.page.door import PageDoor
+from baichuan2_tpu.server.page.access import PageDoor
 
 KEY = "open-sesame"
 

@@ -13,8 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.limits import BodyLimit
-from baichuan2_tpu.server.page.events import JOIN_PATH, EventFilter
-from baichuan2_tpu.server.page.mount import add_page
+from baichuan2_tpu.server.page.gradio_app import add_page
+from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, EventFilter
 from served import running_service
 from talking_engine import TalkingEngine
 

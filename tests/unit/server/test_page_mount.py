@@ -4,7 +4,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.page.mount import add_page
+from baichuan2_tpu.server.page.gradio_app import add_page
 from served import running_service
 from talking_engine import TalkingEngine
 

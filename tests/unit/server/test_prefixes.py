@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.generate.tracked import TrackedSequence
-from baichuan2_tpu.server.prefixes import PrefixPool
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
+from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
 from fakes import HistoryEngine
 
 

@@ -20,8 +20,8 @@ from baichuan2_tpu.errors import (
     ShutdownError,
 )
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
-from baichuan2_tpu.server import scheduler as scheduler_module
-from baichuan2_tpu.server.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
 from fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
 from serving import Clock, finish, read, request, said, solo, submit
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from baichuan2_tpu.server.page.answering import Turn
-from baichuan2_tpu.server.schema import DetokenizeRequest, Input
-from baichuan2_tpu.server.schema_chat import ChatRequest, ChatTokenizeRequest
-from baichuan2_tpu.server.schema_completion import CompletionRequest
+from baichuan2_tpu.server.api.schema import DetokenizeRequest, Input
+from baichuan2_tpu.server.api.schema_chat import ChatRequest, ChatTokenizeRequest
+from baichuan2_tpu.server.api.schema_completion import CompletionRequest
+from baichuan2_tpu.server.page.turns import Turn
 
 MANY = 10_000
 NAMES: dict[str, Any] = {f"name {index}": {} for index in range(MANY)}

@@ -7,8 +7,8 @@ import pytest
 from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.generate.events import PromptScored
 from baichuan2_tpu.generate.loop import generate
-from baichuan2_tpu.generate.tracked import TrackedSequence
-from baichuan2_tpu.server.scheduler import Request, Scheduler, SchedulerSettings, Ticket
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
+from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
 from fakes import ByteTokenizer, HistoryEngine
 from serving import finish, greedy, read, request, said, submit
 

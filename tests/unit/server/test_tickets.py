@@ -10,7 +10,7 @@ import pytest
 
 from baichuan2_tpu.errors import BackendError
 from baichuan2_tpu.generate.events import Event, Result, Stats, TextPiece, TokenChosen
-from baichuan2_tpu.server.tickets import Ticket
+from baichuan2_tpu.server.scheduling.ticket import Ticket
 
 RESULT = Result("ab", (1, 2), "stop", Stats(1, 0, 2, None, None, None))
 EVENTS: list[Event] = [TokenChosen(1), TextPiece("a"), TokenChosen(2), TextPiece("b"), RESULT]

@@ -6,9 +6,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.server.schema_chat import FunctionCall, ToolCall
-from baichuan2_tpu.server.tool_calls import CallPiece, CallReader, joined_calls
-from baichuan2_tpu.server.tools import CALL_BEGIN, calls_text
+from baichuan2_tpu.server.api.schema_chat import FunctionCall, ToolCall
+from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, joined_calls
+from baichuan2_tpu.server.api.tools import CALL_BEGIN, calls_text
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[], 你\n', max_size=6),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.artifact import digest_file
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
-from baichuan2_tpu.toolchain import find_simulator, find_toolchain, locate, machine
+from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.toolchain import find_simulator, find_toolchain, locate, requirements
 from baichuan2_tpu.toolchain.contents import SIMULATOR_LIBRARIES, VERSION
 from baichuan2_tpu.toolchain.record import Record
 
@@ -137,38 +137,38 @@ class TestMachine:
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
 
     def test_good_machine_lacks_nothing(self) -> None:
-        assert machine.missing_for_compiler() is None
-        assert machine.find_c_compiler() == "/usr/bin/cc"
+        assert requirements.missing_for_compiler() is None
+        assert requirements.find_c_compiler() == "/usr/bin/cc"
 
     def test_other_processor_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("platform.machine", lambda: "aarch64")
-        assert "for x86-64 Linux, and this is" in (machine.missing_for_compiler() or "")
-        assert "aarch64" in (machine.missing_for_simulator() or "")
+        assert "for x86-64 Linux, and this is" in (requirements.missing_for_compiler() or "")
+        assert "aarch64" in (requirements.missing_for_simulator() or "")
 
     @pytest.mark.parametrize("found", [("glibc", "2.31"), ("", "")])
     def test_old_or_other_c_library_is_named(
         self, found: tuple[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("platform.libc_ver", lambda: found)
-        assert "needs glibc 2.34 or newer" in (machine.missing_for_simulator() or "")
-        assert "needs glibc 2.35 or newer" in (machine.missing_for_compiler() or "")
+        assert "needs glibc 2.34 or newer" in (requirements.missing_for_simulator() or "")
+        assert "needs glibc 2.35 or newer" in (requirements.missing_for_compiler() or "")
 
     def test_simulator_runs_where_the_c_library_is_too_old_for_the_compiler(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.34"))
-        assert machine.missing_for_simulator() is None
-        assert "and this system has 2.34" in (machine.missing_for_compiler() or "")
+        assert requirements.missing_for_simulator() is None
+        assert "and this system has 2.34" in (requirements.missing_for_compiler() or "")
 
     def test_missing_terminal_library_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(name: str) -> None:
             raise OSError(name)
 
         monkeypatch.setattr("ctypes.CDLL", refuse)
-        assert "libtinfo.so.6; install it" in (machine.missing_for_compiler() or "")
-        assert machine.missing_for_simulator() is None
+        assert "libtinfo.so.6; install it" in (requirements.missing_for_compiler() or "")
+        assert requirements.missing_for_simulator() is None
 
     def test_missing_c_compiler_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("shutil.which", lambda name: None)
-        assert (machine.missing_for_compiler() or "").endswith("install gcc")
-        assert machine.missing_for_simulator() is None
+        assert (requirements.missing_for_compiler() or "").endswith("install gcc")
+        assert requirements.missing_for_simulator() is None

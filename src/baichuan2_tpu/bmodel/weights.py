@@ -1,0 +1,204 @@
+"""Take the weights out of a bmodel and put them into another: so that large ones are written only once.
+
+``model_tool --combine`` holds everything it combines in memory, up to twice, and needs the disk for its
+inputs and its result. A bmodel without its weights (a skeleton) combines in no time; the weights follow at
+the end, layer by layer. In a skeleton they are replaced by the digest that the file has of them, so that the
+weights of different layers stay different and those of one layer's stages stay the same.
+Not here: how the file is laid out (``bmodel_format``), any other content of it.
+Source: ``bmodel.fbs`` (the schema inside model_tool) and ``debugger/disassembler.py`` of tpu_mlir 1.30.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from baichuan2_tpu.bmodel.layout import BINARY, BmodelEnvelope, Table
+from baichuan2_tpu.errors import ArtifactError, CompileError
+
+__all__ = [
+    "StageLayout",
+    "WeightRegion",
+    "align",
+    "copy_range",
+    "detach_weights",
+    "digest_range",
+    "fill_skeleton",
+    "read_stages",
+]
+
+_TIME = b"Thu Jan  1 00:00:00 1970\n"  # as ctime writes it; the real time would change every build
+_CODE_BYTES = 32
+_PAGE_BYTES = 4096  # model_tool begins everything on a page of the file
+_COPY_BYTES = 1 << 24
+
+# Fields by table, numbered as in bmodel.fbs.
+_MODEL_TIME, _MODEL_NETS = 2, 4
+_NET_NAME, _NET_STAGES = 0, 3
+_STAGE_INPUTS, _STAGE_WEIGHTS, _STAGE_IO_BYTES = 0, 4, 18
+_TENSOR_ADDRESS = 3
+_WEIGHTS_CODE, _WEIGHTS_BINARY = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRegion:
+    """The weights of one stage. Units: ``start`` counts bytes from the beginning of the file."""
+
+    code: str
+    """The compiler's own digest: the sha256 below 512 MiB, above that its count of bits overflows."""
+    start: int
+    nbytes: int
+    field: int
+    """Where the flatbuffer says start and size."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageLayout:
+    """Where one stage of one net has its things.
+
+    Units: ``inputs`` are device addresses; ``own_io_bytes`` is memory for inputs and outputs that no other
+    net shares, 0 for none.
+    """
+
+    net: str
+    inputs: tuple[int, ...]
+    own_io_bytes: int
+    weights: WeightRegion
+
+
+class _Description:
+    """The header and the flatbuffer of a bmodel, which can be changed and written."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._envelope = BmodelEnvelope.read(path)
+        except ArtifactError as error:
+            raise CompileError(f"{path}: is no whole bmodel; compile again") from error
+
+    def stages(self) -> Iterator[StageLayout]:
+        """Yield every stage of every net."""
+        for net in self._envelope.root.tables(_MODEL_NETS):
+            name = net.content(_NET_NAME).decode()
+            for stage in net.tables(_NET_STAGES):
+                addresses = tuple(tensor.number(_TENSOR_ADDRESS) for tensor in stage.tables(_STAGE_INPUTS))
+                yield StageLayout(name, addresses, stage.number(_STAGE_IO_BYTES), self._weights(stage))
+
+    def _weights(self, stage: Table) -> WeightRegion:
+        weights = stage.table(_STAGE_WEIGHTS)
+        if weights is None or not weights.field(_WEIGHTS_BINARY):
+            raise CompileError("the bmodel has an unknown form; use TPU-MLIR 1.30.2")
+        start, nbytes = weights.binary(_WEIGHTS_BINARY)
+        return WeightRegion(
+            code=weights.content(_WEIGHTS_CODE).hex(),
+            start=self._envelope.base + start,
+            nbytes=nbytes,
+            field=weights.field(_WEIGHTS_BINARY),
+        )
+
+    def place(self, region: WeightRegion, start: int, nbytes: int) -> None:
+        """Say where the weights of a stage are now; ``start`` counts from the beginning of the file."""
+        BINARY.pack_into(self._envelope.buffer, region.field, start - self._envelope.base, nbytes)
+
+    def clear_time(self) -> None:
+        """Replace the time of creation by a constant, so that the same input gives the same bytes."""
+        place = self._envelope.root.vector(_MODEL_TIME, 1)
+        if len(place) != len(_TIME):
+            raise CompileError("the bmodel's time of creation has an unknown form; use TPU-MLIR 1.30.2")
+        self._envelope.buffer[place.start : place.stop] = _TIME
+
+    def head(self, file_bytes: int) -> bytes:
+        """Return header and flatbuffer for a file of that size."""
+        return self._envelope.head(file_bytes)
+
+
+def read_stages(bmodel: Path) -> list[StageLayout]:
+    """Return where every stage has its things.
+
+    Raises: CompileError when it is no whole bmodel.
+    """
+    return list(_Description(bmodel).stages())
+
+
+def detach_weights(bmodel: Path, skeleton: Path) -> None:
+    """Write ``bmodel`` without its weights; what is left out takes no disk space.
+
+    Raises: CompileError when it is no whole bmodel.
+    """
+    description = _Description(bmodel)
+    found = {stage.weights.start: stage.weights for stage in description.stages()}
+    regions = [found[start] for start in sorted(found)]
+    for stage in list(description.stages()):
+        description.place(stage.weights, stage.weights.start, _CODE_BYTES)
+    size = bmodel.stat().st_size
+    with bmodel.open("rb") as source, skeleton.open("wb") as target:
+        target.truncate(size)
+        begins = [0, *(region.start + region.nbytes for region in regions)]
+        ends = [*(region.start for region in regions), size]
+        for begin, end in zip(begins, ends, strict=True):
+            copy_range(source, begin, target, begin, end - begin)
+        for region in regions:
+            target.seek(region.start)
+            target.write(bytes.fromhex(region.code))
+        target.seek(0)
+        target.write(description.head(size))
+
+
+def fill_skeleton(skeleton: Path, result: Path, places: Mapping[str, tuple[int, int]], nbytes: int) -> None:
+    """Write ``skeleton`` as a file of ``nbytes`` whose weights will lie at ``places``, by their code.
+
+    Side effect: ``result`` is made, or changed where it differs; bytes at ``places`` stay as they are.
+    Raises: CompileError when it is no whole bmodel.
+    """
+    description = _Description(skeleton)
+    description.clear_time()
+    for stage in list(description.stages()):
+        description.place(stage.weights, *places[stage.weights.code])
+    result.touch()
+    with skeleton.open("rb") as source, result.open("r+b") as target:
+        copy_range(source, 0, target, 0, skeleton.stat().st_size)
+        target.seek(0)
+        target.write(description.head(nbytes))
+        target.truncate(nbytes)
+
+
+def align(nbytes: int) -> int:
+    """Return where the next thing may begin in a bmodel."""
+    return -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def copy_range(source: BinaryIO, begin: int, target: BinaryIO, place: int, nbytes: int) -> str:
+    """Copy a part of one file into another and return its sha256.
+
+    Raises: CompileError when the file ends too soon.
+    """
+    digest = hashlib.sha256()
+    target.seek(place)
+    for block in _blocks(source, begin, nbytes):
+        digest.update(block)
+        target.write(block)
+    return digest.hexdigest()
+
+
+def digest_range(path: Path, begin: int, nbytes: int) -> str | None:
+    """Return the sha256 of a part of a file; None when the file ends before it does."""
+    if path.stat().st_size < begin + nbytes:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in _blocks(file, begin, nbytes):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(source: BinaryIO, begin: int, nbytes: int) -> Iterator[bytes]:
+    """Read a part of a file piece by piece."""
+    source.seek(begin)
+    while nbytes:
+        block = source.read(min(nbytes, _COPY_BYTES))
+        if not block:
+            raise CompileError(f"{source.name}: is cut off; compile again")
+        yield block
+        nbytes -= len(block)

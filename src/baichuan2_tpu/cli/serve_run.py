@@ -1,0 +1,162 @@
+"""What ``baichuan2 serve`` does: keys, logs, a model, and a server around it until a signal comes.
+
+Everything that can be wrong is checked before the model is loaded, the port included.
+Not here: the options (``serve``), the API and the page (``baichuan2_tpu.server``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.memory import machine_memory_bytes, memory_need
+from baichuan2_tpu.server.app import ServerOptions, create_app
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.server.transport.listening import (
+    Address,
+    bind,
+    check_tls,
+    is_loopback,
+    serve,
+    tell_supervisor,
+)
+from baichuan2_tpu.server.transport.request_log import LineFormatter, LogForm, RequestLog, log_event
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from baichuan2_tpu.engine.base import Engine
+
+__all__ = ["Address", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+
+_log = logging.getLogger(__name__)
+
+_KEY_VARIABLE = "BAICHUAN2_API_KEY"
+_MEMORY_SHARE = 0.5
+"""How much of the machine weights, keys and values may take, where the user says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlan:
+    """What to serve, to whom, and with how much; ``name`` is the model's for clients."""
+
+    model: str
+    name: str
+    engine: EngineSettings
+    address: Address
+    access: ServerOptions
+    max_running: int
+    max_waiting: int
+    kv_bytes: int | None
+    timeout_s: float | None
+    grace_s: float
+    has_page: bool
+
+    def scheduling(self, engine: Engine) -> SchedulerSettings:
+        """Return the scheduler's settings, with a bound of memory in any case."""
+        kv_bytes = kv_bound(engine, machine_memory_bytes()) if self.kv_bytes is None else self.kv_bytes
+        return SchedulerSettings(self.max_running, self.max_waiting, kv_bytes)
+
+
+def read_keys(file: Path | None) -> frozenset[str]:
+    """Return the keys out of a file and the environment; none lets everybody in.
+
+    Raises: RequestError when there is no key where the user says there is one.
+    """
+    keys: set[str] = set()
+    if file is not None:
+        try:
+            keys.update(line.strip() for line in file.read_text("utf-8-sig").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"cannot read keys from {file}: {error}; give a text file") from error
+        keys.discard("")
+        if not keys:
+            raise RequestError(f"{file} holds no key; write one a line")
+    if _KEY_VARIABLE in os.environ:
+        key = os.environ[_KEY_VARIABLE].strip()
+        if not key:
+            raise RequestError(f"{_KEY_VARIABLE} is empty; set it to a key, or unset it")
+        keys.add(key)
+    return frozenset(keys)
+
+
+def write_logs(form: LogForm, *, is_debug: bool) -> None:
+    """Write log lines to standard error: this package's from info on, warnings of others."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(form))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("baichuan2_tpu").setLevel(logging.DEBUG if is_debug else logging.INFO)
+
+
+def kv_bound(engine: Engine, machine_bytes: int) -> int:
+    """Return the bytes that keys and values may take beside the weights; one full context at least."""
+    need = memory_need(engine.config)
+    context_bytes = engine.max_context * need.kv_bytes_per_token
+    free_bytes = int(machine_bytes * _MEMORY_SHARE) - need.weight_bytes
+    return max(context_bytes, min(free_bytes, engine.max_sequences * context_bytes))
+
+
+def run_server(plan: ServePlan) -> None:
+    """Serve until SIGINT or SIGTERM; see ``server.listening``.
+
+    Raises: what is wrong with the port, the certificate, the model or a limit, before anything is served.
+    """
+    check_tls(plan.address)
+    with closing(bind(plan.address)) as listener:
+        directory = resolve(plan.model)
+        with open_model(directory, plan.engine) as engine:
+            served = ServedModel.open(plan.name, directory, engine)
+            with Scheduler(engine, served.tokenizer, plan.scheduling(engine)) as scheduler:
+                _tell_bounds(plan, engine, scheduler)
+                service = Service(served, scheduler, timeout_s=plan.timeout_s)
+                _listen(plan, service, listener)
+    log_event(_log, "stopped")
+
+
+def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
+    access = plan.access
+    app = create_app(service, access)
+    if plan.has_page:
+        # Gradio takes seconds and 100 MB, which --no-page saves.
+        from baichuan2_tpu.server.page.gradio_app import add_page
+
+        add_page(app, service, keys=access.api_keys, max_body_bytes=access.max_body_bytes)
+
+    def when_ready() -> None:
+        url = plan.address.url(listener)
+        log_event(_log, "ready", model=plan.name, engine=service.model.engine_name, url=url)
+        tell_supervisor("READY=1")
+        # Beside the first answers: it takes a second or two, which the first JSON answer would wait for.
+        Thread(target=service.warm_up, name="warm-up").start()
+
+    serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
+
+
+def _tell_bounds(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
+    """Say what the server may take, and who may use it."""
+    load = scheduler.load()
+    log_event(
+        _log,
+        "bounds",
+        weights_gb=round(memory_need(engine.config).weight_bytes / 1e9, 2),
+        kv_gb=round(load.max_held_tokens * load.kv_bytes_per_token / 1e9, 2),
+        kv_tokens=load.max_held_tokens,
+        context=engine.max_context,
+        running=plan.max_running,
+        waiting=plan.max_waiting,
+    )
+    if not plan.access.api_keys and not is_loopback(plan.address.host):
+        log_event(
+            _log,
+            "anyone who reaches this address can use the model; give keys with --api-key-file",
+            level=logging.WARNING,
+            host=plan.address.host,
+        )

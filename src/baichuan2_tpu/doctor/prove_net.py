@@ -1,0 +1,95 @@
+"""Compute with a compiled model: one layer beside numpy, or an answer twice where nothing is to compare with.
+
+The layer is the first, for the first token of a sequence: the embedding and one launch. Not here: numpy's
+part (``oracle``), the process that this runs in (``apart``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
+from baichuan2_tpu.engine.base import Chunk, Engine
+from baichuan2_tpu.engine.compiled.block_loop import BlockLoop, widened
+from baichuan2_tpu.engine.compiled.net_plan import Piece, plan_nets
+from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice, buffer_bytes, map_embedding
+from baichuan2_tpu.engine.device.base import Device
+from baichuan2_tpu.errors import BackendError, RequestError
+from baichuan2_tpu.manifest import Manifest, is_bundle
+from baichuan2_tpu.reference.layer import first_layer_outputs, relative_error
+
+__all__ = ["check_layer", "check_twice"]
+
+Floats = NDArray[np.float32]
+
+_TOKENS = (7, 8, 9)
+_MOST_ERROR = {"float16": 0.02, "bfloat16": 0.08}
+"""Of what the layer adds to the embedding's row, relative; measured on the simulator: 0.0008 and 0.005.
+Weights of 8 bits in the place of the same ones at 4 give 0.15."""
+
+
+def check_twice(engine: Engine) -> str:
+    """Run the same tokens twice; return what was seen.
+
+    Raises: BackendError where the answers differ or are no numbers.
+    """
+    first, second = _answer(engine), _answer(engine)
+    if not np.isfinite(first.max()):
+        raise BackendError(f"engine {engine.name} gave no number for any token; copy the bundle again")
+    if not np.array_equal(first, second):
+        raise BackendError(
+            f"engine {engine.name} gave two answers to the same {len(_TOKENS)} tokens; look at temperature "
+            "and driver, then compile again"
+        )
+    return f"{len(_TOKENS)} tokens run twice give the same answer; --checkpoint compares with numpy"
+
+
+def _answer(engine: Engine) -> Floats:
+    with engine.open_sequence() as sequence:
+        (logits,) = engine.forward([Chunk(sequence, _TOKENS)])
+        return logits
+
+
+def check_layer(folder: Path, checkpoint: Path, open_device: OpenDevice) -> str:
+    """Launch the first layer for one token, and compare it with the same integers in numpy.
+
+    Raises: RequestError for a folder without a manifest or a checkpoint of another shape; BackendError where
+    the layer is wrong; whatever opening either raises.
+    """
+    if not is_bundle(folder):
+        raise RequestError(
+            f"{folder}: has no manifest; only a bundle of baichuan2 compile holds a checkpoint's own "
+            "integers, so leave --checkpoint out"
+        )
+    manifest, weights = Manifest.read(folder), QuantizedCheckpoint(checkpoint)
+    sizes = [(one.layers, one.hidden_size, one.vocabulary_size) for one in (manifest.model, weights.config)]
+    if sizes[0] != sizes[1]:
+        raise RequestError(
+            f"{checkpoint}: has layers, hidden size and vocabulary {sizes[1]}, the bundle {sizes[0]}; "
+            f"name the checkpoint it was compiled from ({manifest.source})"
+        )
+    row = weights.array("model.embed_tokens")[_TOKENS[0]].astype(np.float64)
+    with open_device(folder / manifest.bmodel, buffer_bytes(manifest)) as device:
+        states = _first_states(device, folder, manifest)
+    error = relative_error(states - row, first_layer_outputs(weights, 0, row).states - row)
+    most = _MOST_ERROR[manifest.dtype]
+    if not error <= most:
+        raise BackendError(
+            f"a layer on the device differs from {checkpoint} by {error:.1e}, at most {most:g} is allowed; "
+            "compile the bundle again from this checkpoint"
+        )
+    return f"a layer beside numpy is off by {error:.1e} (<= {most:g})"
+
+
+def _first_states(device: Device, folder: Path, manifest: Manifest) -> Floats:
+    """Return the states of one token behind the first layer. Shapes: (E,)."""
+    plan = replace(plan_nets(device.nets), layers=1)
+    embedding = map_embedding(folder, manifest) if manifest.embedding == "disk" else None
+    loop = BlockLoop(device, plan, embedding)
+    stage = next(stage for stage in plan.stages if stage.tokens == 1)
+    states = loop.run(Piece(stage, 1), np.array(_TOKENS[:1], np.int32), 0)
+    return widened(states, device.download(states)).reshape(-1)

@@ -1,0 +1,115 @@
+"""Answer many prompts with one engine, some at a time: what tasks that ask for text need.
+
+Not here: scoring (``engine_scorer``), a server's queue (``server.scheduler``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.evaluate.passages import Progress
+from baichuan2_tpu.generate.answer import Answer
+from baichuan2_tpu.generate.loop import check_prompt
+from baichuan2_tpu.generate.settings import GenerationSettings
+from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, feed_together
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+__all__ = ["Question", "answer_questions"]
+
+_ANSWERED_TOGETHER = 4
+"""Enough to read the weights a quarter as often, few enough for the keys and values of long prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt as ids, and how it is to be answered."""
+
+    ids: tuple[int, ...]
+    settings: GenerationSettings
+
+
+@dataclass(slots=True)
+class _Running:
+    """One answer while it grows, and the logits behind its last token."""
+
+    place: int
+    answer: Answer
+    sequence: TrackedSequence
+    logits: NDArray[np.float32]
+
+
+def answer_questions(
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], on_progress: Progress | None = None
+) -> list[str]:
+    """Answer every question and return the texts in their order.
+
+    Prompts that begin alike are answered one after the other, and go on from what is held already.
+    Raises: RequestError for an empty prompt or settings the engine cannot serve; ContextLengthError.
+    """
+    for question in questions:
+        check_prompt(engine, question.ids, question.settings)
+    waiting = sorted(range(len(questions)), key=lambda place: questions[place].ids, reverse=True)
+    texts: dict[int, str] = {}
+    with ExitStack() as stack:
+        together = min(_ANSWERED_TOGETHER, engine.max_sequences, len(questions))
+        idle = [stack.enter_context(TrackedSequence(engine)) for _ in range(together)]
+        running: list[_Running] = []
+        while waiting or running:
+            while waiting and idle:
+                place = waiting.pop()
+                running.append(_start(place, questions[place], tokenizer, idle))
+            going_on = _step(running)
+            for one in running:
+                if one not in going_on:
+                    one.answer.read_rest()
+                    texts[one.place] = one.answer.result().text
+                    idle.append(one.sequence)
+            running = going_on
+            if on_progress is not None:
+                on_progress(len(texts), len(questions))
+    return [texts[place] for place in range(len(questions))]
+
+
+def _start(place: int, question: Question, tokenizer: Tokenizer, idle: list[TrackedSequence]) -> _Running:
+    """Read a prompt into the idle sequence that holds most of it."""
+    sequence = max(idle, key=lambda one: one.common_prefix(question.ids))
+    idle.remove(sequence)
+    engine = sequence.engine
+    answer = Answer(
+        tokenizer,
+        question.ids,
+        question.settings,
+        eos_ids=engine.config.eos_ids,
+        max_context=engine.max_context,
+    )
+    start = sequence.keep_prefix(question.ids)
+    rest = question.ids[start:]
+    while len(rest) > engine.prompt_piece:
+        sequence.feed(rest[: engine.prompt_piece], 0)
+        rest = rest[engine.prompt_piece :]
+    return _Running(place, answer, sequence, sequence.feed(rest)[-1])
+
+
+def _step(running: Sequence[_Running]) -> list[_Running]:
+    """Choose a token for each answer, read those of answers that go on, and return these answers."""
+    feeds: list[Feed] = []
+    going_on: list[_Running] = []
+    for one in running:
+        chosen = one.answer.choose(one.logits)
+        if chosen is None:
+            continue
+        one.answer.read(chosen.token_id)
+        if not one.answer.is_over:
+            one.answer.start_token()
+            feeds.append(Feed(one.sequence, (chosen.token_id,)))
+            going_on.append(one)
+    if feeds:
+        for one, rows in zip(going_on, feed_together(feeds), strict=True):
+            one.logits = rows[-1]
+    return going_on

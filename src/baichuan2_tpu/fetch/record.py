@@ -1,0 +1,122 @@
+"""What a fetched folder must hold: sizes and sha256, known beforehand or recorded when it first came.
+
+``.fetch/record.json`` in the folder of a model names the hub, the revision, every file that belongs to the
+model, and of those that are there size, sha256 and time of change. A file is compared with it ever after.
+Not here: the digests that a hub lists (``hub``).
+Source of the known digest: ``tokenizer.model`` of Baichuan2-7B-Chat, measured on that file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+from baichuan2_tpu.errors import FetchError
+from baichuan2_tpu.fetch.cache import fetched_folder
+from baichuan2_tpu.manifest import FileDigest, digest_file
+
+__all__ = ["KNOWN_FILES", "WORK_NAME", "Record", "RecordedFile", "find_fetched"]
+
+WORK_NAME = ".fetch"
+"""Folder in a model's folder for the record and for what is not whole yet."""
+
+_RECORD_NAME = "record.json"
+_FORMAT = 1
+
+_TOKENIZER = FileDigest(2_001_107, "79452955be6b419a65984273a9f08af86042e1c2a75ee3ba989cbf620a133cc2")
+
+KNOWN_FILES: Mapping[tuple[str, str], FileDigest] = {
+    ("baichuan-inc/Baichuan2-7B-Chat", "tokenizer.model"): _TOKENIZER,
+    ("sophon-demo/baichuan2", "tokenizer.model"): _TOKENIZER,
+}
+"""By repository and name: what is known of a file before it is fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedFile:
+    """A file that came whole. Units: ``changed_ns`` since the epoch; 0 when it was found damaged since."""
+
+    nbytes: int
+    sha256: str
+    changed_ns: int
+
+    @classmethod
+    def measure(cls, path: Path) -> Self:
+        """Read a file and describe it."""
+        digest = digest_file(path)
+        return cls(digest.nbytes, digest.sha256, path.stat().st_mtime_ns)
+
+    def is_untouched(self, path: Path) -> bool:
+        """Tell whether a file has its size and its time of change, without reading it."""
+        if not path.is_file():
+            return False
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.nbytes, self.changed_ns)
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a file is this one, read to its last byte."""
+        is_candidate = path.is_file() and path.stat().st_size == self.nbytes
+        return is_candidate and digest_file(path).sha256 == self.sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a folder's files come from, which they are, and which of them are there."""
+
+    source: str
+    repository: str
+    revision: str
+    wanted: tuple[str, ...]
+    files: Mapping[str, RecordedFile] = field(default_factory=dict[str, RecordedFile])
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Return the record of a folder, None where nothing was fetched.
+
+        Raises: FetchError when there is one that cannot be read.
+        """
+        path = folder / WORK_NAME / _RECORD_NAME
+        try:
+            values: Any = json.loads(path.read_text("utf-8"))
+            values["files"] = {name: RecordedFile(**file) for name, file in values["files"].items()}
+            values["wanted"] = tuple(values["wanted"])
+            form = values.pop("format")
+            found = cls(**values)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FetchError(
+                f"{path}: cannot be read ({error}); remove it: files that are right are kept"
+            ) from error
+        if form != _FORMAT or any(Path(name).name != name for name in (*found.wanted, *found.files)):
+            raise FetchError(f"{path}: is not of format {_FORMAT}; remove it: files that are right are kept")
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Write the record into a folder, all at once."""
+        path = folder / WORK_NAME / _RECORD_NAME
+        beside = path.with_name(f"{path.name}.tmp")
+        beside.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n", "utf-8")
+        beside.replace(path)
+
+    def with_file(self, name: str, file: RecordedFile) -> Self:
+        """Return the record with one more file, or with another state of it."""
+        return replace(self, files={**self.files, name: file})
+
+    def is_whole(self, folder: Path) -> bool:
+        """Tell whether every file is there and untouched, without reading them."""
+        return bool(self.wanted) and all(
+            name in self.files and self.files[name].is_untouched(folder / name) for name in self.wanted
+        )
+
+
+def find_fetched(name: str) -> Path | None:
+    """Return the folder of a model in the user's cache, None where it is not whole; no file is read."""
+    folder = fetched_folder(name)
+    record = Record.read(folder)
+    return folder if record is not None and record.is_whole(folder) else None

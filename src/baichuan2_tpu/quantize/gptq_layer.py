@@ -1,0 +1,166 @@
+"""One layer becomes integers, its linears in the order in which a forward pass meets them.
+
+Each linear is rounded for the inputs that the quantised linears before it give it, of this layer and of those
+below, and for the outputs that the float model would have there, so that it makes up for some of what they
+lost. Both models' states go along: P = 2 paths, the quantised one first.
+Not here: choosing the integers (``gptq``), files and resuming (``calibrated``).
+Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al., "GPTAQ" (2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
+from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quantize.gptq import Curvature, join_rows, round_linear
+from baichuan2_tpu.quantize.linear import convert_array
+from baichuan2_tpu.quantize.plan import FINAL_NORM
+from baichuan2_tpu.reference.float_model import attend, rms_norm, swiglu
+
+__all__ = ["CalibratedLayer", "quantize_head"]
+
+Floats = NDArray[np.float32]
+
+_HEAD_ROWS = 8192  # of a 7B's 125,696: what the search holds beside the weights stays small
+
+
+class CalibratedLayer:
+    """Quantises one layer of a checkpoint.
+
+    ``scratch`` names a file for inputs of all windows, which may be larger than the memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: FloatCheckpoint,
+        quantization: QuantizationConfig,
+        layer: int,
+        *,
+        scratch: Path,
+        pool: Executor,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._config = checkpoint.config
+        self._quantization = quantization
+        self._prefix = f"model.layers.{layer}."
+        self._shapes = layer_linears(checkpoint.config, layer)
+        self._scratch = scratch
+        self._pool = pool
+        self._packed: dict[str, PackedLinear] = {}
+
+    def run(self, states: Floats) -> dict[str, PackedLinear]:
+        """Return the packed linears by name. Shapes: states (W, P, T, E).
+
+        Side effect: ``states`` become those behind the quantised layer.
+        Raises: CheckpointError for a weight that is not allowed, or inputs that are no finite numbers.
+        """
+        self._attention(states)
+        self._mlp(states)
+        self._scratch.unlink()
+        return self._packed
+
+    def _attention(self, states: Floats) -> None:
+        projections = self._quantize(
+            [f"self_attn.{one}_proj" for one in "qkv"], self._normed("input_layernorm", states)
+        )
+        mixed = self._scratch_array(states, projections[0].shape[1])
+        for place, inputs in enumerate(self._normed("input_layernorm", states)):
+            for path, own in enumerate(inputs):
+                mixed[place, path] = attend(self._config, *(own @ one[path].T for one in projections))
+        (output,) = self._quantize(["self_attn.o_proj"], mixed)
+        _add_products(states, mixed, output)
+
+    def _mlp(self, states: Floats) -> None:
+        norm = "post_attention_layernorm"
+        gate, up = self._quantize(["mlp.gate_proj", "mlp.up_proj"], self._normed(norm, states))
+        inner = self._scratch_array(states, gate.shape[1])
+        for place, inputs in enumerate(self._normed(norm, states)):
+            for path, own in enumerate(inputs):
+                inner[place, path] = swiglu(own @ gate[path].T, own @ up[path].T)
+        (down,) = self._quantize(["mlp.down_proj"], inner)
+        _add_products(states, inner, down)
+
+    def _normed(self, name: str, states: Floats) -> Iterator[Floats]:
+        """Yield the states of every window behind a norm. Shapes: (P, T, E)."""
+        weight = self._checkpoint.read(f"{self._prefix}{name}")
+        return (rms_norm(window, weight, self._config.norm_eps) for window in states)
+
+    def _scratch_array(self, states: Floats, columns: int) -> Floats:
+        """Return an array for (W, P, T, columns) numbers in the scratch file."""
+        shape = (*states.shape[:3], columns)
+        return np.memmap(self._scratch, np.float32, mode="w+", shape=shape)
+
+    def _quantize(self, parts: list[str], inputs: Iterable[Floats]) -> list[Floats]:
+        """Quantise linears that share their inputs; return the weights of both paths, (P, N, K) each."""
+        first = f"{self._prefix}{parts[0]}"
+        curvature = _curvature(self._checkpoint, first, self._shapes[first][1], inputs)
+        return [self._round(f"{self._prefix}{part}", curvature) for part in parts]
+
+    def _round(self, name: str, curvature: Curvature) -> Floats:
+        """Quantise one linear and keep its packed form. Shapes: -> (P, N, K)."""
+        weights = convert_array(self._checkpoint, name, self._shapes[name], np.float32)
+        rounded = round_linear(
+            weights,
+            curvature,
+            bits=self._quantization.bits,
+            group_size=self._quantization.group_size,
+            pool=self._pool,
+        )
+        self._packed[name] = rounded.packed(self._quantization.bits)
+        return np.stack([rounded.weights(), weights])
+
+
+def quantize_head(
+    checkpoint: FloatCheckpoint, quantization: QuantizationConfig, states: Floats, pool: Executor
+) -> dict[str, PackedLinear]:
+    """Return the packed head by its name. Shapes: states behind the last layer (W, P, T, E).
+
+    Raises: CheckpointError as a layer does.
+    """
+    config = checkpoint.config
+    norm = checkpoint.read(FINAL_NORM)
+    inputs = (rms_norm(window, norm, config.norm_eps) for window in states)
+    curvature = _curvature(checkpoint, HEAD, config.hidden_size, inputs)
+    weights = convert_array(checkpoint, HEAD, (config.vocabulary_size, config.hidden_size), np.float32)
+    parts = [
+        round_linear(
+            weights[start : start + _HEAD_ROWS],
+            curvature,
+            bits=quantization.head_bits,
+            group_size=quantization.group_size,
+            pool=pool,
+        )
+        for start in range(0, len(weights), _HEAD_ROWS)
+    ]
+    return {HEAD: join_rows(parts).packed(quantization.head_bits)}
+
+
+def _curvature(checkpoint: FloatCheckpoint, name: str, columns: int, inputs: Iterable[Floats]) -> Curvature:
+    """Return what the inputs of a linear say about its columns. Shapes: W times (P, T, K)."""
+    gram, lack = np.zeros((columns, columns), np.float32), np.zeros((columns, columns), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
+        for quantized, wished in inputs:
+            gram += quantized.T @ quantized
+            lack += (wished - quantized).T @ quantized
+    if not (np.isfinite(gram).all() and np.isfinite(lack).all()):
+        raise CheckpointError(
+            f"{checkpoint.path}: the inputs of {name} are no finite numbers on the calibration text; "
+            "fetch the checkpoint again, or use --method search"
+        )
+    return Curvature.of_inputs(gram, lack)
+
+
+def _add_products(states: Floats, inputs: Floats, weights: Floats) -> None:
+    """Add what a linear makes of its inputs to the states. Shapes: (W, P, T, E), (W, P, T, K), (P, E, K)."""
+    for window, own in zip(states, inputs, strict=True):
+        for path, each in enumerate(own):
+            window[path] += each @ weights[path].T

@@ -1,0 +1,72 @@
+"""The fields of ``/v1/completions``, which go on from a text or from tokens as they are.
+
+Not here: what they mean for generation (``completion_requests``).
+Source: OpenAI's API reference, "Create completion".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, Output, SamplingInput, Usage
+
+__all__ = [
+    "CompletionAnswer",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "CompletionRequest",
+]
+
+Ids = Annotated[Many[int], Field(min_length=1)]
+Prompt = (
+    str
+    | Ids
+    | Annotated[Many[str], Field(min_length=1, max_length=MAX_ANSWERS)]
+    | Annotated[Many[Ids], Field(min_length=1, max_length=MAX_ANSWERS)]
+)
+
+
+class CompletionRequest(SamplingInput):
+    """Prompts that are to be gone on with; a prompt is a text or a list of tokens."""
+
+    prompt: Prompt
+    max_tokens: int | None = Field(16, ge=0, lt=2**31)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: int | None = Field(None, ge=1, description="Allowed where it is ``n``.")
+    suffix: Literal[""] | None = None
+
+
+class CompletionLogprobs(Output):
+    r"""Log probabilities of tokens, side by side; the prompt's first token has none.
+
+    A token that is no whole text is written ``bytes:\xe4\xbd``. ``text_offset`` counts characters.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Output):
+    """One text and the reason of its end; in a stream, what is new of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class CompletionAnswer(Output):
+    """All texts, or a piece of a stream; with ``include_usage`` its last one has usage and no choice."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None

@@ -1,0 +1,197 @@
+"""Answers for one open page: the turns of its conversations, which run side by side.
+
+A turn is one answer to a conversation as the browser sent it. What the page is shown is always every turn
+that runs or ended lately: the browser may skip a state, and must not miss the end of a turn for that.
+Not here: what a page looks like (``layout``), where conversations are kept (``page.js``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+
+from pydantic import ConfigDict
+from starlette.concurrency import run_in_threadpool
+
+from baichuan2_tpu.chat import prompt_budget
+from baichuan2_tpu.generate.events import Result
+from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.server.api.schema import Input, Many
+from baichuan2_tpu.server.errors import describe
+from baichuan2_tpu.server.scheduling.answers import Answers
+from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.text.messages import Message, Role
+
+__all__ = ["PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
+
+_SHOW_EVERY_S = 0.08  # a browser renders all of a long answer again each time
+_UNHEARD_S = 10  # a page listens as soon as it has asked
+_MAX_ENDED = 4  # turns that are shown after their end
+
+
+class _Sent(Input):
+    """What a browser sends; what is wrong in it is not repeated in a log."""
+
+    model_config = ConfigDict(strict=False, hide_input_in_errors=True)
+
+
+class Said(_Sent):
+    """A message as the browser keeps it."""
+
+    role: Role
+    content: str
+
+
+class Settings(_Sent):
+    """What a page has set; see ``SamplingSettings``. Without ``max_tokens`` the model's own holds."""
+
+    system: str
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int | None
+    seed: int | None
+
+    def over(self, defaults: GenerationSettings) -> GenerationSettings:
+        """Put them over the model's own.
+
+        Raises: RequestError for a value that is not allowed.
+        """
+        sampling = SamplingSettings(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, seed=self.seed
+        )
+        max_tokens = defaults.max_tokens if self.max_tokens is None else self.max_tokens
+        return replace(defaults, sampling=sampling, max_tokens=max_tokens)
+
+
+class Turn(_Sent):
+    """A conversation that waits for an answer, under an id of the browser's making."""
+
+    id: str
+    messages: Many[Said]
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class TurnState:
+    """How far a turn is: the answer so far and, once it is over, its figures or the error that ended it."""
+
+    text: str = ""
+    dropped_rounds: int = 0
+    is_over: bool = False
+    error: str | None = None
+    finish_reason: str | None = None
+    tokens: int = 0
+    first_token_s: float | None = None
+    tok_per_s: float | None = None
+
+    def grown(self, text: str, result: Result | None) -> TurnState:
+        """Return the state after more text, and after the end if there is a result."""
+        if result is None:
+            return replace(self, text=self.text + text)
+        return replace(
+            self,
+            text=result.text,
+            is_over=True,
+            finish_reason=result.finish_reason,
+            tokens=result.stats.generated_tokens,
+            first_token_s=result.stats.first_token_s,
+            tok_per_s=result.stats.tok_per_s,
+        )
+
+
+@dataclass(slots=True)
+class PageSession:
+    """The turns of one open page."""
+
+    running: dict[str, Answers] = field(default_factory=dict[str, Answers])
+    states: dict[str, TurnState] = field(default_factory=dict[str, TurnState])
+
+    def show(self, turn_id: str, state: TurnState) -> dict[str, dict[str, object]]:
+        """Note how far a turn is and return what the page is to know of all turns."""
+        self.states[turn_id] = state
+        ended = [one for one, state in self.states.items() if state.is_over]
+        for one in ended[:-_MAX_ENDED]:
+            del self.states[one]
+        return {one: asdict(state) for one, state in self.states.items()}
+
+    def stop(self, turn_id: str) -> None:
+        """End a turn before its next token; no effect on one that is over."""
+        if turn_id in self.running:
+            self.running[turn_id].cancel()
+
+    def stop_all(self) -> None:
+        """End every turn: nobody looks at the page any more."""
+        for answers in self.running.values():
+            answers.cancel()
+
+
+async def answer_turn(
+    service: Service, session: PageSession, turn: Turn, client: str, is_heard: Callable[[], bool]
+) -> AsyncGenerator[Mapping[str, object], None]:
+    """Answer a turn and yield what the page is to know, as it changes; an error ends it like a result.
+
+    An answer that nobody hears for some seconds ends before its next token.
+    """
+    state = TurnState()
+    try:
+        request, dropped_rounds = await run_in_threadpool(_request, service, turn, client)
+        state = TurnState(dropped_rounds=dropped_rounds)
+        with service.submit([request]) as answers:
+            session.running[turn.id] = answers
+            async with aclosing(_growth(answers, state, is_heard)) as states:
+                async for state in states:
+                    yield session.show(turn.id, state)
+    except Exception as error:  # noqa: BLE001 - the boundary of requests: a fault is told, never an answer
+        yield session.show(turn.id, replace(state, is_over=True, error=describe(error).message))
+    finally:
+        session.running.pop(turn.id, None)
+
+
+async def _growth(
+    answers: Answers, state: TurnState, is_heard: Callable[[], bool]
+) -> AsyncGenerator[TurnState, None]:
+    """Yield the state at once and as it grows, but not more often than a browser can show."""
+
+    async def read() -> None:
+        nonlocal state
+        async for piece in answers.pieces():
+            state = state.grown(piece.text, piece.result)
+
+    reading = asyncio.ensure_future(read())
+    shown = None
+    heard_s = time.monotonic()
+    try:
+        while not reading.done() or shown is not state:
+            if shown is not state:
+                shown = state
+                yield shown
+            await asyncio.wait((reading,), timeout=_SHOW_EVERY_S)
+            if is_heard():
+                heard_s = time.monotonic()
+            elif time.monotonic() - heard_s > _UNHEARD_S:
+                answers.cancel()
+        reading.result()
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _request(service: Service, turn: Turn, client: str) -> tuple[Request, int]:
+    """Return the request for a turn's answer and how many of the oldest rounds are not in it.
+
+    Raises: RequestError, ContextLengthError when it cannot be answered.
+    """
+    model = service.model
+    wanted = turn.settings.over(model.settings)
+    wanted = replace(wanted, stop_ids=wanted.stop_ids | model.template.stop_ids)
+    system = [Message("system", turn.settings.system)] if turn.settings.system.strip() else []
+    messages = [Message(said.role, said.content) for said in turn.messages]
+    prompt = model.template.render([*system, *messages], prompt_budget(model.max_context, wanted.max_tokens))
+    return Request(prompt.ids, wanted, service.timeout_s, client), prompt.dropped_rounds

@@ -1,0 +1,119 @@
+"""The answers to one HTTP request, as they come and when they are whole.
+
+Not here: how OpenAI writes them (``chat_answers``, ``completion_answers``), making them (``scheduler``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from typing_extensions import Self
+
+from baichuan2_tpu.generate.events import Event, PromptScored, Result, TextPiece, TokenChosen
+from baichuan2_tpu.server.scheduling.scheduler import Ticket
+
+__all__ = ["Answers", "Piece", "WholeAnswer"]
+
+Observe = Callable[[AsyncGenerator[Event, None]], AsyncGenerator[Event, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is new of one answer: the tokens since the piece before, and the text they let be shown.
+
+    The tokens of a scored prompt come first. ``result`` comes with the last piece of an answer only.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenChosen, ...]
+    result: Result | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer and its tokens with the log probabilities that were asked for."""
+
+    result: Result
+    tokens: tuple[TokenChosen, ...]
+
+
+class Answers:
+    """Tickets that belong together; leaving a ``with`` cancels what is not over.
+
+    ``observe`` sees every event on its way, and passes it on.
+    """
+
+    def __init__(self, tickets: Sequence[Ticket], observe: Observe) -> None:
+        self._tickets = tickets
+        self._observe = observe
+
+    def cancel(self) -> None:
+        """End every answer before its next token."""
+        for ticket in self._tickets:
+            ticket.cancel()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Yield what is new of any answer, as it comes, until all are over.
+
+        Raises: the first error of any answer.
+        """
+        chosen: list[list[TokenChosen]] = [[] for _ in self._tickets]
+        events = _merged([self._observe(aiter(ticket)) for ticket in self._tickets])
+        try:
+            async for index, event in events:
+                tokens = chosen[index]
+                if isinstance(event, PromptScored):
+                    tokens += event.tokens
+                elif isinstance(event, TokenChosen):
+                    tokens.append(event)
+                else:
+                    text, result = (event.text, None) if isinstance(event, TextPiece) else ("", event)
+                    yield Piece(index, text, tuple(tokens), result)
+                    tokens.clear()
+        finally:
+            await events.aclose()
+
+    async def whole(self) -> list[WholeAnswer]:
+        """Wait until all answers are over and return them, in the order of their requests.
+
+        Raises: the first error of any answer.
+        """
+        tokens: list[list[TokenChosen]] = [[] for _ in self._tickets]
+        results: dict[int, Result] = {}
+        async for piece in self.pieces():
+            tokens[piece.index] += piece.tokens
+            if piece.result is not None:
+                results[piece.index] = piece.result
+        return [WholeAnswer(results[index], tuple(chosen)) for index, chosen in enumerate(tokens)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+async def _merged(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+    """Yield the events of all streams as they come, each with the number of its stream."""
+    waiting = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index = waiting.pop(task)
+                event = task.result()
+                if not isinstance(event, Result):
+                    waiting[asyncio.ensure_future(anext(streams[index]))] = index
+                yield index, event
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
