@@ -1,8 +1,8 @@
 """Compile one real-size layer through the vendor's own ONNX route: time, memory, and the cycle model.
 
 It runs the programs that the vendor's gen_bmodel.sh runs, in the environment that the tests make
-(BAICHUAN2_TEST_TOOLCHAIN=1, ``tests/vendor_bmodel.py``), on graphs like those the vendor's export gives
-(``tests/vendor_graphs.py``). Weights are random, which changes neither time nor memory.
+(BAICHUAN2_TEST_TOOLCHAIN=1, ``tests/models/vendor_bmodel.py``), on graphs like those that the vendor's export
+gives (``tests/models/vendor_graphs.py``). Weights are random, which changes neither time nor memory.
 Not here: exporting from torch, which the vendor does before.
 """
 
@@ -26,7 +26,7 @@ from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch import cache_folder
 
-GRAPHS = Path(__file__).resolve().parents[1] / "tests" / "vendor_graphs.py"
+GRAPHS = Path(__file__).resolve().parents[1] / "tests" / "models" / "vendor_graphs.py"
 CONTEXT = 512
 VOCABULARY = 64  # the graphs of embedding and head come along and are not compiled
 WEIGHT_DEVIATION = 0.02

@@ -8,7 +8,7 @@ import pytest
 
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.toolchain import Toolchain, find_toolchain, install_toolchain
-from tiny_bundle import TinyBundles
+from models.tiny_bundle import TinyBundles
 
 # No test may depend on the clock: machines differ, and a shared one stalls for half a second now and then.
 hypothesis.settings.register_profile(

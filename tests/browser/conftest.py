@@ -14,8 +14,8 @@ from contextlib import ExitStack
 import pytest
 from selenium import webdriver
 
-from chat_page import Open, Serve
-from live_page import LivePage
+from running.chat_page import Open, Serve
+from running.live_page import LivePage
 
 
 @pytest.fixture

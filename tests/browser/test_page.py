@@ -9,8 +9,8 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from chat_page import ChatPage, Open, Serve
-from talking_engine import COUNT, LONG_COUNT
+from doubles.talking_engine import COUNT, LONG_COUNT
+from running.chat_page import ChatPage, Open, Serve
 
 # Gradio asks pandas for what pandas is giving up.
 pytestmark = [

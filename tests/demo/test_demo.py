@@ -14,7 +14,7 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.resolve import resolve_model
-from leaving import leave
+from running.leaving import leave
 
 COMMAND = ["-c", "from baichuan2_tpu.cli import main; main()"]
 QUESTION = "What is the capital of France? Answer in one sentence."

@@ -13,7 +13,7 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.resolve import resolve_model
-from document_pages import GUIDES, Step, blocks, transcript
+from documents.document_pages import GUIDES, Step, blocks, transcript
 
 TRANSCRIPTS = {
     guide: steps

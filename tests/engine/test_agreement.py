@@ -23,9 +23,9 @@ from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.engine.device.base import Buffer
 from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.toolchain import find_simulator
-from random_model import float_weights
-from reference import reference_states
-from tiny_bundle import TinyBundle, TinyBundles
+from models.random_model import float_weights
+from models.reference import reference_states
+from models.tiny_bundle import TinyBundle, TinyBundles
 
 NEW_TOKENS = 64
 PROMPT_TOKENS = 11

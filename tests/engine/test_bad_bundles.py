@@ -17,7 +17,7 @@ import pytest
 
 from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
 from baichuan2_tpu.manifest import digest_file
-from tiny_bundle import TinyBundles
+from models.tiny_bundle import TinyBundles
 
 COMMAND = (sys.executable, "-c", "from baichuan2_tpu.cli import main; main()")
 HAS_SAIL = importlib.util.find_spec("sophon") is not None

@@ -20,7 +20,7 @@ from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
-from tiny_bundle import TinyBundles
+from models.tiny_bundle import TinyBundles
 
 RUN = """
 import sys

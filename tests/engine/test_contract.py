@@ -22,9 +22,9 @@ from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.toolchain import find_simulator
-from random_model import random_weights
-from sail_double import install_sail
-from tiny_bundle import TinyBundles
+from doubles.sail_double import install_sail
+from models.random_model import random_weights
+from models.tiny_bundle import TinyBundles
 
 CONTEXT = 300
 

@@ -11,8 +11,8 @@ from baichuan2_tpu import _native
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import BackendUnavailable, RequestError
-from random_model import SHAPES, float_weights, random_weights
-from reference import reference_logits
+from models.random_model import SHAPES, float_weights, random_weights
+from models.reference import reference_logits
 
 BITS: tuple[Literal[4, 8], ...] = (4, 8)
 

@@ -25,8 +25,8 @@ from baichuan2_tpu.engine.device.sail_library import check_apart
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
-from sail_double import install_sail
-from tiny_bundle import TinyBundles
+from doubles.sail_double import install_sail
+from models.tiny_bundle import TinyBundles
 
 BLOCK = "block_cache_0"
 HEAD = "lm_head"

@@ -27,9 +27,9 @@ from baichuan2_tpu.engine.device.simulator import prepare_simulator
 from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable, DeviceError
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
-from sail_double import install_sail
-from sail_double_tensor import Trap
-from tiny_bundle import TinyBundles
+from doubles.sail_double import install_sail
+from doubles.sail_double_tensor import Trap
+from models.tiny_bundle import TinyBundles
 
 HEAD = "lm_head"
 MEGABYTE = 1 << 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 
 from baichuan2_tpu.engine.cpu import CpuEngine
-from fakes import ByteTokenizer
-from interleaving import Course, check_course, courses
-from random_model import SHAPES, random_weights
+from doubles.fakes import ByteTokenizer
+from models.random_model import SHAPES, random_weights
+from schedules.interleaving import Course, check_course, courses
 
 CONTEXT = 96
 

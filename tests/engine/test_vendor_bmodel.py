@@ -20,11 +20,11 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
-from reference import reference_logits
-from sail_double import install_sail
-from tiny_checkpoint import rope_config, write_config
-from tiny_tokenizer import write_sentencepiece
-from vendor_bmodel import (
+from doubles.sail_double import install_sail
+from models.reference import reference_logits
+from models.tiny_checkpoint import rope_config, write_config
+from models.tiny_tokenizer import write_sentencepiece
+from models.vendor_bmodel import (
     VENDOR_CONFIG,
     RouteMissingError,
     build_vendor_bmodels,

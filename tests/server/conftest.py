@@ -13,9 +13,9 @@ from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
-from served import listening
-from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_official
+from models.tiny_tokenizer import write_sentencepiece
+from running.served import listening
 
 MODEL = "Tiny-Chat"
 

@@ -18,9 +18,9 @@ from openai.types import Completion
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import open_template
-from server_process import ServerProcess
-from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_official
+from models.tiny_tokenizer import write_sentencepiece
+from running.server_process import ServerProcess
 
 CONTEXT = 32_768
 LONG = 3000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server_process import ServerProcess
+from running.server_process import ServerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 KEY = "of-the-examples"

@@ -14,8 +14,8 @@ from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import Service
-from fakes import ByteTokenizer, HistoryEngine
-from served import MODEL, fake_model, listening
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from running.served import MODEL, fake_model, listening
 
 _LONGEST = 2000
 """Tokens an answer would have if nobody left."""

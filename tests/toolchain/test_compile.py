@@ -26,7 +26,7 @@ from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import Toolchain
-from tiny_bundle import TINY_SETTINGS, TinyBundles, write_tiny_checkpoint
+from models.tiny_bundle import TINY_SETTINGS, TinyBundles, write_tiny_checkpoint
 
 SMALL = replace(TINY_SETTINGS, context=64, prefill=(16,))
 BUILD = """

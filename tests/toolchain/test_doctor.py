@@ -6,7 +6,7 @@ import pytest
 
 from baichuan2_tpu.doctor.child_process import run_apart, work
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
-from tiny_bundle import TinyBundles, write_tiny_checkpoint
+from models.tiny_bundle import TinyBundles, write_tiny_checkpoint
 
 
 def test_memory_gives_back_what_it_was_given(toolchain: Toolchain) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from baichuan2_tpu.estimate import Estimate, estimate
 from baichuan2_tpu.manifest import Manifest
-from tiny_bundle import TinyBundles
+from models.tiny_bundle import TinyBundles
 
 
 @pytest.fixture(scope="module")

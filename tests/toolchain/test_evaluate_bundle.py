@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_bundle import TinyBundles
+from models.tiny_bundle import TinyBundles
 
 COMMAND = (sys.executable, "-c", "from baichuan2_tpu.cli import main; main()")
 TEXT = "The capital of France is Paris. 你好!"

@@ -21,9 +21,9 @@ from baichuan2_tpu.engine.device.base import DTYPES, Buffer
 from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.manifest import Float, HeadKind
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
-from random_model import float_weights
-from reference import reference_layer, rms_norm
-from tiny_checkpoint import alibi_config, rope_config
+from models.random_model import float_weights
+from models.reference import reference_layer, rms_norm
+from models.tiny_checkpoint import alibi_config, rope_config
 
 CONTEXT = 64
 SETTINGS = CompileSettings(bits=4, head="w8", context=CONTEXT, prefill=(5, 16))

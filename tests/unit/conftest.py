@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import tiny_tokenizer
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
+from models import tiny_tokenizer
 
 REAL_TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "baichuan2-tokenizer"
 

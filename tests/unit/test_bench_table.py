@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.bench import PerformanceRow, performance_table
-from baichuan2_tpu.bench.platform import chip_platform, processor_platform
+from baichuan2_tpu.bench.table import chip_platform, processor_platform
 
 
 def machine(root: Path, **files: str) -> Path:

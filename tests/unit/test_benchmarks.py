@@ -13,7 +13,7 @@ from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.manifest import NetCost
 from baichuan2_tpu.reference.float_model import FloatModel
-from tiny_checkpoint import rope_config, write_llama_safetensors
+from models.tiny_checkpoint import rope_config, write_llama_safetensors
 
 TOKENS = list(range(3, 80))
 

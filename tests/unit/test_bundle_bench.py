@@ -6,8 +6,8 @@ import pytest
 
 from baichuan2_tpu.bench import BundleBenchSettings, BundleReport, prompt_lengths, run_bundle_bench
 from baichuan2_tpu.errors import ContextLengthError, RequestError
-from bundle_manifest import bundle_manifest
-from fakes import HistoryEngine
+from doubles.fakes import HistoryEngine
+from models.bundle_manifest import bundle_manifest
 
 SETTINGS = BundleBenchSettings(prompt=(3, 1, 4), lengths=(8, 16), decode_tokens=5, repetitions=2)
 

@@ -14,7 +14,7 @@ from baichuan2_tpu.generate.loop import Result
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.template import BaichuanTemplate
-from fakes import ByteTokenizer, FakeEngine, HistoryEngine, ScriptedEngine
+from doubles.fakes import ByteTokenizer, FakeEngine, HistoryEngine, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()
 TEMPLATE = BaichuanTemplate(TOKENIZER, 257, 258)

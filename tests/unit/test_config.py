@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.errors import CheckpointError
-from reference import alibi_slopes as reference_slopes
-from tiny_checkpoint import alibi_config, rope_config
+from models.reference import alibi_slopes as reference_slopes
+from models.tiny_checkpoint import alibi_config, rope_config
 
 BAICHUAN2_7B: dict[str, object] = {
     "architectures": ["BaichuanForCausalLM"],

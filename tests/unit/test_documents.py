@@ -11,7 +11,7 @@ import typer
 
 from baichuan2_tpu.cli import app
 from baichuan2_tpu.cli.options import Settings
-from document_pages import (
+from documents.document_pages import (
     GUIDES,
     PAGES,
     ROOT,
@@ -22,7 +22,7 @@ from document_pages import (
     shell_commands,
     spans,
 )
-from messages import message_forms
+from documents.messages import message_forms
 
 LINK = re.compile(r"\]\(([^)#\s]+)")
 COMMANDS = [command for page in PAGES for command in shell_commands(page)]

@@ -7,8 +7,14 @@ import pytest
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.reference.float_model import FloatModel, swiglu
-from reference import reference_logits, reference_states
-from tiny_checkpoint import alibi_config, float_weights, rope_config, write_llama_safetensors, write_official
+from models.reference import reference_logits, reference_states
+from models.tiny_checkpoint import (
+    alibi_config,
+    float_weights,
+    rope_config,
+    write_llama_safetensors,
+    write_official,
+)
 
 WINDOWS = np.array([[5, 6, 7, 300, 9, 5], [1, 2, 319, 0, 9, 77]])
 SHARED_KEYS = replace(rope_config(), heads=4, kv_heads=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from baichuan2_tpu.engine.pieces import cut_tokens
+from baichuan2_tpu.engine.compiled.net_plan import cut_tokens
 
 STAGES = (1, 16, 64, 256)
 

@@ -7,8 +7,8 @@ import pytest
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import ArtifactError, BackendUnavailable, ContextLengthError, RequestError
 from baichuan2_tpu.quantize import quantize
-from fake_bundle import write_fake_bundle
-from tiny_checkpoint import rope_config, write_official
+from models.fake_bundle import write_fake_bundle
+from models.tiny_checkpoint import rope_config, write_official
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
-from tiny_checkpoint import rope_config, write_llama_safetensors, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_llama_safetensors, write_official
+from models.tiny_tokenizer import write_sentencepiece
 
 
 @pytest.fixture(autouse=True)

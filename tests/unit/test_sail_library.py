@@ -16,7 +16,7 @@ from baichuan2_tpu.engine.device.sail_library import (
     vendor_errors,
 )
 from baichuan2_tpu.errors import BackendUnavailable, DeviceError
-from sail_double_tensor import EXCEPTIONS
+from doubles.sail_double_tensor import EXCEPTIONS
 
 
 def module_with(**attributes: object) -> ModuleType:

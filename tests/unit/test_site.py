@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from document_pages import GUIDES, ROOT
+from documents.document_pages import GUIDES, ROOT
 
 EXTERNAL = {"http", "https", "mailto"}
 

@@ -11,9 +11,9 @@ from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, RequestError
 from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel
 from baichuan2_tpu.resolve import resolve_model
-from numpy_device import NumpyDevice
-from random_model import float_weights, random_weights
-from tiny_checkpoint import rope_config, write_config
+from doubles.numpy_device import NumpyDevice
+from models.random_model import float_weights, random_weights
+from models.tiny_checkpoint import rope_config, write_config
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from baichuan2_tpu.bench.platform import chip_platform
-from baichuan2_tpu.bench.table import PerformanceRow
+from baichuan2_tpu.bench.table import PerformanceRow, chip_platform
 from baichuan2_tpu.bench.timing import Measurement, flat, peak_rss_bytes, spread, time_answer, time_prefill
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from baichuan2_tpu import _native
-from baichuan2_tpu.bench.platform import processor_platform
-from baichuan2_tpu.bench.table import PerformanceRow
+from baichuan2_tpu.bench.table import PerformanceRow, processor_platform
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT_IDS,
     Measurement,

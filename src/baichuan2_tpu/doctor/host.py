@@ -1,12 +1,14 @@
-"""What a diagnosis must know of this machine and stands in no file: Python, kernels, disk, what is installed.
+"""What a diagnosis must know of this machine: Python, kernels, disk, processor, memory, what is installed.
 
-Not here: everything that is read from files (``machine`` and its readers).
+Not here: memory of a TPU (``tpu_memory``), reading files below another root (``system_files``), which kernels
+our engine picks (``engine.cpu`` asks the processor itself).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,31 @@ from pathlib import Path
 from typing_extensions import Self
 
 from baichuan2_tpu import __version__
+from baichuan2_tpu.doctor.system_files import Machine, Seen
 from baichuan2_tpu.engine.cpu import available_kernels
 from baichuan2_tpu.engine.device.sail_library import installed_version
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.memory import CGROUP_LIMITS
 from baichuan2_tpu.toolchain import find_simulator, find_toolchain
 
-__all__ = ["Host"]
+__all__ = [
+    "Host",
+    "HostMemory",
+    "Processor",
+    "parse_limit",
+    "parse_memory",
+    "parse_processor",
+    "read_host_memory",
+    "read_limit",
+    "read_processor",
+]
+
+_INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "fphp")
+"""In the kernel's spelling: what kernels for matrices are, or could be, written for."""
+_IMPLEMENTERS = {"0x41": "Arm", "0x61": "Apple", "0x48": "HiSilicon", "0x51": "Qualcomm"}
+_NO_LIMIT = 1 << 60
+"""What version 1 of cgroups writes where there is no limit is larger than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +96,66 @@ def _has_simulator() -> bool:
     except BackendUnavailable:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Units: ``threads`` counts what the kernel calls processors."""
+
+    model: str
+    threads: int
+    instructions: tuple[str, ...]
+
+
+def read_processor(machine: Machine) -> Seen[Processor]:
+    """Read /proc/cpuinfo."""
+    return machine.parsed("/proc/cpuinfo", parse_processor)
+
+
+def parse_processor(text: str) -> Processor | None:
+    """Return what the text says, or None when it names no processor."""
+    threads = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
+    if threads == 0:
+        return None
+    known = _field(text, "flags") or _field(text, "Features")
+    flags = set(known.split())
+    model = _field(text, "model name") or _IMPLEMENTERS.get(_field(text, "CPU implementer"), "unnamed")
+    return Processor(model, threads, tuple(one for one in _INSTRUCTIONS if one in flags))
+
+
+def _field(text: str, name: str) -> str:
+    found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Units: bytes."""
+
+    total: int
+    available: int
+
+
+def read_host_memory(machine: Machine) -> Seen[HostMemory]:
+    """Read /proc/meminfo."""
+    return machine.parsed("/proc/meminfo", parse_memory)
+
+
+def read_limit(machine: Machine) -> int | None:
+    """Return the least limit of the container, None where there is none."""
+    seen = [machine.parsed(str(path), parse_limit).value for path in CGROUP_LIMITS]
+    limits = [one for one in seen if one is not None and one < _NO_LIMIT]
+    return min(limits, default=None)
+
+
+def parse_memory(text: str) -> HostMemory | None:
+    """Return total and available memory, or None when the text tells no total."""
+    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)}
+    if "MemTotal" not in sizes:
+        return None
+    return HostMemory(sizes["MemTotal"], sizes.get("MemAvailable", sizes.get("MemFree", 0)))
+
+
+def parse_limit(text: str) -> int | None:
+    """Return a number of bytes; "max" and everything else is no limit."""
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None

@@ -8,10 +8,8 @@ from __future__ import annotations
 import re
 
 from baichuan2_tpu.doctor.finding import Finding
-from baichuan2_tpu.doctor.host import Host
-from baichuan2_tpu.doctor.host_memory import read_host_memory, read_limit
+from baichuan2_tpu.doctor.host import Host, read_host_memory, read_limit, read_processor
 from baichuan2_tpu.doctor.need import Need
-from baichuan2_tpu.doctor.processor import read_processor
 from baichuan2_tpu.doctor.system_files import Machine
 
 __all__ = ["check_host", "gigabytes"]

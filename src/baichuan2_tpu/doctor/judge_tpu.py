@@ -11,24 +11,22 @@ from dataclasses import replace
 from baichuan2_tpu.doctor.finding import Finding, Status
 from baichuan2_tpu.doctor.host import Host
 from baichuan2_tpu.doctor.need import Need
-from baichuan2_tpu.doctor.state import (
+from baichuan2_tpu.doctor.system_files import MISSING, Machine
+from baichuan2_tpu.doctor.tpu import (
+    LEAST_LIBSOPHON,
+    Tpu,
+    Version,
+    format_version,
+    parse_version,
     read_board,
     read_chip,
+    read_driver_version,
+    read_libsophon_version,
     read_link,
     read_status,
     read_temperature,
     read_usage,
-)
-from baichuan2_tpu.doctor.system_files import MISSING, Machine
-from baichuan2_tpu.doctor.tpu import Tpu
-from baichuan2_tpu.doctor.versions import (
-    LEAST_LIBSOPHON,
-    Version,
-    parse_version,
-    read_driver_version,
-    read_libsophon_version,
     sdk_name,
-    written,
 )
 from baichuan2_tpu.engine.device.sail_library import OLDEST_SAIL
 
@@ -37,7 +35,7 @@ __all__ = ["check_device"]
 _CHIP = "bm1684x"
 _HOT_CELSIUS = 85
 """Well above what a box or card in a sensible place reaches under load; a bound of our own."""
-_LEAST = f">= {written(LEAST_LIBSOPHON)} (SDK {sdk_name(LEAST_LIBSOPHON)})"
+_LEAST = f">= {format_version(LEAST_LIBSOPHON)} (SDK {sdk_name(LEAST_LIBSOPHON)})"
 _INSTALL_STEP = {
     "pcie": "install sophon-driver and sophon-libsophon of one SDK, V24.04.01 or newer, then restart",
     "soc": "flash the box with SDK V24.04.01 or newer (sdcard.tgz of its sophon-img)",
@@ -110,7 +108,7 @@ def _versions(machine: Machine, tpu: Tpu, bad: Status) -> list[Finding]:
     if library.status == "warn" and seen["libsophon"].problem == MISSING:
         library = replace(library, status=bad)  # without libbmlib nothing runs on a device
     if driver.status == library.status == "pass" and versions[0] != versions[1]:
-        value = f"{library.value}, but the driver is {written(versions[0] or ())}"
+        value = f"{library.value}, but the driver is {format_version(versions[0] or ())}"
         library = Finding("libsophon", "warn", value, "one version of both")
     install = (_INSTALL_STEP[tpu.kind],)
     if library.status != "pass":
@@ -122,7 +120,7 @@ def _version(name: str, version: Version | None, told: str, bad: Status) -> Find
     if version is None:
         return Finding(name, "warn", told, _LEAST)
     sdk = sdk_name(version)
-    value = f"{written(version)} (SDK {sdk})" if sdk else written(version)
+    value = f"{format_version(version)} (SDK {sdk})" if sdk else format_version(version)
     return Finding(name, bad if version < LEAST_LIBSOPHON else "pass", value, _LEAST)
 
 

@@ -7,13 +7,20 @@ Source: README of sample/Baichuan2 in sophgo/sophon-demo; memory_edit.sh of soph
 from __future__ import annotations
 
 from baichuan2_tpu.doctor.finding import Finding, Status
-from baichuan2_tpu.doctor.host_memory import read_host_memory
+from baichuan2_tpu.doctor.host import read_host_memory
 from baichuan2_tpu.doctor.judge_host import gigabytes
-from baichuan2_tpu.doctor.layout import MIB, Layout, plan_layout, read_limits
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, Need
 from baichuan2_tpu.doctor.system_files import NEEDS_ROOT, Machine
 from baichuan2_tpu.doctor.tpu import Tpu
-from baichuan2_tpu.doctor.tpu_memory import REGIONS, Regions, read_regions
+from baichuan2_tpu.doctor.tpu_memory import (
+    MIB,
+    REGIONS,
+    Layout,
+    Regions,
+    plan_layout,
+    read_limits,
+    read_regions,
+)
 
 __all__ = ["check_device_memory"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.pieces import cut_tokens
+from baichuan2_tpu.engine.compiled.net_plan import cut_tokens
 from baichuan2_tpu.errors import ArtifactError
 from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost
 

@@ -2,16 +2,20 @@
 
 A file in the folder is whole and proven, or not there. What is there and untouched is not fetched again; what
 is cut short or changed is, alone. A folder that was not made here is only added to.
-Not here: one file's way (``download``), the vendor's bmodels (``vendor``), names (``catalog``).
+A model consists of data alone, and one set of weights: no ``.py`` file is ever fetched, and safetensors are
+preferred to ``.bin`` files, which hold the same numbers.
+Not here: one file's way (``transfer.download``), the vendor's bmodels (``vendor``), names (``catalog``).
+Source: the names that transformers gives to shards, "model-00001-of-00003.safetensors".
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +28,6 @@ from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import HUB_MODELS
 from baichuan2_tpu.fetch.digests import hash_file
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
-from baichuan2_tpu.fetch.selection import select_files
 from baichuan2_tpu.fetch.transfer.client import keep_trying, open_client
 from baichuan2_tpu.fetch.transfer.download import Address, DownloadSettings, Watcher, download_file
 from baichuan2_tpu.fetch.transfer.hubs import Hub, RemoteFile, SourceName, open_hub
@@ -32,15 +35,24 @@ from baichuan2_tpu.fetch.transfer.part_file import PartFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
 from baichuan2_tpu.files import locked_folder
 
-__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model"]
+__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "select_files"]
 
 Notice = Callable[[str], None]
-
 _SPARE_BYTES = 64 << 20  # the record, and what else happens on a disk meanwhile
 _LISTING_ATTEMPTS = 3
 _TOLD_BYTES = 100 << 20
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BLOCK_BYTES = 512  # unit of st_blocks on Linux
+
+_REQUIRED = ("config.json", "tokenizer.model")
+_OPTIONAL = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_FILE_LIMIT_BYTES = 1 << 40
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,3 +297,56 @@ def _measure(path: Path, file: RemoteFile) -> RecordedFile | None:
 def _size(nbytes: int) -> str:
     """Write a size for people."""
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 100_000_000 else f"{nbytes / 1e6:.1f} MB"
+
+
+def select_files(files: Mapping[str, RemoteFile], where: str) -> tuple[RemoteFile, ...]:
+    """Return the files to fetch, small ones first, so that what is wrong shows early.
+
+    Raises: FetchError when the repository lacks a file that a model needs, or lists it without proof.
+    """
+    missing = [name for name in _REQUIRED if name not in files]
+    if missing:
+        raise FetchError(f"{where}: holds no {' and no '.join(missing)}; take another --revision or --source")
+    names = [*_REQUIRED, *(name for name in _OPTIONAL if name in files), *_weight_names(files, where)]
+    chosen = [files[name] for name in names]
+    for file in chosen:
+        _check(file, where)
+    return tuple(sorted(chosen, key=lambda file: (file.nbytes, file.name)))
+
+
+def _check(file: RemoteFile, where: str) -> None:
+    """Check that a file is listed with a size and a digest, without which it could not be proven."""
+    if not 0 < file.nbytes <= _FILE_LIMIT_BYTES:
+        raise FetchError(f"{where}: lists {file.name} with {file.nbytes} bytes; take another --source")
+    if not file.digest.is_formed:
+        raise FetchError(
+            f"{where}: lists {file.name} with the digest {file.digest}, which is none; take another --source"
+        )
+
+
+def _weight_names(files: Mapping[str, RemoteFile], where: str) -> list[str]:
+    """Return the names of the first whole set of weights: one file, or an index with all its shards."""
+    for stem, suffix in _WEIGHTS:
+        if f"{stem}{suffix}" in files:
+            return [f"{stem}{suffix}"]
+        index = f"{stem}{suffix}.index.json"
+        shards = _whole_set(files, stem, suffix)
+        if index in files and shards:
+            return [index, *shards]
+    raise FetchError(
+        f"{where}: holds no whole set of weights, neither model.safetensors nor pytorch_model.bin nor all "
+        "shards of one with its .index.json; take another --revision or --source"
+    )
+
+
+def _whole_set(files: Mapping[str, RemoteFile], stem: str, suffix: str) -> list[str]:
+    """Return the shards of a set, none when one of them is missing."""
+    found: dict[int, str] = {}
+    counts: set[int] = set()
+    for name in files:
+        match = _SHARD.fullmatch(name[len(stem) : -len(suffix)])
+        if match and name == f"{stem}{match[0]}{suffix}":
+            found[int(match[1])] = name
+            counts.add(int(match[2]))
+    is_whole = len(counts) == 1 and set(found) == set(range(1, max(counts) + 1))
+    return [found[number] for number in sorted(found)] if is_whole else []

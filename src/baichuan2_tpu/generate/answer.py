@@ -16,8 +16,7 @@ from baichuan2_tpu.generate.events import FinishReason, PromptScored, Result, St
 from baichuan2_tpu.generate.sampling import choose, logprobs
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.stops import StopStrings
-from baichuan2_tpu.text.stream import StreamDecoder
-from baichuan2_tpu.text.tokenizer import Tokenizer
+from baichuan2_tpu.text.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["SCORED_ROWS", "Answer"]
 

@@ -14,12 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.server.api.routes import answer_routes
+from baichuan2_tpu.server.api.routes import answer_routes, model_routes
 from baichuan2_tpu.server.errors import add_handlers
-from baichuan2_tpu.server.limits import BodyLimit
-from baichuan2_tpu.server.routes_model import model_routes
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.server.transport.guards import KeyGuard
+from baichuan2_tpu.server.transport.guards import BodyLimit, KeyGuard
 from baichuan2_tpu.server.transport.routes_operations import operation_routes
 
 __all__ = ["ServerOptions", "create_app"]

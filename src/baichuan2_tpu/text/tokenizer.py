@@ -1,20 +1,22 @@
-"""What the package asks of a tokenizer.
+"""What the package asks of a tokenizer, and decoding a stream of tokens, never half a character at a time.
 
 A tokenizer is a table of byte strings with a rule for cutting text into them. Ids that mean something to the
 program (end of an answer, role of a speaker, reserved places) are control ids: no text encodes to one, and
 they decode to nothing, so what a user types can never act as a command.
-Not here: which tokenizer a checkpoint has (``registry``), the order of messages in a prompt (``template``).
+Not here: which tokenizer a checkpoint has (``registry``), the order of messages in a prompt (``template``),
+holding back stop strings (``generate.stops``).
 """
 
 from __future__ import annotations
 
+import codecs
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
 
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["Tokenizer", "check_text"]
+__all__ = ["StreamDecoder", "Tokenizer", "check_text"]
 
 
 class Tokenizer(Protocol):
@@ -68,3 +70,26 @@ def check_text(text: str) -> None:
             f"text holds a lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}; "
             "only Unicode text is allowed: decode the input as UTF-8"
         ) from exc
+
+
+class StreamDecoder:
+    """Gives out text as soon as its characters are whole.
+
+    All that was given out, with the flush, is ``tokenizer.decode`` of all ids. Only the bytes of an
+    unfinished character are kept, so a token costs the same at any place of the stream.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token completes, possibly none.
+
+        Raises: RequestError for an id outside the vocabulary.
+        """
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def flush(self) -> str:
+        """Return U+FFFD for a character that was never finished, else nothing."""
+        return self._decoder.decode(b"", final=True)

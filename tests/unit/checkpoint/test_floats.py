@@ -13,7 +13,7 @@ from baichuan2_tpu.checkpoint.layout import llama_shapes
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
-from tiny_checkpoint import (
+from models.tiny_checkpoint import (
     alibi_config,
     float_weights,
     official_tensors,

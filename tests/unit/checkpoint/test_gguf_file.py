@@ -15,7 +15,7 @@ from baichuan2_tpu.checkpoint.packing import dequantize as dequantize_linear
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
-from tiny_checkpoint import float_weights, rope_config
+from models.tiny_checkpoint import float_weights, rope_config
 
 CONFIG = rope_config(
     kv_heads=2, is_head_normalized=False, is_head_tied=True, vocabulary_size=264, norm_eps=0.5

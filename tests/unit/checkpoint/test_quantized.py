@@ -10,7 +10,7 @@ from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
-from tiny_checkpoint import rope_config, write_official
+from models.tiny_checkpoint import rope_config, write_official
 
 UP = "model.layers.0.mlp.up_proj"
 Tensors = dict[str, np.ndarray]

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError
-from tiny_checkpoint import round_to_bfloat16, write_safetensors_bf16
+from models.tiny_checkpoint import round_to_bfloat16, write_safetensors_bf16
 
 
 def write(path: Path, header: object, data: bytes = b"") -> Path:

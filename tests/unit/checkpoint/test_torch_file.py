@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.errors import CheckpointError
-from tiny_checkpoint import (
+from models.tiny_checkpoint import (
     pickled_dict,
     pickled_global,
     pickled_int,

@@ -7,9 +7,9 @@ import pytest
 
 from baichuan2_tpu import cli
 from baichuan2_tpu.quantize import quantize
-from cli_command import Outcome, Run
-from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_official
+from models.tiny_tokenizer import write_sentencepiece
+from running.cli_command import Outcome, Run
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 
 from baichuan2_tpu.engine import registry
 from baichuan2_tpu.engine.device import c_library
-from cli_command import Run
-from fake_bundle import write_fake_bundle
-from fakes import HistoryEngine
+from doubles.fakes import HistoryEngine
+from models.fake_bundle import write_fake_bundle
+from running.cli_command import Run
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from baichuan2_tpu.cli import show_answer
 from baichuan2_tpu.cli.line_editor import stoppable
 from baichuan2_tpu.cli.terminal import printable
-from cli_command import Outcome, Run
-from leaving import leave
+from running.cli_command import Outcome, Run
+from running.leaving import leave
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import __version__
-from cli_command import Run
+from running.cli_command import Run
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
 

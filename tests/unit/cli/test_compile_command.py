@@ -9,8 +9,8 @@ from baichuan2_tpu.compile import driver
 from baichuan2_tpu.compile.driver import CompileEvent
 from baichuan2_tpu.resolve import ResolveSettings
 from baichuan2_tpu.toolchain import Toolchain
-from cli_command import Run
-from tiny_bundle import write_tiny_checkpoint
+from models.tiny_bundle import write_tiny_checkpoint
+from running.cli_command import Run
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli_command import Run
+from running.cli_command import Run
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 UNIT = DEPLOY / "baichuan2.service"

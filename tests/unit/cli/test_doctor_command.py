@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import doctor
-from cli_command import Run
-from fake_bundle import write_fake_bundle
-from recorded_machine import HOST, MACHINES, RecordedMachine
+from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
+from models.fake_bundle import write_fake_bundle
+from running.cli_command import Run
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.estimate import LEFT_OUT
-from bundle_manifest import bundle_manifest
-from cli_command import Run
+from models.bundle_manifest import bundle_manifest
+from running.cli_command import Run
 
 TABLES = """\
 bm1684x: 2 layers of 4 bits, w8 head, context 128

@@ -16,10 +16,10 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.cli import evaluate_models
 from baichuan2_tpu.cli.evaluate_models import find_reference
 from baichuan2_tpu.cli.models import EngineSettings
-from cli_command import Run
-from fake_bundle import write_fake_bundle
-from tiny_checkpoint import restored_weights, rope_config, write_config, write_official
-from tiny_tokenizer import write_bpe, write_sentencepiece
+from models.fake_bundle import write_fake_bundle
+from models.tiny_checkpoint import restored_weights, rope_config, write_config, write_official
+from models.tiny_tokenizer import write_bpe, write_sentencepiece
+from running.cli_command import Run
 
 TEXT = "请使用C++写一段冒泡排序算法。The capital of France is Paris.\n" * 12
 SUMS: dict[str, object] = {

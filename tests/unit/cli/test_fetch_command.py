@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.fetch import DEMO, fetched_folder
-from cli_command import Run
-from fault_server import COMMIT, FaultyHub, serve_hub
+from doubles.fault_server import COMMIT, FaultyHub, serve_hub
+from running.cli_command import Run
 
 NAME = "baichuan2-7b-base"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cli_command import Run
-from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_official
+from models.tiny_tokenizer import write_sentencepiece
+from running.cli_command import Run
 
 TEXT = "The capital of France is Paris, and the capital of England is London. 你好吗?你好! " * 40
 

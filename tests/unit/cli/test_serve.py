@@ -19,8 +19,8 @@ import pytest
 from baichuan2_tpu.cli.serve_run import kv_bound, read_keys
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import memory_need
-from cli_command import Run
-from fakes import HistoryEngine
+from doubles.fakes import HistoryEngine
+from running.cli_command import Run
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from baichuan2_tpu.manifest import digest_file
 from baichuan2_tpu.toolchain import Toolchain, locate, status
 from baichuan2_tpu.toolchain.contents import VERSION
 from baichuan2_tpu.toolchain.record import Record
-from cli_command import Run
+from running.cli_command import Run
 
 
 @pytest.fixture(autouse=True)

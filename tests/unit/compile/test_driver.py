@@ -14,7 +14,7 @@ from baichuan2_tpu.errors import CheckpointError, CompileError, RequestError
 from baichuan2_tpu.files import locked_folder
 from baichuan2_tpu.manifest import MANIFEST_NAME
 from baichuan2_tpu.toolchain import Toolchain
-from tiny_bundle import TINY_SETTINGS, write_tiny_checkpoint
+from models.tiny_bundle import TINY_SETTINGS, write_tiny_checkpoint
 
 NOWHERE = BuildSettings(Toolchain(Path("/nowhere"), "1.30.2"))
 

@@ -17,7 +17,7 @@ from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_w
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
-from tiny_checkpoint import alibi_config, rope_config, write_official
+from models.tiny_checkpoint import alibi_config, rope_config, write_official
 
 SETTINGS = CompileSettings(bits=8, head="w8", context=32, prefill=(4,))
 

@@ -10,7 +10,7 @@ from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_w
 from baichuan2_tpu.compile.nets import Net, block_net, embedding_net, head_net
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
-from tiny_checkpoint import alibi_config, rope_config
+from models.tiny_checkpoint import alibi_config, rope_config
 
 ROPE = shape_config("tiny", 4)
 ALIBI = alibi_config(heads=6, kv_heads=6, head_size=32, hidden_size=192, intermediate_size=256)

@@ -8,7 +8,7 @@ from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
-from tiny_checkpoint import alibi_config
+from models.tiny_checkpoint import alibi_config
 
 CONFIG = shape_config("tiny", 4)
 SETTINGS = CompileSettings(bits=4, head="w8", context=512, prefill=(16, 64))

@@ -10,9 +10,9 @@ import pytest
 
 from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.doctor import Finding, Host, Report, examine
-from bundle_manifest import bundle_manifest
-from recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
-from tiny_bundle import write_tiny_checkpoint
+from doubles.recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
+from models.bundle_manifest import bundle_manifest
+from models.tiny_bundle import write_tiny_checkpoint
 
 STATUSES = {"pass", "warn", "fail", "info"}
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.doctor.layout import MIB, Layout, Limits, parse_ranges, plan_layout, read_limits
-from recorded_machine import MACHINES, RecordedMachine, copy_machine
+from baichuan2_tpu.doctor.tpu_memory import MIB, Layout, Limits, parse_ranges, plan_layout, read_limits
+from doubles.recorded_machine import MACHINES, RecordedMachine, copy_machine
 
 FIRST_DAY = Layout(3950, 2048, 3072)
 SE7 = Limits(Layout(7615, 3071, 4096), is_read=True)

@@ -12,7 +12,7 @@ from baichuan2_tpu.compile.settings import MOST_CONTEXT
 from baichuan2_tpu.doctor import need as module
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
-from bundle_manifest import bundle_manifest
+from models.bundle_manifest import bundle_manifest
 
 KV_BYTES = 32 * 2 * 4096 * 2
 """A token of the 7B: layers, keys and values, hidden size, bytes."""

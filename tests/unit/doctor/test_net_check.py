@@ -11,10 +11,10 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.doctor.prove_net import check_layer
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.manifest import Manifest, digest_file
-from bundle_manifest import bundle_manifest
-from numpy_device import NumpyDevice
-from random_model import float_weights
-from tiny_bundle import write_tiny_checkpoint
+from doubles.numpy_device import NumpyDevice
+from models.bundle_manifest import bundle_manifest
+from models.random_model import float_weights
+from models.tiny_bundle import write_tiny_checkpoint
 
 CONTEXT = 32
 

@@ -16,11 +16,11 @@ from baichuan2_tpu.doctor.prove_toolchain import SelfCheck
 from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.reference.layer import first_token_logits, relative_error
-from bundle_manifest import bundle_manifest
-from fakes import ScriptedEngine
-from random_model import SHAPES, float_weights, random_weights
-from recorded_machine import HOST, MACHINES, RecordedMachine
-from reference import reference_logits
+from doubles.fakes import ScriptedEngine
+from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
+from models.bundle_manifest import bundle_manifest
+from models.random_model import SHAPES, float_weights, random_weights
+from models.reference import reference_logits
 
 NONE = find_tpu(RecordedMachine(MACHINES / "none"))
 SOC = find_tpu(RecordedMachine(MACHINES / "soc"))

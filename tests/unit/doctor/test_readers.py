@@ -10,21 +10,29 @@ from hypothesis import strategies as st
 
 from baichuan2_tpu.doctor import Machine, examine
 from baichuan2_tpu.doctor import system_files as machine_module
-from baichuan2_tpu.doctor.host_memory import HostMemory, parse_limit, parse_memory, read_limit
-from baichuan2_tpu.doctor.processor import Processor, parse_processor, read_processor
-from baichuan2_tpu.doctor.state import (
+from baichuan2_tpu.doctor.host import (
+    HostMemory,
+    Processor,
+    parse_limit,
+    parse_memory,
+    parse_processor,
+    read_limit,
+    read_processor,
+)
+from baichuan2_tpu.doctor.system_files import Node, Seen
+from baichuan2_tpu.doctor.tpu import (
     Link,
+    find_tpu,
     parse_celsius,
     parse_chip,
     parse_link,
     parse_thousandths,
     parse_usage,
+    parse_version,
+    read_libsophon_version,
 )
-from baichuan2_tpu.doctor.system_files import Node, Seen
-from baichuan2_tpu.doctor.tpu import find_tpu
 from baichuan2_tpu.doctor.tpu_memory import Region, parse_capacity, parse_heaps, parse_region, read_regions
-from baichuan2_tpu.doctor.versions import parse_version, read_libsophon_version
-from recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
+from doubles.recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 
 PARSERS: list[Callable[[str], object]] = [
     parse_capacity,

@@ -9,9 +9,9 @@ import pytest
 from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.cli.doctor import draw
 from baichuan2_tpu.doctor import Finding, Report, examine
-from baichuan2_tpu.doctor.versions import read_libsophon_version
-from bundle_manifest import bundle_manifest
-from recorded_machine import HOST, MACHINES, RecordedMachine
+from baichuan2_tpu.doctor.tpu import read_libsophon_version
+from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
+from models.bundle_manifest import bundle_manifest
 
 ARM = dataclasses.replace(HOST, architecture="aarch64", kernels=("scalar",), python="3.10.14")
 HOSTS = {

@@ -11,9 +11,9 @@ from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.net_plan import plan_nets
 from baichuan2_tpu.errors import BackendError, DeviceError, RequestError
-from numpy_device import NumpyDevice, rounded
-from random_model import float_weights, random_weights
-from reference import reference_logits
+from doubles.numpy_device import NumpyDevice, rounded
+from models.random_model import float_weights, random_weights
+from models.reference import reference_logits
 
 CONTEXT = 64
 MODEL = random_weights("grouped", 8)

@@ -15,9 +15,9 @@ from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 from baichuan2_tpu.errors import ArtifactError, BackendError, ContextLengthError
 from baichuan2_tpu.manifest import FileDigest, Manifest, digest_file
-from numpy_device import NumpyDevice
-from random_model import float_weights, random_weights
-from reference import reference_logits
+from doubles.numpy_device import NumpyDevice
+from models.random_model import float_weights, random_weights
+from models.reference import reference_logits
 
 MODEL = random_weights("grouped", 4)
 FLOATS = float_weights(MODEL)

@@ -10,8 +10,8 @@ import pytest
 from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
 from baichuan2_tpu.engine.device.base import NetInfo, StageInfo, TensorInfo
 from baichuan2_tpu.errors import ArtifactError
-from numpy_device import NumpyDevice
-from random_model import float_weights, random_weights
+from doubles.numpy_device import NumpyDevice
+from models.random_model import float_weights, random_weights
 
 MODEL = random_weights("grouped", 4)
 FLOATS = float_weights(MODEL)

@@ -7,7 +7,7 @@ import pytest
 from baichuan2_tpu.errors import ArtifactError
 from baichuan2_tpu.estimate import Cost, estimate, prompt_lengths
 from baichuan2_tpu.manifest import NetCost
-from bundle_manifest import HEAD_MS, LAYER_MS, READ_BYTES, bundle_manifest
+from models.bundle_manifest import HEAD_MS, LAYER_MS, READ_BYTES, bundle_manifest
 
 GIBIBYTES_64 = 2**36
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from baichuan2_tpu.estimate import Estimate, draw, estimate
-from bundle_manifest import bundle_manifest
+from models.bundle_manifest import bundle_manifest
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -3,7 +3,7 @@
 import json
 
 from baichuan2_tpu.estimate import LEFT_OUT, estimate, to_json
-from bundle_manifest import READ_BYTES, bundle_manifest
+from models.bundle_manifest import READ_BYTES, bundle_manifest
 
 
 def test_json_holds_every_figure() -> None:

@@ -7,7 +7,7 @@ from baichuan2_tpu.evaluate.batch_answers import Question, answer_questions
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from fakes import ByteTokenizer, HistoryEngine
+from doubles.fakes import ByteTokenizer, HistoryEngine
 
 TOKENIZER = ByteTokenizer()
 

@@ -9,7 +9,7 @@ from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.evaluate import EngineScorer, Perplexity, ScoredText
 from baichuan2_tpu.evaluate.passages import Passage, PassageScore
-from fakes import FakeEngine, HistoryEngine
+from doubles.fakes import FakeEngine, HistoryEngine
 
 VOCABULARY = 40
 

@@ -11,8 +11,8 @@ from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.evaluate import FloatScorer, float_scorer
 from baichuan2_tpu.evaluate.passages import Passage
 from baichuan2_tpu.reference.float_model import FloatModel
-from reference import reference_logits
-from tiny_checkpoint import alibi_config, float_weights, rope_config, write_llama_safetensors
+from models.reference import reference_logits
+from models.tiny_checkpoint import alibi_config, float_weights, rope_config, write_llama_safetensors
 
 
 @pytest.mark.parametrize("config", [rope_config(), alibi_config()], ids=["rope", "alibi"])

@@ -6,7 +6,7 @@ import pytest
 
 from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.evaluate.harness_requests import HarnessRequests
-from recall import ASSISTANT, TOKENIZER, USER, recalling
+from doubles.recall import ASSISTANT, TOKENIZER, USER, recalling
 
 END = TOKENIZER.END_ID
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.evaluate.passages import Passage, PassageScore, RowCollector, readings_of
-from fakes import one_hot
+from doubles.fakes import one_hot
 
 
 def test_choices_of_one_token_are_one_reading() -> None:

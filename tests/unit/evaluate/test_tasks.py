@@ -13,8 +13,8 @@ import pytest
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.evaluate import TaskScore
 from baichuan2_tpu.evaluate.tasks import TaskPlan, load_tasks, task_scores
-from fakes import FakeEngine
-from recall import ASSISTANT, USER, recalling
+from doubles.fakes import FakeEngine
+from doubles.recall import ASSISTANT, USER, recalling
 
 KNOWN = [
     # Both choices are of one length: where nothing is known, the first one wins.

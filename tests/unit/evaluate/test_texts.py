@@ -7,7 +7,7 @@ import pytest
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate import ScoredText, language_reference
 from baichuan2_tpu.evaluate.scored_text import check_same_cut, cut
-from fakes import ByteTokenizer
+from doubles.fakes import ByteTokenizer
 
 
 def text(length: int, window: int, stride: int) -> ScoredText:

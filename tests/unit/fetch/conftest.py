@@ -10,7 +10,7 @@ import pytest
 from baichuan2_tpu.fetch.models import FetchSettings
 from baichuan2_tpu.fetch.transfer.client import Patience
 from baichuan2_tpu.fetch.transfer.download import DownloadSettings
-from fault_server import PIECE_BYTES, WEIGHTS, FaultyHub, serve_hub
+from doubles.fault_server import PIECE_BYTES, WEIGHTS, FaultyHub, serve_hub
 
 IMPATIENT = Patience(
     attempts=4, first_wait_s=0.0, longest_wait_s=0.01, connect_timeout_s=5.0, read_timeout_s=0.3

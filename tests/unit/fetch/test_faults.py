@@ -22,7 +22,7 @@ from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
-from fault_server import COMMIT, MODEL, PIECE_BYTES, WEIGHTS, FaultyHub
+from doubles.fault_server import COMMIT, MODEL, PIECE_BYTES, WEIGHTS, FaultyHub
 
 PASSING = [
     "drop",

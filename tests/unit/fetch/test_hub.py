@@ -9,7 +9,7 @@ import pytest
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.transfer.hubs import HuggingFace, ModelScope, SourceName, open_hub
-from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub, Rows
+from doubles.fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub, Rows
 
 SOURCES = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 

@@ -18,7 +18,7 @@ from baichuan2_tpu.fetch.record import WORK_NAME, Record
 from baichuan2_tpu.fetch.verify import find_damage
 from baichuan2_tpu.files import locked_folder
 from baichuan2_tpu.manifest import FileDigest
-from fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub
+from doubles.fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub
 
 
 def fetch(settings: FetchSettings, name: str = MODEL) -> Path:

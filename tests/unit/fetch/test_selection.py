@@ -4,7 +4,7 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.selection import select_files
+from baichuan2_tpu.fetch.models import select_files
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 
 SMALL = ["config.json", "tokenizer.model"]

@@ -10,7 +10,7 @@ from baichuan2_tpu.generate.engine_limits import check_candidates
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from fakes import ByteTokenizer, FakeEngine, ScriptedEngine
+from doubles.fakes import ByteTokenizer, FakeEngine, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size

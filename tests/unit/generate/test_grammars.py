@@ -17,7 +17,7 @@ from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from fakes import ByteTokenizer, FakeEngine
+from doubles.fakes import ByteTokenizer, FakeEngine
 
 ANY_OBJECT = {"type": "object"}
 PERSON = {

@@ -9,7 +9,7 @@ from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
 from baichuan2_tpu.generate.loop import Event, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from fakes import ByteTokenizer, FakeEngine, HistoryEngine, ScriptedEngine
+from doubles.fakes import ByteTokenizer, FakeEngine, HistoryEngine, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size

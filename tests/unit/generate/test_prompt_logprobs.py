@@ -9,7 +9,7 @@ from baichuan2_tpu.generate.events import Event, PromptScored, Result, TokenChos
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from fakes import ByteTokenizer, HistoryEngine
+from doubles.fakes import ByteTokenizer, HistoryEngine
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size

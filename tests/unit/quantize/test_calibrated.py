@@ -20,8 +20,8 @@ from baichuan2_tpu.quantize import Calibration, QuantizeEvent, quantize
 from baichuan2_tpu.quantize.calibration_text import open_windows
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.text.registry import open_tokenizer
-from reference import reference_logits
-from tiny_checkpoint import (
+from models.reference import reference_logits
+from models.tiny_checkpoint import (
     alibi_config,
     float_weights,
     official_tensors,
@@ -30,7 +30,7 @@ from tiny_checkpoint import (
     write_bin,
     write_official,
 )
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_tokenizer import write_sentencepiece
 
 WORDS = [
     *["The", "capital", "of", "France", "is", "Paris", "and", "system", "user", "assistant", "end"],

@@ -12,8 +12,8 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import QuantizeEvent, driver, quantize
-from reference import reference_logits
-from tiny_checkpoint import (
+from models.reference import reference_logits
+from models.tiny_checkpoint import (
     alibi_config,
     float_weights,
     official_tensors,

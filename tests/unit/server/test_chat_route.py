@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.scheduler import SchedulerSettings
-from fakes import ByteTokenizer, HistoryEngine
-from served import MODEL, chat_body, running_service, scripted_engine, served
-from serving import request
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from running.served import MODEL, chat_body, running_service, scripted_engine, served
+from schedules.serving import request
 
 CHAT = "/v1/chat/completions"
 VOCABULARY = ByteTokenizer().vocabulary_size

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
-from served import MODEL, scripted_engine, served
+from doubles.fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
+from running.served import MODEL, scripted_engine, served
 
 COMPLETIONS = "/v1/completions"
 VOCABULARY = ByteTokenizer().vocabulary_size

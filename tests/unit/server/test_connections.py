@@ -11,9 +11,10 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from baichuan2_tpu.server import connections, limits
-from baichuan2_tpu.server.limits import BodyLimit
-from served import listening
+from baichuan2_tpu.server.transport import guards
+from baichuan2_tpu.server.transport import listening as listening_module
+from baichuan2_tpu.server.transport.guards import BodyLimit
+from running.served import listening
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
@@ -26,7 +27,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    monkeypatch.setattr(connections, "_HEAD_S", 0.2)
+    monkeypatch.setattr(listening_module, "_HEAD_S", 0.2)
     with listening(answer) as url:
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port or 0), timeout=60) as client:
@@ -74,7 +75,7 @@ def test_a_head_without_end_is_refused(client: socket.socket) -> None:
 
 
 def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_BODY_S", 0.1)
+    monkeypatch.setattr(guards, "_BODY_S", 0.1)
     said: list[Message] = []
 
     async def receive() -> Message:

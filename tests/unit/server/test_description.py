@@ -19,8 +19,8 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
-from fakes import ByteTokenizer, HistoryEngine
-from served import MODEL, running_service
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from running.served import MODEL, running_service
 
 TOKENIZER = ByteTokenizer()
 _ALL = [HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.too_slow]

@@ -7,7 +7,7 @@ import pytest
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.app import ServerOptions
-from served import chat_body, scripted_engine, served
+from running.served import chat_body, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}

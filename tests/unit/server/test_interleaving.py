@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes import ByteTokenizer, HistoryEngine
-from interleaving import Course, check_course, courses
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from schedules.interleaving import Course, check_course, courses
 
 TOKENIZER = ByteTokenizer()
 CONTEXT = 130  # more than two blocks of memory

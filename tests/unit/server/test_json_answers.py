@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fakes import ByteTokenizer, HistoryEngine
-from served import chat_body, scripted_engine, served
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from running.served import chat_body, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
 

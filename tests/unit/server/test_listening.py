@@ -8,8 +8,8 @@ from starlette.types import Receive, Scope, Send
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.transport.listening import Address, bind, is_loopback, serve, tell_supervisor
-from served import running_service
-from talking_engine import TalkingEngine
+from doubles.talking_engine import TalkingEngine
+from running.served import running_service
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")])

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.transport.request_log import LineFormatter, RequestLog, log_event
-from served import chat_body, running_service, scripted_engine
+from running.served import chat_body, running_service, scripted_engine
 
 LOGGER = logging.getLogger("baichuan2_tpu.server.transport.request_log")
 

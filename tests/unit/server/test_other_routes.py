@@ -6,8 +6,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
-from fakes import ByteTokenizer, HistoryEngine
-from served import MODEL, chat_body, running_service, scripted_engine, served
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from running.served import MODEL, chat_body, running_service, scripted_engine, served
 
 
 def test_the_model_is_listed_and_shown_by_its_name() -> None:

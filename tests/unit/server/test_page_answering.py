@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from baichuan2_tpu.server.page import turns
 from baichuan2_tpu.server.page.turns import PageSession, Settings, Turn, TurnState, answer_turn
 from baichuan2_tpu.server.service import Service
-from fakes import FakeEngine
-from served import running_service
-from talking_engine import LONG_COUNT, TalkingEngine
+from doubles.fakes import FakeEngine
+from doubles.talking_engine import LONG_COUNT, TalkingEngine
+from running.served import running_service
 
 SETTINGS = Settings(
     system="",

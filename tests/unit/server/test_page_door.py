@@ -7,8 +7,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baichuan2_tpu.server import limits
 from baichuan2_tpu.server.page.access import PageDoor
+from baichuan2_tpu.server.transport import guards
 
 KEY = "open-sesame"
 
@@ -165,7 +165,7 @@ def test_a_form_that_is_none_has_no_key(form: str, status: int) -> None:
 
 
 def test_a_form_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_BODY_S", 0.1)
+    monkeypatch.setattr(guards, "_BODY_S", 0.1)
     assert asyncio.run(sent_by_the_door(asyncio.Event().wait))[0]["status"] == 408
 
 

@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.gradio_app import add_page
 from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, EventFilter
-from served import running_service
-from talking_engine import TalkingEngine
+from baichuan2_tpu.server.transport.guards import BodyLimit
+from doubles.talking_engine import TalkingEngine
+from running.served import running_service
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gradio counts events with pandas
 

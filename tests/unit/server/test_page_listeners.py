@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from baichuan2_tpu.server.page.listeners import LISTEN_PATH, Listeners, ListenerWatch
+from baichuan2_tpu.server.page.gradio_guards import LISTEN_PATH, Listeners, ListenerWatch
 
 
 def scope(path: str, session: str, name: str = "") -> Scope:

@@ -5,8 +5,8 @@ from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.page.gradio_app import add_page
-from served import running_service
-from talking_engine import TalkingEngine
+from doubles.talking_engine import TalkingEngine
+from running.served import running_service
 
 
 @pytest.fixture

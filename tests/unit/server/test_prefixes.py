@@ -8,7 +8,7 @@ import pytest
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
-from fakes import HistoryEngine
+from doubles.fakes import HistoryEngine
 
 
 def new_pool(max_tokens: int = 1024, *, max_sequences: int = 4) -> tuple[PrefixPool, HistoryEngine]:

@@ -22,8 +22,8 @@ from baichuan2_tpu.errors import (
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
-from fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
-from serving import Clock, finish, read, request, said, solo, submit
+from doubles.fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
+from schedules.serving import Clock, finish, read, request, said, solo, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size

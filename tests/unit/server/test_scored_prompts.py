@@ -9,8 +9,8 @@ from baichuan2_tpu.generate.events import PromptScored
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
-from fakes import ByteTokenizer, HistoryEngine
-from serving import finish, greedy, read, request, said, submit
+from doubles.fakes import ByteTokenizer, HistoryEngine
+from schedules.serving import finish, greedy, read, request, said, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from httpx2 import Response
 
-from fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
-from served import chat_body, scripted_engine, served
+from doubles.fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
+from running.served import chat_body, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
 WEATHER = {

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceTrainer
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from tiny_tokenizer import SENTENCEPIECE_RESERVED
+from models.tiny_tokenizer import SENTENCEPIECE_RESERVED
 
 
 @pytest.mark.parametrize(

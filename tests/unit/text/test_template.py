@@ -11,7 +11,7 @@ from baichuan2_tpu.errors import CheckpointError, ContextLengthError, RequestErr
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.template import BaichuanTemplate, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from fakes import ByteTokenizer
+from doubles.fakes import ByteTokenizer
 
 ROOM = 10_000
 USER_ID, ASSISTANT_ID = 257, 258

@@ -5,8 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.text.stream import StreamDecoder
-from baichuan2_tpu.text.tokenizer import Tokenizer
+from baichuan2_tpu.text.tokenizer import StreamDecoder, Tokenizer
 
 # One fixture serves all examples: tokenizers have no state.
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -2,32 +2,42 @@
 
 Everything is read from the nets themselves. Two forms are known: ours, where ``block_cache_i`` has a stage
 for every number of new tokens, each with the whole history; and the one of TPU-MLIR's converters, where
-``block_i`` takes a whole prompt without history and ``block_cache_i`` one token.
-Not here: launching (``bmodel``), the manifest (``bundle``).
+``block_i`` takes a whole prompt without history and ``block_cache_i`` one token. The estimate cuts tokens
+into launches by the same rule.
+Not here: launching (``engine``), the manifest (``open_bundle``), what launches take (``estimate``).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from baichuan2_tpu.engine.device.base import NetInfo, StageInfo
-from baichuan2_tpu.engine.pieces import cut_tokens, launch_cost
 from baichuan2_tpu.errors import ArtifactError
 
-__all__ = ["BlockStage", "HeadPlan", "NetPlan", "Piece", "TokenStage", "plan_nets"]
+__all__ = [
+    "BlockStage",
+    "HeadPlan",
+    "NetPlan",
+    "Piece",
+    "TokenStage",
+    "cut_tokens",
+    "launch_cost",
+    "plan_nets",
+]
 
 _HEAD = "lm_head"
 _EMBEDDINGS = ("embedding", "embedding_cache")
 _PROMPT_BLOCK, _CACHE_BLOCK = "block", "block_cache"
 _PROMPT_INPUTS, _CACHE_INPUTS = 3, 5  # states, positions, mask; and the history's keys and values
-
 _FLOATS = ("float32", "float16", "bfloat16")
-
 HeadOutput = Literal["logits", "token", "sample"]
+
+_LAUNCH_TOKENS = 64
+"""A launch reads every weight, in about the time that this many tokens take to multiply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,3 +228,31 @@ def _net(nets: Mapping[str, NetInfo], name: str) -> NetInfo:
     if name not in nets:
         raise ArtifactError(f"the bmodel has no net {name}; compile the bundle again")
     return nets[name]
+
+
+def launch_cost(tokens: int) -> int:
+    """Return what a launch of a stage takes, in the time that one token takes to multiply."""
+    return tokens + _LAUNCH_TOKENS
+
+
+def cut_tokens(tokens: int, stages: Sequence[int]) -> tuple[int, ...]:
+    """Return the stages to launch, in order, for ``tokens`` new tokens; the last may exceed what is left.
+
+    Units: ``stages`` are the tokens of each compiled stage, ascending. Every cut into the largest that fit,
+    ended at any point by one that covers the rest, is weighed; the one that takes least time is taken.
+    """
+    pieces: list[int] = []
+    rest, spent = tokens, 0
+    least, kept, last = -1, 0, 0
+    while True:
+        covering = next((stage for stage in stages if stage >= rest), None)
+        if covering is not None:
+            total = spent + launch_cost(covering)
+            if least < 0 or total < least:
+                least, kept, last = total, len(pieces), covering
+        fitting = [stage for stage in stages if stage < rest]
+        if covering == rest or not fitting:
+            return (*pieces[:kept], last)
+        pieces.append(fitting[-1])
+        rest -= fitting[-1]
+        spent += launch_cost(fitting[-1])

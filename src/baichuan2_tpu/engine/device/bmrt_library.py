@@ -14,8 +14,7 @@ from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32
 from pathlib import Path
 from typing import Any
 
-from baichuan2_tpu.engine.device.c_library import send_c_output_to_stderr
-from baichuan2_tpu.engine.float_mode import kept_float_mode
+from baichuan2_tpu.engine.device.c_library import kept_float_mode, send_c_output_to_stderr
 from baichuan2_tpu.errors import BackendUnavailable
 
 __all__ = [

@@ -1,19 +1,20 @@
-"""The two hubs that hold Baichuan2: what a repository lists, and the address of a file in it.
+"""The two hubs that hold Baichuan2: what a repository lists, the address of a file in it, the user's tokens.
 
-A listing is data of somebody else: a name that could lead out of a folder is refused. Not here: which files
-are wanted, and whether size and digest of those are given (``selection``); moving bytes (``download``); where
-a token comes from (``tokens``).
-Source: huggingface_hub 2.4.0 (``hf_api.py`` for /api/models, ``constants.py`` for the environment);
-modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``).
+A listing is data of somebody else: a name that could lead out of a folder is refused. A token comes from the
+environment, or from where a hub's own tool has kept it, and its value is in no message.
+Not here: which files are wanted (``models``), moving bytes (``download``).
+Source: huggingface_hub 2.4.0 (``hf_api.py`` for /api/models, ``constants.py`` for the environment,
+``utils/_auth.py``); modelscope 1.x (``hub/api.py``, ``hub/file_download.py``, ``hub/utils/utils.py``).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, cast
 from urllib.parse import quote, unquote, urlencode
 
@@ -21,15 +22,31 @@ import httpx
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.digests import Digest
-from baichuan2_tpu.fetch.tokens import HUGGINGFACE, TRUE_WORDS, huggingface_token, modelscope_token
 from baichuan2_tpu.fetch.transfer.client import check_status, mapped_errors, read_limited
 
-__all__ = ["Hub", "HuggingFace", "Listing", "ModelScope", "RemoteFile", "SourceName", "open_hub"]
+__all__ = [
+    "HUGGINGFACE",
+    "TRUE_WORDS",
+    "Hub",
+    "HuggingFace",
+    "Listing",
+    "ModelScope",
+    "RemoteFile",
+    "SourceName",
+    "huggingface_token",
+    "modelscope_token",
+    "open_hub",
+]
 
 SourceName = Literal["huggingface", "modelscope"]
-
 _LISTING_LIMIT_BYTES = 8 << 20
 _NAME_LIMIT = 255  # bytes of a file name, of every file system in use
+
+HUGGINGFACE = "https://huggingface.co"
+TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})
+"""What a variable of Hugging Face is set to when it holds, in capitals."""
+_FORM = re.compile(r"[!-~]+")
+"""Printable ASCII without spaces: what a header can carry, and all that tokens are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,3 +311,47 @@ def _listing(revision: str, files: list[RemoteFile | None], about: str) -> Listi
             raise FetchError(f"{about}: lists {file.name} twice; take another --source")
         found[file.name] = file
     return Listing(revision, found)
+
+
+def huggingface_token(environment: Mapping[str, str], endpoint: str) -> str | None:
+    """Return the token of the environment; for Hugging Face itself else the one ``hf auth login`` has kept.
+
+    A kept token was given to Hugging Face alone: no mirror gets it. HF_HUB_DISABLE_IMPLICIT_TOKEN forbids it
+    wholly; a token in HF_TOKEN is sent wherever HF_ENDPOINT leads.
+    Raises: FetchError naming the variable or the file of a token that cannot be sent.
+    """
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        token = _checked(environment.get(variable, ""), variable)
+        if token:
+            return token
+    is_forbidden = environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in TRUE_WORDS
+    if is_forbidden or endpoint.lower() != HUGGINGFACE:
+        return None
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environment.get("HF_HOME") or f"{cache}/huggingface"
+    path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    try:
+        return _checked(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def modelscope_token(environment: Mapping[str, str]) -> str | None:
+    """Return the token of the environment.
+
+    Raises: FetchError naming the variable of a token that cannot be sent.
+    """
+    return _checked(environment.get("MODELSCOPE_API_TOKEN", ""), "MODELSCOPE_API_TOKEN")
+
+
+def _checked(text: str, where: str) -> str | None:
+    """Return a token without the white space around it, None where nothing is left."""
+    token = text.strip()
+    if not token:
+        return None
+    if not _FORM.fullmatch(token):
+        raise FetchError(
+            f"the token of {where} has {len(token)} characters, and one of them is a space or no printable "
+            "ASCII, which no token has; copy it again from the page where it was made"
+        )
+    return token

@@ -1,23 +1,52 @@
-"""From a chat as OpenAI writes it to requests of the scheduler.
+"""From a chat as OpenAI writes it to requests of the scheduler: its messages and the grammar of its answer.
 
-Not here: the fields (``schema_chat``), the answer (``chat_answers``).
+An answer is free text until calls begin; from there on it is JSON that the functions' schemas allow.
+Not here: the fields (``schema_chat``), the answer (``chat_output``), how the model wants messages written
+(``text.template``), what the tools are (``tools``), compiling grammars (``generate.grammars``).
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.generate.constraint import Grammar
+from baichuan2_tpu.generate.grammars import json_rule
 from baichuan2_tpu.server.api.answer_settings import answer_settings, repeated
-from baichuan2_tpu.server.api.schema_chat import ChatMessage, ChatRequest, Tool
-from baichuan2_tpu.server.api.tools import callable_tools, with_tools
-from baichuan2_tpu.server.chat_grammar import chat_grammar
-from baichuan2_tpu.server.chat_messages import chat_messages
+from baichuan2_tpu.server.api.schema_chat import (
+    AssistantMessage,
+    ChatMessage,
+    ChatRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    SystemMessage,
+    TextPart,
+    Tool,
+    ToolMessage,
+    UserMessage,
+)
+from baichuan2_tpu.server.api.tools import (
+    CALL_BEGIN,
+    CALL_END,
+    call_begin,
+    callable_tools,
+    calls_text,
+    is_call_forced,
+    parameters,
+    result_text,
+    with_tools,
+)
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.scheduler import Request
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.text.messages import Message
 
-__all__ = ["chat_requests", "chat_tokens"]
+__all__ = ["chat_grammar", "chat_messages", "chat_requests", "chat_tokens"]
+
+_MAX_CALLS = 8  # in one answer: a small model can make the same call over and over
+_ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 
 def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Request]:
@@ -64,3 +93,104 @@ def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs need logprobs; set logprobs to true", param="top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def chat_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Return the messages; calls are what the model wrote, and results of functions what a user says.
+
+    Raises: ApiError for an answer of nothing, or the result of a call that was not made.
+    """
+    found: list[Message] = []
+    name_of_call: dict[str, str] = {}
+    is_result = False
+    for message in messages:
+        match message:
+            case SystemMessage():
+                found.append(Message("system", _text(message.content)))
+            case UserMessage():
+                name_of_call = {}
+                found.append(Message("user", _text(message.content)))
+            case AssistantMessage():
+                name_of_call = {call.id: call.function.name for call in message.tool_calls or ()}
+                found.append(Message("assistant", _answer(message)))
+            case ToolMessage():
+                result = _result(message, name_of_call)
+                # Results of one answer's calls are said together.
+                before = f"{found.pop().content}\n" if is_result else ""
+                found.append(Message("user", before + result))
+        is_result = isinstance(message, ToolMessage)
+    return found
+
+
+def _answer(message: AssistantMessage) -> str:
+    if message.content is None and not message.tool_calls:
+        raise ApiError("a message of the assistant has neither content nor tool_calls", param="messages")
+    calls = calls_text(message.tool_calls) if message.tool_calls else ""
+    return _text(message.content or "") + calls
+
+
+def _result(message: ToolMessage, name_of_call: dict[str, str]) -> str:
+    name = name_of_call.get(message.tool_call_id)
+    if name is None:
+        raise ApiError(
+            f"the tool_call_id {message.tool_call_id!r} is of no call in the answer before it; "
+            "put that answer with its tool_calls before the results",
+            param="messages",
+        )
+    return result_text(name, _text(message.content))
+
+
+def _text(content: str | Sequence[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> Grammar | None:
+    """Return what an answer that may call these tools must follow; None when it is free.
+
+    Raises: ApiError naming what of a schema is not supported.
+    """
+    schema = _answer_schema(body)
+    grammar = None if schema is None else _checked(schema, "response_format", "", service)
+    if not tools:
+        return grammar
+    for tool in tools:
+        _checked(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
+    more = "" if body.parallel_tool_calls is False else f' (", " call){{0,{_MAX_CALLS - 1}}}'
+    rules = [
+        *_start(body, schema),
+        f"calls: call{more} {json.dumps(CALL_END)}",
+        "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
+    ]
+    for index, tool in enumerate(tools):
+        begin = json.dumps(call_begin(tool.function.name))
+        rules.append(f'call_{index}: {begin} arguments_{index} "}}"')
+        rules.append(f"arguments_{index}: {json_rule(parameters(tool))}")
+    return service.grammars.lark("\n".join(rules))
+
+
+def _checked(schema: Mapping[str, object], param: str, what: str, service: Service) -> Grammar:
+    try:
+        return service.grammars.json_schema(schema)
+    except RequestError as exc:
+        raise ApiError(f"{what}{exc}", param=param, code="invalid_json_schema") from exc
+
+
+def _start(body: ChatRequest, schema: Mapping[str, object] | None) -> list[str]:
+    """Return the rules of what an answer is besides calls, if it may be anything else."""
+    begin = json.dumps(CALL_BEGIN)
+    if is_call_forced(body):
+        return [f"start: {begin} calls"]
+    if schema is not None:
+        return [f"start: {begin} calls | answer", f"answer: {json_rule(schema)}"]
+    return ["start: calling calls | TEXT", f"calling[lazy]: TEXT {begin}", r"TEXT: /(.|\n)*/"]
+
+
+def _answer_schema(body: ChatRequest) -> Mapping[str, object] | None:
+    """Return the schema of a JSON answer; None for text."""
+    match body.response_format:
+        case JsonObjectFormat():
+            return _ANY_OBJECT
+        case JsonSchemaFormat(json_schema=named):
+            return _ANY_OBJECT if named.schema_ is None else named.schema_
+        case _:
+            return None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from baichuan2_tpu.generate.events import Result
-from baichuan2_tpu.server.api.output import Head, count_tokens
+from baichuan2_tpu.server.api.output import Head, chat_logprobs, count_tokens
 from baichuan2_tpu.server.api.schema_chat import (
     ChatAnswer,
     ChatChoice,
@@ -24,7 +24,6 @@ from baichuan2_tpu.server.api.schema_chat import (
 )
 from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, joined_calls
 from baichuan2_tpu.server.api.tools import callable_tools, is_call_forced
-from baichuan2_tpu.server.logprobs import chat_logprobs
 from baichuan2_tpu.server.scheduling.answers import Piece, WholeAnswer
 from baichuan2_tpu.server.service import Service
 

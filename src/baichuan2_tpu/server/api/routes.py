@@ -1,7 +1,7 @@
-"""``/v1/chat/completions`` and ``/v1/completions``.
+"""``/v1/chat/completions``, ``/v1/completions``, ``/v1/models`` and vLLM's routes of the tokenizer.
 
 A handler checks and translates in a worker thread, since texts can be long, and then only passes events on.
-Not here: what fields mean (``chat_requests``, ``completion_requests``).
+Not here: what fields mean (``chat_input``, ``completion``).
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from baichuan2_tpu.errors import ContextLengthError
-from baichuan2_tpu.server.api.chat_input import chat_requests
+from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens
 from baichuan2_tpu.server.api.chat_output import ChatWriter
-from baichuan2_tpu.server.api.completion import completion_requests
+from baichuan2_tpu.server.api.completion import CompletionWriter, completion_requests
 from baichuan2_tpu.server.api.event_stream import send_answers
-from baichuan2_tpu.server.api.schema_chat import ChatAnswer, ChatRequest
+from baichuan2_tpu.server.api.schema import (
+    Detokenized,
+    DetokenizeRequest,
+    ModelCard,
+    ModelList,
+    Tokenized,
+    TokenizerInfo,
+)
+from baichuan2_tpu.server.api.schema_chat import ChatAnswer, ChatRequest, ChatTokenizeRequest
 from baichuan2_tpu.server.api.schema_completion import CompletionAnswer, CompletionRequest
-from baichuan2_tpu.server.completion_answers import CompletionWriter
 from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.service import Service
 
-__all__ = ["answer_routes"]
+__all__ = ["answer_routes", "model_routes"]
 
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
@@ -64,3 +71,53 @@ def _ask_completion(
 
 def _client(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+def model_routes(service: Service) -> APIRouter:
+    """Return the routes that tell about a model. Their handlers run in worker threads: texts can be long."""
+    router = APIRouter(responses=DOCUMENTED, tags=["model"])
+
+    @router.get("/v1/models")
+    def list_models() -> ModelList:
+        """List the models that are served."""
+        return ModelList(data=[_card(service)])
+
+    @router.get("/v1/models/{name:path}")
+    def show_model(name: str) -> ModelCard:
+        """Describe one model."""
+        service.check_model(name)
+        return _card(service)
+
+    @router.post("/tokenize")
+    def tokenize(body: ChatTokenizeRequest) -> Tokenized:
+        """Turn a text, or a conversation as the model reads it, into tokens."""
+        service.check_model(body.model)
+        tokens = _tokens(body, service)
+        return Tokenized(tokens=tokens, count=len(tokens), max_model_len=service.model.max_context)
+
+    @router.get("/tokenizer_info")
+    def show_tokenizer() -> TokenizerInfo:
+        """Describe the tokenizer."""
+        tokenizer = service.model.tokenizer
+        return TokenizerInfo(tokenizer_class=type(tokenizer).__name__, vocab_size=tokenizer.vocabulary_size)
+
+    @router.post("/detokenize")
+    def detokenize(body: DetokenizeRequest) -> Detokenized:
+        """Turn tokens into text."""
+        service.check_model(body.model)
+        return Detokenized(prompt=service.model.tokenizer.decode(body.tokens))
+
+    return router
+
+
+def _card(service: Service) -> ModelCard:
+    model = service.model
+    return ModelCard(id=model.name, created=model.created_s, max_model_len=model.max_context)
+
+
+def _tokens(body: ChatTokenizeRequest, service: Service) -> list[int]:
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError("give either prompt or messages", param="prompt")
+    if body.messages is not None:
+        return list(chat_tokens(body.messages, service))
+    return service.model.tokenizer.encode(body.prompt or "")

@@ -21,11 +21,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.errors import ApiError, error_response
-from baichuan2_tpu.server.limits import BodyLimit
-from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH
-from baichuan2_tpu.server.page.listeners import LISTEN_PATH
+from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, LISTEN_PATH
 from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
-from baichuan2_tpu.server.transport.guards import is_known_key
+from baichuan2_tpu.server.transport.guards import BodyLimit, is_known_key
 
 __all__ = ["PageDoor"]
 

@@ -18,14 +18,13 @@ from gradio.themes import Default
 from pydantic import ValidationError
 from starlette.routing import Mount
 
-from baichuan2_tpu.server.limits import BodyLimit
 from baichuan2_tpu.server.page.access import PageDoor
 from baichuan2_tpu.server.page.components import Labels, Parts, build_parts
-from baichuan2_tpu.server.page.gradio_guards import NO_EVENT, EventFilter
-from baichuan2_tpu.server.page.listeners import Listeners, ListenerWatch
+from baichuan2_tpu.server.page.gradio_guards import NO_EVENT, EventFilter, Listeners, ListenerWatch
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
 from baichuan2_tpu.server.page.turns import PageSession, Turn, answer_turn
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.transport.guards import BodyLimit
 
 __all__ = ["add_page"]
 

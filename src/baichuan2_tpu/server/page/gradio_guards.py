@@ -1,13 +1,15 @@
-"""What a browser may send to Gradio's queue: events of this page, and of them what Gradio needs.
+"""What a browser may send to Gradio's queue, and which open pages still listen.
 
 Gradio prints a traceback, with what a client sent in it, for anything it did not expect. So that no line of
-the log is a client's, it gets nothing else.
-Not here: what is in a turn (``answering``).
+the log is a client's, it gets events of this page alone, and of them what it needs. And it answers a turn
+whether anybody reads it or not; here a page that has gone is noticed.
+Not here: what is in a turn (``turns``).
 Source: ``PredictBody`` of Gradio 6.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.server.errors import ApiError, error_response
 
-__all__ = ["JOIN_PATH", "NO_EVENT", "EventFilter"]
+__all__ = ["JOIN_PATH", "LISTEN_PATH", "NO_EVENT", "EventFilter", "ListenerWatch", "Listeners"]
 
 JOIN_PATH = "/gradio_api/queue/join"
-
 NO_EVENT = "this is no event of the page; load it anew"
 """What who sent something else is told."""
+
+LISTEN_PATH = "/gradio_api/queue/data"
 
 
 class _Event(BaseModel):
@@ -70,3 +73,44 @@ class EventFilter:
         except ValidationError:
             return None
         return event if self._inputs.get(event.fn_index) == len(event.data) else None
+
+
+class Listeners:
+    """The pages that listen now, by the session each has made up for itself."""
+
+    def __init__(self) -> None:
+        self._streams: Counter[str] = Counter()
+
+    def add(self, session: str) -> None:
+        """Note that a page begins to listen."""
+        self._streams[session] += 1
+
+    def remove(self, session: str) -> None:
+        """Note that a page listens no more."""
+        self._streams[session] -= 1
+        if not self._streams[session]:
+            del self._streams[session]
+
+    def has(self, session: str) -> bool:
+        """Tell whether a page listens."""
+        return session in self._streams
+
+
+class ListenerWatch:
+    """Notes in ``listeners`` who listens, and how long; ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, listeners: Listeners) -> None:
+        self._app = app
+        self._listeners = listeners
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http" or scope["path"] != LISTEN_PATH:
+            await self._app(scope, receive, send)
+            return
+        session = Request(scope).query_params.get("session_hash", "")
+        self._listeners.add(session)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._listeners.remove(session)

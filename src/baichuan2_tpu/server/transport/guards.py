@@ -1,22 +1,30 @@
-"""Keys: who has none is told so before anything of the request is read.
+"""What is checked before a request is read: its key, how large its body may be, how long it may take to come.
 
-Not here: where keys come from (``cli``).
+Not here: where keys come from (``cli``), how much text a model can read (``ContextLengthError``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from baichuan2_tpu.errors import ShutdownError
 from baichuan2_tpu.server.errors import ApiError, error_response
 
-__all__ = ["KeyGuard", "is_known_key"]
+__all__ = ["BodyLimit", "KeyGuard", "is_known_key"]
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 """What a supervisor asks without a key; it tells nothing about requests."""
+
+_MAX_UNREAD_BYTES = 64 * 2**20
+"""As much of a body that is too large is read and dropped: a client that is still sending when its connection
+is closed does not see the answer."""
+_BODY_S = 60
+"""Time for all of a body: 4 MB by a line of 0.5 Mbit/s."""
 
 
 class KeyGuard:
@@ -47,3 +55,63 @@ def is_known_key(key: str, keys: Collection[str]) -> bool:
     # All are compared, whichever matches.
     matches = [hmac.compare_digest(said, known.encode()) for known in keys]
     return any(matches)
+
+
+class BodyLimit:
+    """Reads the body of each request, and refuses one that is too large or too slow; ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with 408, 413 or 503; one whose client has gone ends here."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            first = await self._read_in_time(receive)
+        except (ApiError, ShutdownError) as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if first["type"] != "http.request":
+            return
+
+        waiting = [first]
+
+        async def receive_rest() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, receive_rest, send)
+
+    async def _read_in_time(self, receive: Receive) -> Message:
+        """Return what ``_read`` does. Raises: ApiError when it takes too long; ShutdownError."""
+        try:
+            return await asyncio.wait_for(self._read(receive), _BODY_S)
+        except asyncio.TimeoutError as error:
+            message = f"the body was not whole in {_BODY_S} s; send it faster, or send less"
+            raise ApiError(message, status=408, code="request_timeout") from error
+        except asyncio.CancelledError as error:  # the server ends, and waits for nothing but this answer
+            raise ShutdownError("the server stops before the body is whole; try another one") from error
+
+    async def _read(self, receive: Receive) -> Message:
+        """Return the whole body as one message, or that the client has gone.
+
+        Raises: ApiError when it is too large.
+        """
+        body = bytearray()
+        total = 0
+        is_more = True
+        while is_more and total <= max(self._max_bytes, _MAX_UNREAD_BYTES):
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            piece = message.get("body", b"")
+            total += len(piece)
+            if total <= self._max_bytes:
+                body += piece
+            is_more = message.get("more_body", False)
+        if total > self._max_bytes:
+            message = f"the body has more than the {self._max_bytes} bytes that are allowed; send less"
+            raise ApiError(message, status=413, code="body_too_large")
+        return {"type": "http.request", "body": bytes(body)}

@@ -1,10 +1,12 @@
-"""Listening: an address, TLS, signals, and an end that lets running answers finish.
+"""Listening: an address, TLS, signals, bounds of connections, and an end that lets running answers finish.
 
 The first SIGINT or SIGTERM closes the port and gives running answers their grace; a second one ends the
 process at once, which leaves nothing behind: a server writes no files.
-Not here: the app (``app``), what a user may set (``cli.serve``).
-Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used;
-sd_notify(3) for ``tell_supervisor``.
+A connection on which no request begins, or whose head comes in drips, is closed, and a head that is not
+whole after 64 KB is refused: bounds that uvicorn leaves to a proxy in front of it.
+Not here: the app (``app``), bounds of a body (``guards``), what a user may set (``cli.serve``).
+Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used, and its
+``H11Protocol``, which alone of uvicorn's protocols bounds the head; sd_notify(3) for ``tell_supervisor``.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.server.connections import Connection
 from baichuan2_tpu.server.service import Service
 
-__all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
+__all__ = ["Address", "Connection", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
 
 _READING_S = 5
 """Time in which clients may read the end of their answers."""
-
 _BACKLOG = 128
+
+_HEAD_S = 30
+"""Time for the head of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +193,47 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 with a client; TLS, if any, is done before."""
+
+    _closing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of a request, or of one that was answered before it was whole."""
+        super().data_received(data)
+        self._watch()
+
+    @property
+    def _is_answering(self) -> bool:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _watch(self) -> None:
+        """Let the time run while no request is being answered."""
+        if self._is_answering or self.transport.is_closing():
+            self._unwatch()
+        elif self._closing is None:
+            self._closing = self.loop.call_later(_HEAD_S, self._close)
+
+    def _unwatch(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+
+    def _close(self) -> None:
+        self._closing = None
+        # A request may have come in one piece with the end of the one before, and is answered now.
+        if not self._is_answering:
+            self.transport.close()

@@ -33,7 +33,7 @@ from baichuan2_tpu.engine.device.checks import (
     check_view,
 )
 from baichuan2_tpu.errors import DeviceError
-from reference import rms_norm, rotate
+from models.reference import rms_norm, rotate
 
 __all__ = ["NumpyBuffer", "NumpyDevice", "rounded", "widened"]
 

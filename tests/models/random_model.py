@@ -12,7 +12,7 @@ from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
-from tiny_checkpoint import alibi_config, rope_config
+from models.tiny_checkpoint import alibi_config, rope_config
 
 __all__ = ["SHAPES", "float_weights", "random_weights"]
 

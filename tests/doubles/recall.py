@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.evaluate import EngineScorer, Subject
 from baichuan2_tpu.text.template import BaichuanTemplate
-from fakes import ByteTokenizer, FakeEngine
+from doubles.fakes import ByteTokenizer, FakeEngine
 
 __all__ = ["RecallEngine", "recalling"]
 

@@ -12,7 +12,7 @@ from baichuan2_tpu.doctor.system_files import MISSING, NEEDS_ROOT, Node, Seen
 
 __all__ = ["HOST", "MACHINES", "RecordedMachine", "copy_machine"]
 
-MACHINES = Path(__file__).parent / "machines"
+MACHINES = Path(__file__).resolve().parents[1] / "machines"
 
 HOST = Host(
     version="0.1.0",

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from live_page import LivePage
+from running.live_page import LivePage
 
 __all__ = ["ChatPage", "Open", "Serve"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.errors import DeviceError
-from fakes import ByteTokenizer, FakeEngine, one_hot
+from doubles.fakes import ByteTokenizer, FakeEngine, one_hot
 
 __all__ = ["CODE", "COUNT", "LONG_COUNT", "TalkingEngine"]
 

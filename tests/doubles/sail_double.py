@@ -29,7 +29,7 @@ from baichuan2_tpu.engine.device.bmrt_library import (
     TensorStruct,
 )
 from baichuan2_tpu.engine.device.simulator import prepare_simulator
-from sail_double_tensor import (
+from doubles.sail_double_tensor import (
     EXCEPTIONS,
     Chip,
     Dtype,

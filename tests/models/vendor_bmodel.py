@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch import cache_folder, download_wheel
 from baichuan2_tpu.toolchain.contents import COMPILER
-from tiny_checkpoint import float_weights, rope_config
+from models.tiny_checkpoint import float_weights, rope_config
 
 __all__ = [
     "VENDOR_CONFIG",

@@ -14,7 +14,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from serving import Clock, finish, solo, submit
+from schedules.serving import Clock, finish, solo, submit
 
 __all__ = ["Course", "check_course", "courses"]
 

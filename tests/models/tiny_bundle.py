@@ -11,8 +11,8 @@ from baichuan2_tpu.compile.driver import BuildSettings, compile_bundle
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.toolchain import Toolchain
-from tiny_checkpoint import rope_config, write_official
-from tiny_tokenizer import write_sentencepiece
+from models.tiny_checkpoint import rope_config, write_official
+from models.tiny_tokenizer import write_sentencepiece
 
 __all__ = ["TINY_SETTINGS", "TinyBundle", "TinyBundles", "write_tiny_checkpoint"]
 

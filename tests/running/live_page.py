@@ -16,8 +16,8 @@ from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.page.gradio_app import add_page
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import Service
-from served import fake_model
-from talking_engine import TalkingEngine
+from doubles.talking_engine import TalkingEngine
+from running.served import fake_model
 
 __all__ = ["LivePage"]
 

@@ -1,0 +1,1 @@
+"""Pages and messages of the repository, read as their readers read them."""
