@@ -9,7 +9,8 @@ from baichuan2_tpu.generate.events import Event, Result
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, Ticket
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = ["Clock", "finish", "greedy", "read", "request", "said", "solo", "submit"]

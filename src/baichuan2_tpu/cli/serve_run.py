@@ -17,7 +17,8 @@ from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,

@@ -101,5 +101,5 @@ def _counters(load: Load) -> Iterator[tuple[str, str, float]]:
     yield "prompt_tokens", "Tokens of prompts.", totals.prompt_tokens
     yield "prompt_tokens_reused", "Tokens of prompts that were held already.", totals.reused_tokens
     yield "generated_tokens", "Tokens of answers.", totals.generated_tokens
-    yield "answers_put_off", "Answers stopped for want of memory and gone on with later.", totals.put_off
+    yield "answers_put_off", "Answers stopped for want of memory and gone on with later.", totals.preempted
     yield "engine_faults", "Steps in which the engine failed.", totals.faults

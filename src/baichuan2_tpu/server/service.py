@@ -19,7 +19,8 @@ from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduling.answers import Answers
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.transport.request_log import log_answer
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import ChatTemplate, open_template

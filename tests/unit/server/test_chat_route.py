@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduling.scheduler import SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from doubles.fakes import ByteTokenizer, HistoryEngine
 from running.served import MODEL, chat_body, running_service, scripted_engine, served
 from schedules.serving import request

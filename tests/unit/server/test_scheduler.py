@@ -21,7 +21,8 @@ from baichuan2_tpu.errors import (
 )
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from doubles.fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
 from schedules.serving import Clock, finish, read, request, said, solo, submit
 
@@ -137,7 +138,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     clock.now_s = 30
     finish(scheduler)
     kept = [submit(scheduler, request([one], 1)) for one in range(2)]
-    with pytest.raises(QueueFull, match="2 requests are served or wait, 2 may in all") as caught:
+    with pytest.raises(QueueFull, match="2 requests are running or waiting; at most 2") as caught:
         submit(scheduler, request(b"b"))
     assert caught.value.retry_after_s == 15
     assert scheduler.load().totals.refused == 1
@@ -149,7 +150,7 @@ def test_answers_that_are_asked_for_together_are_taken_together_or_not_at_all() 
     # The first ones ran until the last was refused, and others were refused meanwhile.
     scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
     submit(scheduler, request(b"a", 1))
-    with pytest.raises(QueueFull, match="1 requests are served or wait, 3 may in all"):
+    with pytest.raises(QueueFull, match="1 requests are running or waiting; at most 3 are allowed"):
         scheduler.submit([request(b"b", 1)] * 3)
     assert (scheduler.load().waiting, scheduler.load().totals.refused) == (1, 3)
     assert len(scheduler.submit([request(b"b", 1)] * 2)) == 2
@@ -159,7 +160,7 @@ def test_answers_that_are_asked_for_together_are_taken_together_or_not_at_all() 
 
 def test_more_answers_than_the_queue_ever_holds_are_no_case_for_trying_again() -> None:
     scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
-    with pytest.raises(RequestError, match="4 answers are asked for at once; 3 or fewer are allowed"):
+    with pytest.raises(RequestError, match="asks for 4 answers at once; at most 3 are allowed"):
         scheduler.submit([request(b"a", 1)] * 4)
     assert scheduler.load().totals.refused == 0
 
@@ -231,7 +232,7 @@ def test_a_late_answer_ends_with_an_error_running_or_waiting(max_running: int) -
     scheduler.step()
     clock.now_s = 2
     finish(scheduler)
-    with pytest.raises(DeadlineError, match="not ready in 2 s"):
+    with pytest.raises(DeadlineError, match="not complete after 2 s"):
         read(late)
     assert said(other).finish_reason == "length"
     assert scheduler.load().totals.failed == 1
@@ -344,7 +345,7 @@ def test_a_prompt_does_not_wait_for_one_like_it_that_was_cancelled() -> None:
     assert said(second).finish_reason == "length"
 
 
-def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
+def test_answers_preempted_for_lack_of_memory_resume_to_the_same_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
     requests = [request([one] * 60, 100) for one in range(3)]
@@ -355,7 +356,7 @@ def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
         most = max(most, held.held_tokens)
         assert held.held_tokens <= held.max_held_tokens == 300
     assert most == 256  # in blocks of 64
-    assert scheduler.load().totals.put_off > 0
+    assert scheduler.load().totals.preempted > 0
     for ticket, one in zip(tickets, requests, strict=True):
         result = said(ticket)
         assert result.token_ids == solo(new_engine(), TOKENIZER, one).token_ids

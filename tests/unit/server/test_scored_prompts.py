@@ -8,7 +8,9 @@ from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.generate.events import PromptScored
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 from doubles.fakes import ByteTokenizer, HistoryEngine
 from schedules.serving import finish, greedy, read, request, said, submit
 
@@ -70,7 +72,7 @@ def test_a_kept_prompt_is_fed_again_to_be_scored() -> None:
     assert scores(ticket) == scores_alone(one)
 
 
-def test_a_prompt_that_is_put_off_is_scored_once() -> None:
+def test_a_preempted_prompt_is_scored_once() -> None:
     model = engine(max_context=128)
     model.prompt_piece = 20
     scheduler = Scheduler(model, TOKENIZER, SchedulerSettings(kv_bytes=128 * 4))
@@ -79,7 +81,7 @@ def test_a_prompt_that_is_put_off_is_scored_once() -> None:
     one = request(range(60), settings=SCORED)
     ticket = submit(scheduler, one)
     finish(scheduler)
-    assert scheduler.load().totals.put_off == 1
+    assert scheduler.load().totals.preempted == 1
     assert (scores(ticket), len(said(older).token_ids)) == (scores_alone(one), 60)
 
 

@@ -14,7 +14,7 @@ from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["answer_settings", "repeated"]

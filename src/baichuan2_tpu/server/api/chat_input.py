@@ -39,7 +39,7 @@ from baichuan2_tpu.server.api.tools import (
     with_tools,
 )
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message
 

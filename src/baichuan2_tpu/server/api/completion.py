@@ -21,7 +21,7 @@ from baichuan2_tpu.server.api.schema_completion import (
 )
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.answers import Piece, WholeAnswer
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["CompletionWriter", "completion_requests"]

@@ -22,7 +22,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.api.schema import Input, Many
 from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduling.answers import Answers
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message, Role
 
