@@ -17,6 +17,7 @@ from typing import cast
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
@@ -28,15 +29,45 @@ from baichuan2_tpu.errors import (
     RequestError,
     ServiceError,
 )
-from baichuan2_tpu.server.api.schema import ErrorBody, ErrorObject
 
-__all__ = ["DOCUMENTED", "ApiError", "Fault", "add_handlers", "describe", "error_response"]
+__all__ = [
+    "DOCUMENTED",
+    "ApiError",
+    "ErrorBody",
+    "ErrorObject",
+    "Fault",
+    "Output",
+    "add_handlers",
+    "describe",
+    "error_response",
+]
 
 _log = logging.getLogger(__name__)
 
 _MAX_FAULTS_TOLD = 3
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+
+
+class Output(BaseModel):
+    """Part of a response."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorObject(Output):
+    """What was wrong: ``param`` names the field, ``code`` the kind of error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Output):
+    """The body of every response that reports an error."""
+
+    error: ErrorObject
 
 
 class ApiError(RequestError):

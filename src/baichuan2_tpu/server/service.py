@@ -17,11 +17,11 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.errors import ApiError
+from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request
-from baichuan2_tpu.server.transport.request_log import log_answer
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import ChatTemplate, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer

@@ -11,19 +11,17 @@ from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from baichuan2_tpu.server.errors import Output
+
 __all__ = [
     "MAX_ANSWERS",
     "DetokenizeRequest",
     "Detokenized",
-    "ErrorBody",
-    "ErrorObject",
-    "Health",
     "Input",
     "Many",
     "ModelCard",
     "ModelList",
     "Names",
-    "Output",
     "PromptTokensDetails",
     "SamplingInput",
     "StopInput",
@@ -73,12 +71,6 @@ class Input(BaseModel):
         return _check_few(value)
 
 
-class Output(BaseModel):
-    """Part of a response."""
-
-    model_config = ConfigDict(frozen=True)
-
-
 class StreamOptions(Input):
     """What a stream has besides the answer."""
 
@@ -122,21 +114,6 @@ class Usage(Output):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-
-
-class ErrorObject(Output):
-    """What was wrong: ``param`` names the field, ``code`` the kind of fault."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(Output):
-    """The body of every response that is no success."""
-
-    error: ErrorObject
 
 
 class ModelCard(Output):
@@ -189,9 +166,3 @@ class Detokenized(Output):
     """The text of tokens; bytes that are no UTF-8 are U+FFFD, control tokens have none."""
 
     prompt: str
-
-
-class Health(Output):
-    """Whether the server lives, or is ready for requests."""
-
-    status: Literal["ok", "faulty", "stopping"]

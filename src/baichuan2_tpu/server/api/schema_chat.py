@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from baichuan2_tpu.server.api.schema import Input, Many, Names, Output, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import Input, Many, Names, SamplingInput, Usage
+from baichuan2_tpu.server.errors import Output
 
 __all__ = [
     "AssistantMessage",

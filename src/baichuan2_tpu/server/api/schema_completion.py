@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, Output, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, SamplingInput, Usage
+from baichuan2_tpu.server.errors import Output
 
 __all__ = [
     "CompletionAnswer",

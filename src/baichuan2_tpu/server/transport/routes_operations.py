@@ -5,15 +5,23 @@ Not here: the numbers (``metrics``).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from baichuan2_tpu.server.api.schema import Health
-from baichuan2_tpu.server.errors import DOCUMENTED
+from baichuan2_tpu.server.errors import DOCUMENTED, Output
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["operation_routes"]
+
+
+class Health(Output):
+    """Whether the server lives, or is ready for requests."""
+
+    status: Literal["ok", "faulty", "stopping"]
+
 
 _NOT_READY: dict[int | str, dict[str, object]] = {
     503: {"model": Health, "description": "No answers can be had now"}
