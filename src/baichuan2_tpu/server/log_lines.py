@@ -36,7 +36,7 @@ def log_event(logger: logging.Logger, event: str, *, level: int = logging.INFO, 
 
 
 async def log_answer(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """Pass the events of an answer on, and log what it took when it is over."""
+    """Pass the events of an answer on, and log its token counts and speed at the end."""
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Result):
@@ -62,7 +62,7 @@ class LineFormatter(logging.Formatter):
         self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. A traceback is a field of it."""
+        """Return the line; a traceback is one of its fields."""
         fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -147,7 +147,7 @@ def test_answers_of_one_request_are_bounded_in_all() -> None:
         response = client.post(COMPLETIONS, json=body(["a"] * 13, n=10))
     assert response.status_code == 400
     assert response.json()["error"]["message"] == (
-        "13 prompts with 10 answers each are asked for; 128 answers are allowed in all"
+        "the request asks for 13 prompts with 10 answers each; at most 128 answers are allowed in all"
     )
 
 

@@ -110,4 +110,4 @@ def test_a_body_that_is_not_whole_when_the_server_ends_is_refused() -> None:
 
     asyncio.run(end())
     assert said[0]["status"] == 503
-    assert b"the server stops" in said[1]["body"]
+    assert b"the server is shutting down" in said[1]["body"]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.server.api.schema_chat import FunctionCall, ToolCall
-from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, joined_calls
-from baichuan2_tpu.server.api.tools import CALL_BEGIN, calls_text
+from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, join_calls
+from baichuan2_tpu.server.api.tools import CALL_BEGIN, write_calls
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[], 你\n', max_size=6),
@@ -37,7 +37,7 @@ def test_text_and_calls_are_read_from_any_pieces(
     written = [
         ToolCall(id="", function=FunctionCall(name=name, arguments=arguments)) for name, arguments in wanted
     ]
-    answer = text + (calls_text(written) if written else "")
+    answer = text + (write_calls(written) if written else "")
     places = [0, *sorted(min(cut, len(answer)) for cut in cuts), len(answer)]
     reader, said, pieces = CallReader(), "", list[CallPiece]()
     for start, end in pairwise(places):
@@ -45,7 +45,7 @@ def test_text_and_calls_are_read_from_any_pieces(
         said += more
         pieces += new
     assert said + reader.flush() == text
-    read = joined_calls(pieces)
+    read = join_calls(pieces)
     assert [(call.function.name, call.function.arguments) for call in read] == wanted
     assert reader.ends_with_call == bool(wanted)
     assert len({call.id for call in read}) == len(read)

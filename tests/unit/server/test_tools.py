@@ -199,7 +199,7 @@ def test_the_model_reads_its_calls_as_it_wrote_them_and_then_the_results() -> No
         (
             {"tool_choice": {"type": "function", "function": {"name": "x"}}},
             "tool_choice",
-            "'x', which is not in tools",
+            "'x'; name one of the tools",
         ),
         ({"tools": [CLOCK, CLOCK]}, "tools", "two tools have the name 'read_clock'"),
         (

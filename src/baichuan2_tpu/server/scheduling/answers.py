@@ -77,7 +77,7 @@ class Answers:
         finally:
             await events.aclose()
 
-    async def whole(self) -> list[WholeAnswer]:
+    async def collect(self) -> list[WholeAnswer]:
         """Wait for all answers and return them, in the order of their requests.
 
         Raises: the first error of any answer.

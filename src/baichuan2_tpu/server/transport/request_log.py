@@ -26,27 +26,28 @@ _QUIET_PATHS = ("/health", "/metrics")
 class RequestLog:
     """Logs every HTTP request when it is over, and gives it an id; ASGI middleware.
 
-    The id is in every line of the request and in the header ``x-request-id``, where OpenAI's client looks.
+    Every log line of the request has the id, and so has the header ``x-request-id``, which OpenAI's client
+    reads.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and note how it was answered."""
+        """Pass a request on and log how it was answered."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        note = _Note(scope, send)
-        token = request_id.set(note.id)
+        record = _RequestRecord(scope, send)
+        token = request_id.set(record.id)
         try:
-            await self._app(scope, receive, note.send)
+            await self._app(scope, receive, record.send)
         finally:
-            note.log()
+            record.log()
             request_id.reset(token)
 
 
-class _Note:
+class _RequestRecord:
     """What is known of one request."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -55,7 +56,7 @@ class _Note:
         self._send = send
         self._start_s = time.perf_counter()
         self._status: int | None = None
-        self._is_whole = False
+        self._is_complete = False
 
     async def send(self, message: Message) -> None:
         """Pass a message of the answer on."""
@@ -63,11 +64,11 @@ class _Note:
             self._status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self.id
         elif message["type"] == "http.response.body":
-            self._is_whole = not message.get("more_body", False)
+            self._is_complete = not message.get("more_body", False)
         await self._send(message)
 
     def log(self) -> None:
-        """Write the line of a request that is over."""
+        """Log a request that is over."""
         client, path = self._scope.get("client"), self._scope["path"]
         log_event(
             _log,
@@ -77,6 +78,6 @@ class _Note:
             method=self._scope["method"],
             path=path[:_MAX_PATH],
             status=self._status,
-            whole=self._is_whole,
+            whole=self._is_complete,
             seconds=round(time.perf_counter() - self._start_s, 3),
         )
