@@ -36,9 +36,14 @@ def test_json_lines_hold_the_same_fields(caplog: pytest.LogCaptureFixture) -> No
     log_event(LOGGER, "event", level=logging.WARNING, count=3, text="你好\n")
     line = LineFormatter("json").format(caplog.records[0])
     assert "\n" not in line
-    said = json.loads(line)
-    assert (said["level"], said["event"], said["count"], said["text"]) == ("warning", "event", 3, "你好\n")
-    assert "request" not in said
+    fields = json.loads(line)
+    assert (fields["level"], fields["event"], fields["count"], fields["text"]) == (
+        "warning",
+        "event",
+        3,
+        "你好\n",
+    )
+    assert "request" not in fields
 
 
 def test_a_traceback_is_part_of_its_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,10 +18,10 @@ def client(*keys: str, url: str = "http://testserver") -> TestClient:
     return TestClient(door, base_url=url, follow_redirects=False)
 
 
-def signed_in(**settings: str) -> TestClient:
-    one = client(KEY, **settings)
-    assert one.post("/sign-in", data={"key": KEY}).status_code == 303
-    return one
+def sign_in(**settings: str) -> TestClient:
+    browser = client(KEY, **settings)
+    assert browser.post("/sign-in", data={"key": KEY}).status_code == 303
+    return browser
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_right_key_opens_the_page_and_is_not_kept_by_the_browser() -> None:
 
 
 def test_a_cookie_of_a_key_that_is_no_longer_one_is_refused() -> None:
-    cookies = dict(signed_in().cookies)
+    cookies = dict(sign_in().cookies)
     later = client("a new key")
     later.cookies.update(cookies)
     assert later.get("/").status_code == 401
@@ -105,11 +105,9 @@ def test_without_keys_signing_in_just_opens_the_page() -> None:
 
 
 def test_a_page_of_another_site_cannot_ask() -> None:
-    refusal = signed_in().post("/gradio_api/queue/join", json={}, headers={"Sec-Fetch-Site": "cross-site"})
+    refusal = sign_in().post("/gradio_api/queue/join", json={}, headers={"Sec-Fetch-Site": "cross-site"})
     assert refusal.status_code == 403
-    assert (
-        signed_in().post("/gradio_api/queue/join", headers={"Sec-Fetch-Site": "same-origin"}).text == "page"
-    )
+    assert sign_in().post("/gradio_api/queue/join", headers={"Sec-Fetch-Site": "same-origin"}).text == "page"
 
 
 def test_the_form_speaks_the_browsers_language() -> None:

@@ -97,21 +97,25 @@ def page() -> Generator[TestClient, None, None]:
 
 def function_index(page: TestClient, name: str) -> int:
     """Return the index under which the browser calls a function of the page."""
-    (found, *_) = [one["id"] for one in page.get("/config").json()["dependencies"] if one["api_name"] == name]
-    return found
+    (index, *_) = [
+        function["id"]
+        for function in page.get("/config").json()["dependencies"]
+        if function["api_name"] == name
+    ]
+    return index
 
 
 def ask(page: TestClient, name: str, **fields: object) -> str:
     """Send an event and return what its stream says until it is over."""
     event = {"session_hash": "s1", "fn_index": function_index(page, name), **fields}
     assert page.post(JOIN_PATH, json=event).status_code == 200
-    said = ""
+    received = ""
     with page.stream("GET", "/gradio_api/queue/data?session_hash=s1") as stream:
         for line in stream.iter_lines():
-            said += line
+            received += line
             if "process_completed" in line:
                 break
-    return said
+    return received
 
 
 def test_a_turn_is_answered(page: TestClient) -> None:

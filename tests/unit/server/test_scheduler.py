@@ -24,7 +24,7 @@ from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from doubles.fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
-from schedules.serving import Clock, finish, read, request, said, solo, submit
+from schedules.serving import Clock, finish, read, request, result_of, solo, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -67,8 +67,8 @@ def test_requests_that_come_later_join_between_tokens() -> None:
         scheduler.step()
     assert not tickets[0].is_over
     finish(scheduler)
-    for ticket, one in zip(tickets, (first, second), strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets, (first, second), strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
 
 
 def test_a_long_prompt_is_fed_in_pieces_as_long_as_the_allowed_pause() -> None:
@@ -102,32 +102,32 @@ def test_a_prompt_alone_is_fed_in_the_engines_own_pieces() -> None:
 
 def test_no_more_than_the_allowed_run_at_once() -> None:
     scheduler = new_scheduler(new_engine(), max_running=2)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(5)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(5)]
     scheduler.step()
     load = scheduler.load()
     assert (load.running, load.waiting) == (2, 3)
     finish(scheduler)
-    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+    assert all(result_of(ticket).finish_reason == "length" for ticket in tickets)
 
 
 def test_an_engine_of_one_sequence_serves_one_request_after_the_other() -> None:
     scheduler = new_scheduler(new_engine(max_sequences=1))
-    requests = [request([one, 2], 4) for one in range(4)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id, 2], 4) for token_id in range(4)]
+    tickets = [submit(scheduler, single) for single in requests]
     scheduler.step()
     assert scheduler.load().running == 1
     finish(scheduler)
-    for ticket, one in zip(tickets, requests, strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets, requests, strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
 
 
 def test_clients_take_turns_however_many_requests_each_has() -> None:
     scheduler = new_scheduler(new_engine(), max_running=1)
-    many = [submit(scheduler, request([one], 1, client="many")) for one in range(4)]
+    many = [submit(scheduler, request([token_id], 1, client="many")) for token_id in range(4)]
     scheduler.step()
-    one = submit(scheduler, request([9], 1, client="one"))
+    other = submit(scheduler, request([9], 1, client="one"))
     scheduler.step()
-    assert one.is_over
+    assert other.is_over
     assert [ticket.is_over for ticket in many] == [True, False, False, False]
 
 
@@ -137,7 +137,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     submit(scheduler, request(b"a", 1))
     clock.now_s = 30
     finish(scheduler)
-    kept = [submit(scheduler, request([one], 1)) for one in range(2)]
+    kept = [submit(scheduler, request([token_id], 1)) for token_id in range(2)]
     with pytest.raises(QueueFull, match="2 requests are running or waiting; at most 2") as caught:
         submit(scheduler, request(b"b"))
     assert caught.value.retry_after_s == 15
@@ -192,7 +192,7 @@ def test_a_cancelled_answer_gets_no_more_tokens() -> None:
     engine.fed.clear()
     ticket.cancel()
     scheduler.step()
-    result = said(ticket)
+    result = result_of(ticket)
     assert (len(result.token_ids), result.finish_reason) == (2, "cancelled")
     assert engine.fed == []
     assert scheduler.load().totals.cancelled == 1
@@ -207,7 +207,7 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
     scheduler = new_scheduler(CancellingEngine(VOCABULARY))
     ticket = submit(scheduler, request(b"hi"))
     scheduler.step()
-    assert said(ticket).token_ids == ()
+    assert result_of(ticket).token_ids == ()
 
 
 def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
@@ -218,7 +218,7 @@ def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
     scheduler.step()
     waiting.cancel()
     scheduler.step()
-    assert said(waiting).finish_reason == "cancelled"
+    assert result_of(waiting).finish_reason == "cancelled"
     finish(scheduler)
     assert list(b"b") not in engine.fed
 
@@ -234,15 +234,15 @@ def test_a_late_answer_ends_with_an_error_running_or_waiting(max_running: int) -
     finish(scheduler)
     with pytest.raises(DeadlineError, match="not complete after 2 s"):
         read(late)
-    assert said(other).finish_reason == "length"
+    assert result_of(other).finish_reason == "length"
     assert scheduler.load().totals.failed == 1
 
 
 def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=2)
-    requests = [request([one], 6) for one in range(4)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id], 6) for token_id in range(4)]
+    tickets = [submit(scheduler, single) for single in requests]
     scheduler.step()
     engine.fail_after = 0
     scheduler.step()
@@ -252,8 +252,8 @@ def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
     for ticket in tickets[:2]:
         with pytest.raises(BackendError, match="told to fail"):
             read(ticket)
-    for ticket, one in zip(tickets[2:], requests[2:], strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets[2:], requests[2:], strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
     load = scheduler.load()
     assert (load.is_faulty, load.totals.faults, load.totals.failed, load.totals.finished) == (False, 1, 2, 2)
     assert engine.open_sequences == load.idle_sequences
@@ -284,7 +284,7 @@ def test_logits_that_are_no_numbers_end_only_their_own_request() -> None:
     finish(scheduler)
     with pytest.raises(BackendError, match="nan"):
         read(bad)
-    assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, good).token_ids
+    assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, good).token_ids
     assert engine.open_sequences == scheduler.load().idle_sequences == 1
 
 
@@ -301,7 +301,7 @@ def test_a_sequence_that_cannot_be_opened_fails_its_request_alone() -> None:
     finish(scheduler)
     with pytest.raises(BackendError, match="no more memory"):
         read(ticket)
-    assert said(running).finish_reason == "length"
+    assert result_of(running).finish_reason == "length"
 
 
 def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
@@ -309,12 +309,12 @@ def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
     scheduler = new_scheduler(engine)
     first = submit(scheduler, request(b"a system prompt. hello", 4))
     finish(scheduler)
-    answer = said(first).token_ids
+    answer = result_of(first).token_ids
     engine.fed.clear()
     prompt = [*b"a system prompt. hello", *answer, *b" and"]
     second = submit(scheduler, request(prompt, 1))
     finish(scheduler)
-    assert said(second).stats.reused_tokens == len(prompt) - 5
+    assert result_of(second).stats.reused_tokens == len(prompt) - 5
     assert engine.fed == [[answer[-1], *b" and"]]
     totals = scheduler.load().totals
     assert (totals.reused_tokens, totals.prompt_tokens) == (len(prompt) - 5, len(prompt) + 22)
@@ -324,11 +324,11 @@ def test_a_prompt_asked_for_many_times_at_once_is_computed_once() -> None:
     engine = new_engine()
     engine.prompt_piece = 32
     scheduler = new_scheduler(engine)
-    one = request(range(100), 3)
-    tickets = [submit(scheduler, one) for _ in range(4)]
+    single = request(range(100), 3)
+    tickets = [submit(scheduler, single) for _ in range(4)]
     finish(scheduler)
-    results = [said(ticket) for ticket in tickets]
-    assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, one).token_ids}
+    results = [result_of(ticket) for ticket in tickets]
+    assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, single).token_ids}
     assert sorted(result.stats.reused_tokens for result in results) == [
         0,
         96,
@@ -342,14 +342,14 @@ def test_a_prompt_does_not_wait_for_one_like_it_that_was_cancelled() -> None:
     first, second = (submit(scheduler, request(range(100), 3)) for _ in range(2))
     first.cancel()
     finish(scheduler)
-    assert said(second).finish_reason == "length"
+    assert result_of(second).finish_reason == "length"
 
 
 def test_answers_preempted_for_lack_of_memory_resume_to_the_same_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
-    requests = [request([one] * 60, 100) for one in range(3)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id] * 60, 100) for token_id in range(3)]
+    tickets = [submit(scheduler, single) for single in requests]
     most = 0
     while scheduler.step():
         held = scheduler.load()
@@ -357,9 +357,9 @@ def test_answers_preempted_for_lack_of_memory_resume_to_the_same_tokens() -> Non
         assert held.held_tokens <= held.max_held_tokens == 300
     assert most == 256  # in blocks of 64
     assert scheduler.load().totals.preempted > 0
-    for ticket, one in zip(tickets, requests, strict=True):
-        result = said(ticket)
-        assert result.token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets, requests, strict=True):
+        result = result_of(ticket)
+        assert result.token_ids == solo(new_engine(), TOKENIZER, single).token_ids
         assert result.stats.reused_tokens == 0, "its own tokens, fed again, are not another's"
 
 
@@ -400,9 +400,9 @@ def test_a_sequence_that_cannot_be_filled_ends_its_request_alone(monkeypatch: py
     with pytest.raises(BackendError, match="RuntimeError: no copy"):
         list(ticket)
     assert engine.open_sequences == 1
-    both = [submit(scheduler, request(bytes([one] * 9), 2)) for one in range(2)]
+    both = [submit(scheduler, request(bytes([token_id] * 9), 2)) for token_id in range(2)]
     finish(scheduler)
-    assert [said(ticket).finish_reason for ticket in both] == ["length", "length"]
+    assert [result_of(ticket).finish_reason for ticket in both] == ["length", "length"]
 
 
 def test_a_prompt_that_was_never_read_does_not_count() -> None:
@@ -427,9 +427,9 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_closing_with_grace_finishes_what_was_taken() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(3)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(3)]
     scheduler.close(grace_s=10)
-    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+    assert all(result_of(ticket).finish_reason == "length" for ticket in tickets)
     assert engine.open_sequences == 0
     with pytest.raises(ShutdownError):
         submit(scheduler, request(b"late"))
@@ -438,7 +438,7 @@ def test_closing_with_grace_finishes_what_was_taken() -> None:
 def test_closing_without_grace_fails_what_is_left() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(2)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(2)]
     scheduler.step()
     scheduler.close()
     scheduler.close()
@@ -450,7 +450,7 @@ def test_closing_without_grace_fails_what_is_left() -> None:
 
 def test_a_thread_serves_what_other_threads_ask() -> None:
     engine = new_engine()
-    requests = [request([one, 3], 5) for one in range(12)]
+    requests = [request([token_id, 3], 5) for token_id in range(12)]
     results: dict[int, Result] = {}
 
     def ask(scheduler: Scheduler, place: int) -> None:
@@ -459,11 +459,11 @@ def test_a_thread_serves_what_other_threads_ask() -> None:
         results[place] = result
 
     with Scheduler(engine, TOKENIZER) as scheduler:
-        threads = [threading.Thread(target=ask, args=(scheduler, one)) for one in range(len(requests))]
+        threads = [threading.Thread(target=ask, args=(scheduler, place)) for place in range(len(requests))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert engine.open_sequences == 0
-    for place, one in enumerate(requests):
-        assert results[place].token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for place, single in enumerate(requests):
+        assert results[place].token_ids == solo(new_engine(), TOKENIZER, single).token_ids
