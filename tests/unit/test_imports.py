@@ -58,6 +58,12 @@ def names_below(folder: Path) -> set[str]:
     return packages | {path.stem for path in folder.glob("*.py")} - {"__init__"}
 
 
+def is_module(folder: Path, name: str) -> bool:
+    """Tell whether a dotted name below a folder is a module or a package."""
+    path = folder.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
 def row_of(name: str, table: Table) -> int:
     rows = [index for index, names in enumerate(table) if name in names]
     assert len(rows) == 1, f"{name} is in {len(rows)} rows of the table of imports; give it one"
@@ -76,7 +82,8 @@ def imported_modules(path: Path, *, is_top_only: bool = False) -> Iterator[str]:
             if module == PACKAGE:
                 yield from (f"{module}.{name.name}" for name in node.names if name.name != "__version__")
             elif module.startswith(f"{PACKAGE}."):
-                yield module
+                names = (f"{module}.{name.name}" for name in node.names)
+                yield from (name if is_module(SOURCE.parent, name) else module for name in names)
 
 
 def files_of(folder: Path, name: str) -> list[Path]:
