@@ -210,6 +210,24 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
     assert result_of(ticket).token_ids == ()
 
 
+def test_the_load_counts_every_request_once_at_any_moment_of_a_step() -> None:
+    class WatchingEngine(HistoryEngine):
+        def forward(self, chunks: Items[Chunk]) -> list[Logits]:
+            load = scheduler.load()
+            counts.append((load.running + load.waiting, load.totals.cancelled))
+            return super().forward(chunks)
+
+    counts: list[tuple[int, int]] = []
+    scheduler = new_scheduler(WatchingEngine(VOCABULARY), max_running=2)
+    tickets = [submit(scheduler, request([token_id], 2)) for token_id in range(3)]
+    scheduler.step()
+    tickets[0].cancel()
+    finish(scheduler)
+    assert counts == [(3, 0), (2, 1), (1, 1)]
+    load = scheduler.load()
+    assert (load.running, load.waiting, load.totals.finished) == (0, 0, 2)
+
+
 def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
