@@ -25,7 +25,16 @@ from documents.document_pages import (
 from documents.messages import message_forms
 
 LINK = re.compile(r"\]\(([^)#\s]+)")
+LOCAL_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)#\s:]+)(?:#[^)\s]+)?\)")
 COMMANDS = [command for page in PAGES for command in shell_commands(page)]
+CHINESE = [
+    ROOT / "README_zh.md",
+    *sorted(ROOT.glob("docs/**/*.zh.md")),
+    ROOT / "src" / "baichuan2_tpu" / "server" / "page" / "texts.py",
+]
+NOT_TEXT = re.compile(r"`[^`\n]*`|\]\([^)\s]*\)|<?https?://[^\s>]+>?")
+"""Code in a line, the target of a link, an address: they keep the marks they have."""
+HALF_WIDTH = re.compile(r"[\u4e00-\u9fff][,:;?!()]|[,:;?!()][\u4e00-\u9fff]")
 SPANS = [command for page in PAGES for command in spans(page)]
 TRANSLATED = [(guide, guide.with_suffix(".zh.md")) for guide in GUIDES]
 VERBATIM = ("bash", "python", "console", "text", "nginx", "yaml", "ini", "json")
@@ -63,6 +72,31 @@ def headings(page: Path) -> list[int]:
     """Return the level of every heading."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     return [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name)
+def test_chinese_text_has_full_width_punctuation(page: Path) -> None:
+    """Every comma, colon and bracket of the Chinese pages was half-width, as no Chinese publisher prints it."""
+    lines = [NOT_TEXT.sub("`", line) for line in page.read_text("utf-8").splitlines()]
+    assert [line for line in lines if HALF_WIDTH.search(line)] == []
+
+
+@pytest.mark.parametrize("page", [page for page in CHINESE if page.suffix == ".md"], ids=name)
+def test_chinese_pages_mark_links_to_english_pages(page: Path) -> None:
+    """Half of the links in the Chinese README opened an English page, and nothing said so."""
+    text = page.read_text("utf-8")
+    links = [link for link in LOCAL_LINK.finditer(text) if is_english_page(page.parent / link["target"])]
+    assert [link[0] for link in links if link["text"] != "English" and not is_marked(text, link)] == []
+
+
+def is_english_page(page: Path) -> bool:
+    return page.suffix == ".md" and not page.name.endswith((".zh.md", "_zh.md"))
+
+
+def is_marked(text: str, link: re.Match[str]) -> bool:
+    """Tell whether "英文" stands behind a link, or in front of the list that it is in."""
+    paragraph = text[text.rfind("\n\n", 0, link.start()) + 1 : link.start()]
+    return text.startswith("（英文）", link.end()) or "（英文）：" in paragraph
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
