@@ -37,6 +37,10 @@ NOT_TEXT = re.compile(r"`[^`\n]*`|\]\([^)\s]*\)|<?https?://[^\s>]+>?")
 HALF_WIDTH = re.compile(r"[\u4e00-\u9fff][,:;?!()]|[,:;?!()][\u4e00-\u9fff]")
 SPANS = [command for page in PAGES for command in spans(page)]
 TRANSLATED = [(guide, guide.with_suffix(".zh.md")) for guide in GUIDES]
+PACKAGE = ROOT / "src" / "baichuan2_tpu"
+NAMED_FROM = (ROOT, PACKAGE, PACKAGE / "server", PACKAGE / "engine")
+"""Where the paths begin that a page for developers names; two of the lives name the room once."""
+NAMED_FILE = re.compile(r"`((?:[a-z0-9_]+/)*[a-z0-9_]+\.(?:py|h|cpp|md))`")
 VERBATIM = ("bash", "python", "console", "text", "nginx", "yaml", "ini", "json")
 VERBS: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 
@@ -50,6 +54,14 @@ def test_local_links_lead_to_files(page: Path) -> None:
     targets = [link for link in LINK.findall(page.read_text("utf-8")) if "://" not in link]
     missing = [link for link in targets if not (page.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_pages_for_developers_name_files_that_exist(page: str) -> None:
+    """The table of layers still named modules that had moved to other rooms."""
+    names = set(NAMED_FILE.findall((ROOT / page).read_text("utf-8")))
+    assert len(names) > 10
+    assert [name for name in sorted(names) if not any((room / name).exists() for room in NAMED_FROM)] == []
 
 
 def test_both_readmes_give_the_same_commands() -> None:
@@ -76,7 +88,7 @@ def headings(page: Path) -> list[int]:
 
 @pytest.mark.parametrize("page", CHINESE, ids=name)
 def test_chinese_text_has_full_width_punctuation(page: Path) -> None:
-    """Every comma, colon and bracket of the Chinese pages was half-width, as no Chinese publisher prints it."""
+    """Every comma, colon and bracket of the Chinese pages was half-width, which no publisher prints."""
     lines = [NOT_TEXT.sub("`", line) for line in page.read_text("utf-8").splitlines()]
     assert [line for line in lines if HALF_WIDTH.search(line)] == []
 
