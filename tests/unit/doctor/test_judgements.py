@@ -86,7 +86,7 @@ def test_node_that_no_group_may_use_wants_other_rights(tmp_path: Path) -> None:
 def test_missing_node_asks_for_the_driver(tmp_path: Path) -> None:
     findings = named(examine(recorded_anew("pcie", tmp_path, nodes={}), HOST))
     assert findings["node"].status == "fail"
-    assert "modprobe bmsophon" in findings["node"].next_step[0]
+    assert findings["node"].next_step[0] == "$ sudo modprobe bmsophon"
 
 
 def test_old_driver_fails_with_the_least_version(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_old_driver_does_not_fail_a_checkpoint_on_the_cpu(tmp_path: Path) -> Non
 def test_driver_and_library_of_two_versions_are_told(tmp_path: Path) -> None:
     files = {"proc/bmsophon/driver_version": "release version:0.5.2   release date: 20250301-120000"}
     finding = named(examine(changed("pcie", tmp_path, files), HOST))["libsophon"]
-    assert (finding.status, finding.allowed) == ("warn", "one version of both")
+    assert (finding.status, finding.allowed) == ("warn", "the same version as the driver")
     assert finding.value == "0.5.1 (SDK V24.04.01), but the driver is 0.5.2"
 
 
@@ -131,12 +131,13 @@ def test_another_chip_than_the_models_fails(tmp_path: Path, bundle: str) -> None
     machine = changed("pcie", tmp_path, {"proc/bmsophon/card0/chipid": "0x1684"})
     finding = named(examine(machine, HOST, model=bundle))["tpu"]
     assert (finding.status, finding.allowed) == ("fail", "bm1684x")
+    assert finding.next_step == ("use a machine with a bm1684x",)
 
 
 def test_a_model_for_two_devices_fails(tmp_path: Path) -> None:
     model = write_bundle(tmp_path / "two", devices=2)
     finding = named(examine(RecordedMachine(MACHINES / "pcie"), HOST, model=model))["tpu"]
-    assert (finding.status, finding.next_step) == ("fail", ("compile with --devices 1",))
+    assert (finding.status, finding.next_step) == ("fail", ("compile it again with --devices 1",))
 
 
 def test_a_bundle_without_a_tpu_fails_with_a_way_out(bundle: str) -> None:
@@ -151,6 +152,8 @@ def test_a_fault_of_the_card_fails(tmp_path: Path) -> None:
         examine(changed("pcie", tmp_path, {"proc/bmsophon/card0/bmsophon0/status": "Fault"}), HOST)
     )["state"]
     assert (finding.status, finding.value) == ("fail", "Fault, 41 °C, 0 % in use")
+    # --recovery without --dev named no device.
+    assert finding.next_step[0] == "$ bm-smi --dev=0x0 --recovery"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_regions_that_need_root_are_asked_for_with_sudo(tmp_path: Path) -> None:
     machine = recorded_anew("soc", tmp_path, needs_root=["/sys/kernel/debug"])
     finding = named(examine(machine, HOST))["tpu memory"]
     assert (finding.status, finding.next_step) == ("warn", ("$ sudo $(which baichuan2) doctor",))
-    assert finding.value == "/sys/kernel/debug/ion/bm_npu_heap_dump/summary needs root to be read"
+    assert finding.value == "/sys/kernel/debug/ion/bm_npu_heap_dump/summary can be read by root only"
 
 
 def test_one_region_that_cannot_be_read_is_told_beside_the_others(tmp_path: Path) -> None:
@@ -261,7 +264,7 @@ def test_a_shorter_context_lets_a_checkpoint_fit(tmp_path: Path) -> None:
     )
     assert (long.status, short.status) == ("fail", "pass")
     assert long.allowed == ">= 10.50 GB for this model at context 4096"
-    assert "this container may take 8.59 GB" in long.value
+    assert "this container is limited to 8.59 GB" in long.value
 
 
 @pytest.mark.parametrize("model", ["no/such/place", "nonsense"])
@@ -310,7 +313,7 @@ def test_a_card_without_its_driver_is_told_by_what_is_missing(tmp_path: Path) ->
     shutil.rmtree(tree / "proc/bmsophon")
     findings = named(examine(RecordedMachine(tree), HOST))
     assert findings["tpu"].value.startswith(
-        "chip not known (/proc/bmsophon/card0/chipid is missing), PCIe card at"
+        "unknown chip (/proc/bmsophon/card0/chipid is missing), PCIe card at"
     )
     assert findings["driver"].value == "/proc/bmsophon/driver_version is missing"
     assert findings["tpu memory"].value == "/proc/bmsophon/card0/bmsophon0/heap is missing"
@@ -320,7 +323,7 @@ def test_memory_that_others_hold_is_a_warning_on_the_cpu(tmp_path: Path) -> None
     checkpoint = write_tiny_checkpoint(tmp_path / "tiny", 4)
     machine = changed("none", tmp_path, {"proc/meminfo": "MemTotal: 1000000 kB\nMemAvailable: 100 kB"})
     finding = named(examine(machine, HOST, model=str(checkpoint)))["memory"]
-    assert (finding.status, finding.next_step) == ("warn", ("end other programs before it is loaded",))
+    assert (finding.status, finding.next_step) == ("warn", ("end other programs before you load the model",))
 
 
 def test_limits_that_are_guessed_are_told_so(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class OddMachine(RecordedMachine):
         self._odd = Seen(path, odd)
 
     def content(self, path: str) -> Seen[bytes]:
-        return self._odd if path == self._odd.path else super().content(path)
+        return self._odd if path == self._odd.path else super().read_bytes(path)
 
 
 def recorded_files(name: str) -> list[str]:
@@ -223,7 +223,7 @@ def test_a_libsophon_link_to_elsewhere_is_told(tmp_path: Path) -> None:
     link = tree / "opt/sophon/libsophon-current"
     link.unlink()
     link.symlink_to("/home/linaro/mine")
-    assert read_libsophon_version(RecordedMachine(tree)).problem == "leads to '/home/linaro/mine'"
+    assert read_libsophon_version(RecordedMachine(tree)).problem == "points to '/home/linaro/mine'"
 
 
 def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_real_node_is_described() -> None:
-    seen = Machine().node("/dev/null").value
+    seen = Machine().read_node("/dev/null").value
     assert isinstance(seen, Node)
     assert seen.rights.startswith("crw")
     assert seen.is_usable
@@ -248,25 +248,25 @@ def test_what_is_no_node_or_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x" * 50)
     machine = Machine(tmp_path)
-    assert machine.node("/file").problem == "is no device node"
-    assert machine.node("/none").problem == "is missing"
-    assert machine.content("/folder").problem == "cannot be read (Is a directory)"
-    assert machine.content("/file/below").problem == "is missing"
-    assert machine.parsed("/file", lambda _: None).told == f"/file holds '{'x' * 40}'…"
-    assert machine.link("/file").problem.startswith("cannot be read")
+    assert machine.read_node("/file").problem == "is not a device node"
+    assert machine.read_node("/none").problem == "is missing"
+    assert machine.read_bytes("/folder").problem == "cannot be read (Is a directory)"
+    assert machine.read_bytes("/file/below").problem == "is missing"
+    assert machine.parse("/file", lambda _: None).explanation == f"/file contains '{'x' * 40}'…"
+    assert machine.read_link("/file").problem.startswith("cannot be read")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_of_root_is_told(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch(0o000)
-    assert Machine(tmp_path).content("/secret").problem == "needs root to be read"
+    assert Machine(tmp_path).read_bytes("/secret").problem == "can be read by root only"
 
 
 def test_devices_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 0):
         (tmp_path / f"bm-sophon{number}").touch()
-    assert Machine(tmp_path).matches("/bm-sophon*") == ["/bm-sophon0", "/bm-sophon2", "/bm-sophon10"]
+    assert Machine(tmp_path).find("/bm-sophon*") == ["/bm-sophon0", "/bm-sophon2", "/bm-sophon10"]
 
 
 def test_users_without_a_name_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_users_without_a_name_are_numbers(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(machine_module.pwd, "getpwuid", refuse)
     monkeypatch.setattr(machine_module.grp, "getgrgid", refuse)
-    seen = Machine().node("/dev/null").value
+    seen = Machine().read_node("/dev/null").value
     assert seen is not None
     assert seen.owner.isdecimal()
     assert seen.group.isdecimal()
