@@ -1,8 +1,9 @@
-"""Readers take what the vendor's code writes, and anything else without a word or a crash."""
+"""Readers understand what the vendor's code writes, and make nothing of anything else, without a crash."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,21 +35,22 @@ from baichuan2_tpu.doctor.tpu import (
 from baichuan2_tpu.doctor.tpu_memory import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 
-PARSERS: list[Callable[[str], object]] = [
-    parse_capacity,
-    parse_celsius,
-    parse_chip,
-    parse_heaps,
-    parse_limit,
-    parse_memory,
-    parse_processor,
-    parse_region,
-    parse_thousandths,
-    parse_usage,
-    parse_version,
-    lambda text: parse_link(text, "x16"),
-    lambda text: parse_link("gen3", text),
+PARSERS: list[tuple[Callable[[str], Any], Callable[[Any], bool]]] = [
+    (parse_capacity, lambda gib: 0 <= gib <= 999),
+    (parse_celsius, lambda degrees: -55 <= degrees <= 150),
+    (parse_thousandths, lambda degrees: -55 <= degrees <= 150),
+    (parse_chip, lambda chip: chip in ("bm1684", "bm1684x", "bm1688")),
+    (parse_heaps, lambda heaps: all(heap.total > 0 for heap in heaps) and len(heaps) > 0),
+    (parse_region, lambda sizes: sizes[0] >= sizes[1] >= 0),
+    (parse_limit, lambda limit: limit >= 0),
+    (parse_memory, lambda memory: memory.total >= 0 and memory.available >= 0),
+    (parse_processor, lambda processor: processor.threads > 0),
+    (parse_usage, lambda percent: 0 <= percent <= 100),
+    (parse_version, lambda version: len(version) == 3 and min(version) >= 0),
+    (lambda text: parse_link(text, "x16"), lambda link: link.generation > 0 and link.lanes == 16),
+    (lambda text: parse_link("gen3", text), lambda link: link.generation == 3 and link.lanes > 0),
 ]
+"""Each with what holds for any value that it returns."""
 PIECES = [
     "usage:",
     "avusage",
@@ -79,10 +81,13 @@ ODD_TEXTS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize(("parse", "is_plausible"), PARSERS)
 @given(text=ODD_TEXTS)
-def test_parsers_take_any_text(parse: Callable[[str], object], text: str) -> None:
-    parse(text)
+def test_parsers_make_nothing_or_a_plausible_value_of_any_text(
+    parse: Callable[[str], Any], is_plausible: Callable[[Any], bool], text: str
+) -> None:
+    value = parse(text)
+    assert value is None or is_plausible(value)
 
 
 class OddMachine(RecordedMachine):
@@ -92,7 +97,7 @@ class OddMachine(RecordedMachine):
         super().__init__(root)
         self._odd = Seen(path, odd)
 
-    def content(self, path: str) -> Seen[bytes]:
+    def read_bytes(self, path: str) -> Seen[bytes]:
         return self._odd if path == self._odd.path else super().read_bytes(path)
 
 
