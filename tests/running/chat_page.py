@@ -66,9 +66,10 @@ class ChatPage:
 
     def answer(self, question: str) -> str:
         """Ask and return the whole answer."""
+        answers = len(self.messages("bot"))
         self.ask(question)
-        # On a slow machine the question is shown before the answer begins.
-        self.wait(lambda: len(self.messages("bot")) == len(self.messages("user")))
+        # On a slow machine the question is shown some time before its answer begins.
+        self.wait(lambda: len(self.messages("bot")) > answers)
         self.wait_until_over()
         return self.messages("bot")[-1]
 
