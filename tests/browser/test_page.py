@@ -40,9 +40,9 @@ def test_stop_ends_an_answer_at_once_and_keeps_it(serve: Serve, browser: Open) -
     page.wait(lambda: page.messages("bot"))
     page.stop()
     page.wait_until_over()
-    (said,) = page.messages("bot")
-    assert LONG_COUNT.startswith(said)
-    assert len(said) < len(LONG_COUNT)
+    (answer,) = page.messages("bot")
+    assert LONG_COUNT.startswith(answer)
+    assert len(answer) < len(LONG_COUNT)
     assert page.note.endswith("stopped")
     assert server.scheduler.load().running == 0
     assert page.answer("hello") == "Hello! How can I help?"
@@ -84,8 +84,8 @@ def test_an_answer_nobody_waits_for_is_stopped_and_what_was_said_is_kept(serve: 
     page.wait(lambda: len(page.messages("bot")[0]) > 300 if page.messages("bot") else False)
     page.open()
     page.wait(lambda: server.scheduler.load().running == 0)
-    (said,) = page.wait(lambda: page.messages("bot"))
-    assert LONG_COUNT.startswith(said)
+    (answer,) = page.wait(lambda: page.messages("bot"))
+    assert LONG_COUNT.startswith(answer)
     assert not page.is_answering
 
 

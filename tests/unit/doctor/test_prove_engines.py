@@ -29,8 +29,8 @@ SOC = find_tpu(RecordedMachine(MACHINES / "soc"))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_oracle_is_the_definition_for_one_token(shape: str) -> None:
     weights = random_weights(shape, 4)
-    wanted = reference_logits(weights.config, float_weights(weights), [7])
-    assert relative_error(first_token_logits(weights, 7), wanted.reshape(-1)) < 1e-6
+    expected = reference_logits(weights.config, float_weights(weights), [7])
+    assert relative_error(first_token_logits(weights, 7), expected.reshape(-1)) < 1e-6
 
 
 def test_this_processor_computes() -> None:
@@ -65,7 +65,7 @@ def test_a_bundle_is_run_by_every_engine_that_is_there(
         read_need(str(tmp_path)), checkpoint=Path("checkpoint"), device=1, simulator=False
     )
     findings = prove(dataclasses.replace(HOST, sail="3.10.7"), SOC, settings)
-    assert [one.name for one in findings] == [
+    assert [finding.name for finding in findings] == [
         "computes: cpu",
         "computes: tpu",
         "computes: bmrt",
@@ -117,8 +117,8 @@ def test_the_simulator_is_asked_for_only_by_name(is_right: bool, monkeypatch: py
     monkeypatch.setattr(prove_engines, "find_toolchain", lambda: None)
     monkeypatch.setattr(prove_engines, "check_toolchain", check)
     finding = prove(HOST, NONE, ProofSettings(has_simulator=True))[-1]
-    told = "one layer, compiled in 1.5 s and simulated in 11.2 s, differs from numpy by 6.0e-04"
-    assert finding.value == (told if is_right else "a simulated layer differs from numpy")
+    result = "one layer, compiled in 1.5 s and simulated in 11.2 s, differs from numpy by 6.0e-04"
+    assert finding.value == (result if is_right else "a simulated layer differs from numpy")
     assert finding.status == ("pass" if is_right else "fail")
 
 
@@ -159,4 +159,4 @@ def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(monkeypatch: pytest.M
     monkeypatch.setattr(prove_engines, "run_in_child", lambda *_: Outcome(problem="broken"))
     needed = ProofSettings.of(None, checkpoint=None, device=0, simulator=False)
     idle = ProofSettings.of(read_need("demo"), checkpoint=None, device=0, simulator=False)
-    assert [prove(HOST, SOC, one)[-1].status for one in (needed, idle)] == ["fail", "warn"]
+    assert [prove(HOST, SOC, settings)[-1].status for settings in (needed, idle)] == ["fail", "warn"]

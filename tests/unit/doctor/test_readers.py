@@ -123,7 +123,7 @@ def test_a_diagnosis_does_without_every_file(name: str, tmp_path: Path) -> None:
         is_spared = path.name == "record.json" or "/dev/" in str(path) or path.is_dir()
         if not is_spared:
             path.unlink()
-    findings = {one.name: one for one in examine(RecordedMachine(tree), HOST).findings}
+    findings = {finding.name: finding for finding in examine(RecordedMachine(tree), HOST).findings}
     assert findings["system"].value.startswith("/etc/os-release is missing")
     assert findings["driver"].status == "warn"
     assert findings["libsophon"].status == "fail"
@@ -234,7 +234,7 @@ def test_a_libsophon_link_to_elsewhere_is_told(tmp_path: Path) -> None:
 def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
     # 64 KiB were read, and 56 of 128 threads counted.
     flags = "avx2 fma f16c " + "x" * 1400
-    text = "".join(f"processor\t: {one}\nmodel name\t: Large\nflags\t\t: {flags}\n\n" for one in range(1024))
+    text = "".join(f"processor\t: {n}\nmodel name\t: Large\nflags\t\t: {flags}\n\n" for n in range(1024))
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(text)
     processor = read_processor(Machine(tmp_path)).value
