@@ -15,7 +15,7 @@ import baichuan2_tpu
 PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "quoting"},
     {"config"},
     {"manifest", "bmodel", "files"},
     {"checkpoint", "text"},
