@@ -5,9 +5,18 @@ Not here: the messages, which are written where they are raised.
 
 from __future__ import annotations
 
-__all__ = ["quote", "shorten"]
+__all__ = ["escape_controls", "quote", "shorten"]
 
 _CHARACTERS = 80
+
+
+def escape_controls(text: str) -> str:
+    """Return a text with its control characters written as escapes; line breaks stay.
+
+    A terminal obeys some of them, and a log takes one line for two.
+    """
+    characters = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(characters)
 
 
 def shorten(text: str, characters: int = _CHARACTERS) -> str:

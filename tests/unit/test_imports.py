@@ -15,7 +15,8 @@ import baichuan2_tpu
 PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
-    {"errors", "quoting"},
+    {"quoting"},
+    {"errors"},
     {"config"},
     {"manifest", "bmodel", "files"},
     {"checkpoint", "text"},
