@@ -16,6 +16,7 @@ PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 Table = list[set[str]]
 LAYERS: Table = [
+    {"quoting"},
     {"errors"},
     {"config"},
     {"manifest", "bmodel", "files"},
