@@ -30,6 +30,7 @@ from baichuan2_tpu.server.transport.listening import (
     tell_supervisor,
 )
 from baichuan2_tpu.server.transport.request_log import RequestLog
+from baichuan2_tpu.server.transport.site_guard import SiteGuard, own_names
 
 if TYPE_CHECKING:
     import socket
@@ -139,7 +140,9 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
         # Beside the first answers: it takes a second or two, which the first JSON answer would wait for.
         Thread(target=service.warm_up, name="warm-up").start()
 
-    serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
+    names = own_names(plan.address.host) | set(access.allowed_hosts)
+    guarded = SiteGuard(app, names, access.cors_origins)
+    serve(RequestLog(guarded), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 
 
 def _tell_bounds(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:

@@ -26,7 +26,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from baichuan2_tpu.errors import QueueFull, RequestError
+from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
 from baichuan2_tpu.generate.grammar_compiler import compile_grammar, open_library
 
 __all__ = ["GrammarTrial", "TrialLimits", "serve_trials"]
@@ -81,7 +81,7 @@ class GrammarTrial:
         """Compile a grammar in the child; ``cause`` says what in it is likely to be costly.
 
         Raises: RequestError where it cannot be compiled, or not within the limits; QueueFull where as many
-        wait as may.
+        wait as may; ShutdownError once it is closed.
         """
         if not self._places.acquire(blocking=False):
             raise QueueFull(
@@ -120,7 +120,10 @@ class GrammarTrial:
         child = self._ready_child()
         answer = _ask(child, {"grammar": grammar}, self._limits.processor_s * _PATIENCE)
         if answer is None:
-            raise RequestError(self._explain(self._end_child(), cause))
+            code = self._end_child()
+            if self._is_closed:
+                raise ShutdownError("the server stops before the schema was compiled; try another one")
+            raise RequestError(self._explain(code, cause))
         if int(str(answer["grown_bytes"])) > _GROWN_BYTES:
             self._end_child()
         if answer["error"]:
@@ -128,7 +131,7 @@ class GrammarTrial:
 
     def _ready_child(self) -> subprocess.Popen[bytes]:
         if self._is_closed:
-            raise RequestError("the server stops and compiles no more schemas; try another one")
+            raise ShutdownError("the server stops and compiles no more schemas; try another one")
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start(self._limits)
@@ -155,8 +158,6 @@ class GrammarTrial:
 
     def _explain(self, code: int, cause: str) -> str:
         named = f"; the likely cause is {cause}" if cause else ""
-        if self._is_closed:
-            return "the server stops, and a schema was not compiled any more; try another one"
         if code == -signal.SIGPROF:
             allowed = f"{self._limits.processor_s} s of processor time"
         else:

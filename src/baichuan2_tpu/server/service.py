@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,8 @@ from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.errors import ShutdownError
+from baichuan2_tpu.generate.grammar_trial import TrialLimits
 from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.errors import ApiError
@@ -76,12 +79,15 @@ class Service:
     def grammars(self) -> Grammars:
         """The model's compiler of grammars, built when it is first needed; from any thread."""
         with self._grammars_lock:
-            self._grammars = self._grammars or Grammars(self.model.tokenizer)
+            if self._is_stopping:
+                raise ShutdownError("the server is shutting down; try another server")
+            self._grammars = self._grammars or Grammars(self.model.tokenizer, TrialLimits())
             return self._grammars
 
     def warm_up(self) -> None:
         """Build the compiler of grammars, which takes seconds, before a request needs it."""
-        self.grammars.json_schema({"type": "object"})
+        with suppress(ShutdownError):  # it is asked for in the background, and the server may end at once
+            self.grammars.warm_up()
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:
@@ -115,3 +121,6 @@ class Service:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
         self._scheduler.close(grace_s)
+        with self._grammars_lock:
+            if self._grammars is not None:
+                self._grammars.close()
