@@ -4,15 +4,13 @@ What ends or hangs the compiler there costs that child alone. Only what the chil
 is compiled in this process, with the same library and the same tokens, and so at the same price. One child is
 kept ready; it is replaced when it has died or grown.
 Not here: what the grammar is (``grammars``), bounds that need no trial (``schema_bounds``).
-Source: setitimer(2), whose SIGPROF ends a process by default; RLIMIT_AS of setrlimit(2); PR_SET_PDEATHSIG.
+Source: setitimer(2), whose SIGPROF ends a process by default; RLIMIT_AS of setrlimit(2).
 """
 
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
-import os
 import resource
 import select
 import signal
@@ -31,7 +29,6 @@ from baichuan2_tpu.generate.grammar_compiler import compile_grammar, open_librar
 
 __all__ = ["GrammarTrial", "TrialLimits", "serve_trials"]
 
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _WORK = (
     "import json, sys;"
     "sys.path[:] = json.loads(sys.argv[1]);"
@@ -121,8 +118,7 @@ class GrammarTrial:
         answer = _ask(child, {"grammar": grammar}, self._limits.processor_s * _PATIENCE)
         if answer is None:
             code = self._end_child()
-            if self._is_closed:
-                raise ShutdownError("the server stops before the schema was compiled; try another one")
+            self._check_open()
             raise RequestError(self._explain(code, cause))
         if int(str(answer["grown_bytes"])) > _GROWN_BYTES:
             self._end_child()
@@ -130,15 +126,19 @@ class GrammarTrial:
             raise RequestError(str(answer["error"]))
 
     def _ready_child(self) -> subprocess.Popen[bytes]:
-        if self._is_closed:
-            raise ShutdownError("the server stops and compiles no more schemas; try another one")
+        self._check_open()
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start(self._limits)
             if _ask(self._child, self._vocabulary, _READY_S) is None:
                 code = self._end_child()
+                self._check_open()
                 raise RequestError(f"the process that compiles schemas did not start (exit code {code})")
         return self._child
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ShutdownError("the server stops and compiles no more schemas; try another one")
 
     def _end_child(self) -> int:
         """Kill the child, if there is one, and return its exit code as it was without us."""
@@ -168,7 +168,7 @@ class GrammarTrial:
 def _start(limits: TrialLimits) -> subprocess.Popen[bytes]:
     # -c alone would import from the user's folder; ours is found where we found it.
     paths = json.dumps([path for path in sys.path if path])
-    words = [str(os.getpid()), str(limits.processor_s), str(limits.memory_bytes)]
+    words = [str(limits.processor_s), str(limits.memory_bytes)]
     return subprocess.Popen(  # noqa: S603 - a list, no shell
         [sys.executable, "-I", "-c", _WORK, paths, *words],
         stdin=subprocess.PIPE,
@@ -192,11 +192,8 @@ def _ask(child: subprocess.Popen[bytes], question: object, timeout_s: float) -> 
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def serve_trials(parent: int, processor_s: int, memory_bytes: int) -> None:
-    """Be the child: read a vocabulary, then compile a grammar per line, until the parent has gone."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
+def serve_trials(processor_s: int, memory_bytes: int) -> None:
+    """Be the child: read a vocabulary, then compile a grammar per line, until the parent closes the pipe."""
     vocabulary = json.loads(sys.stdin.buffer.readline())
     tokens = [base64.b64decode(token) for token in vocabulary["tokens"]]
     library = open_library(tokens, vocabulary["special_ids"], vocabulary["eos_id"])
