@@ -1,4 +1,4 @@
-"""A conversation: messages, and answers that go on from what the engine already holds.
+"""A conversation: messages, and answers that continue from what the engine already holds.
 
 Not here: reading from a terminal (``cli``), many conversations on one engine (``server``).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,23 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.loop import Event, Result, generate
+from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.messages import Message, Role, check_order
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["ChatEvent", "Conversation", "RoundsDropped", "prompt_budget"]
+__all__ = [
+    "AnswerPiece",
+    "ChatEvent",
+    "Conversation",
+    "RoundsDropped",
+    "join_events",
+    "prompt_budget",
+    "read_message",
+    "read_result",
+]
 
 _FORMAT = "baichuan2-tpu conversation 1"
 
@@ -38,6 +47,47 @@ class RoundsDropped:
 
 
 ChatEvent = Event | RoundsDropped
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPiece:
+    """What is new of an answer; the last piece, and no other, has the ``result``.
+
+    ``tokens`` are those chosen since the piece before, with the log probabilities that were asked for, and
+    ``prompt_tokens`` those of the prompt, where ``prompt_logprobs`` asked for them. ``dropped_rounds`` of the
+    oldest rounds of the conversation did not fit the context and are not in the prompt.
+    """
+
+    text: str
+    tokens: tuple[TokenChosen, ...] = ()
+    prompt_tokens: tuple[TokenChosen, ...] = ()
+    dropped_rounds: int = 0
+    result: Result | None = None
+
+
+def join_events(events: Iterable[ChatEvent], dropped_rounds: int = 0) -> Generator[AnswerPiece, None, None]:
+    """Join the events of an answer into pieces of text, each with the tokens that it took."""
+    tokens: list[TokenChosen] = []
+    prompt_tokens: tuple[TokenChosen, ...] = ()
+    for event in events:
+        if isinstance(event, RoundsDropped):
+            dropped_rounds = event.rounds
+        elif isinstance(event, PromptScored):
+            prompt_tokens = event.tokens
+        elif isinstance(event, TokenChosen):
+            tokens.append(event)
+        else:
+            text, result = (event.text, None) if isinstance(event, TextPiece) else ("", event)
+            yield AnswerPiece(text, tuple(tokens), prompt_tokens, dropped_rounds, result)
+            tokens.clear()
+            prompt_tokens = ()
+
+
+def read_result(pieces: Iterable[AnswerPiece]) -> Result:
+    """Read an answer to its end and return it."""
+    *_, last = pieces
+    assert last.result is not None, "the last piece of an answer has its result"  # noqa: S101 - our invariant
+    return last.result
 
 
 def prompt_budget(max_context: int, max_tokens: int) -> int:
@@ -97,6 +147,22 @@ class Conversation:
         message; BackendError when the engine fails.
         """
         yield from self._answer((*self._rounds, Message("user", text)), is_cancelled)
+
+    def stream(
+        self, text: str, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[AnswerPiece, None, None]:
+        """Say something and yield the answer in pieces as it grows; the last piece has the Result.
+
+        Raises: as ``ask``.
+        """
+        yield from join_events(self.ask(text, is_cancelled))
+
+    def chat(self, text: str) -> Result:
+        """Say something and return the whole answer.
+
+        Raises: as ``ask``.
+        """
+        return read_result(self.stream(text))
 
     def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Generator[ChatEvent, None, None]:
         """Answer the last user message again; the old answer stays until the new one is there.
@@ -184,7 +250,7 @@ def _messages(value: object) -> tuple[Message, ...]:
     items = content.get("messages")
     if not isinstance(items, list):
         raise RequestError("it has no list of messages; name a saved file")
-    messages = tuple(_message(item) for item in cast("list[object]", items))
+    messages = tuple(read_message(item) for item in cast("list[object]", items))
     # A conversation can be saved before anything was said.
     if [message.role for message in messages] not in ([], ["system"]):
         check_order(messages)
@@ -193,7 +259,11 @@ def _messages(value: object) -> tuple[Message, ...]:
     return messages
 
 
-def _message(item: object) -> Message:
+def read_message(item: object) -> Message:
+    """Return the message that an object of JSON describes.
+
+    Raises: RequestError for anything but the texts ``role`` and ``content``, or a role that is not known.
+    """
     fields = cast("dict[str, object]", item) if isinstance(item, dict) else {}
     role, content = fields.get("role"), fields.get("content")
     if not isinstance(role, str) or not isinstance(content, str) or len(fields) != 2:

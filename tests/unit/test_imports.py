@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"quantize"},
     {"resolve"},
     {"chat"},
+    {"model"},
     {"bench", "server", "evaluate", "estimate"},
     {"doctor"},
     {"cli"},

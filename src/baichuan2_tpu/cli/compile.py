@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.terminal import byte_bar, byte_bars, file_events, notice, write_result
+from baichuan2_tpu.cli.models import resolve
+from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
     from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent
@@ -124,7 +125,7 @@ def compile_checkpoint(
     """Compile the checkpoint QCKPT into the bundle OUT, for the BM1684X.
 
     The integers of a quantised checkpoint are taken as they are. What is finished stays beside OUT when it is
-    interrupted; the same command goes on.
+    interrupted; the same command continues.
     """
     from baichuan2_tpu.compile.assemble import open_source
     from baichuan2_tpu.compile.driver import BuildSettings
@@ -180,20 +181,12 @@ def _parse_stages(text: str) -> tuple[int, ...]:
 
 def _directory(checkpoint: str, bits: _Bits | None) -> Path:
     """Return the checkpoint's directory; a known name is quantised first, a path is taken as it is."""
-    from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings, resolve_model
+    from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings
 
     if checkpoint not in KNOWN_MODELS:
         return Path(checkpoint).expanduser()
     number = None if bits is None else bits.number
-    settings = ResolveSettings(None if number == 16 else number)
-    with byte_bars("fetching", "quantising") as (fetching, quantising):
-        return resolve_model(
-            checkpoint,
-            settings,
-            notice=notice,
-            progress=file_events(quantising),
-            fetch_progress=fetching,
-        )
+    return resolve(checkpoint, ResolveSettings(None if number == 16 else number)).path
 
 
 def _warn_of_memory(plan: Plan) -> None:
@@ -241,5 +234,5 @@ def _shown(name: str, value: object) -> str:
     if isinstance(value, int) and name.endswith("_bytes"):
         return f"{value / 1e9:.2f} GB"
     if isinstance(value, list):
-        return ", ".join(str(one) for one in cast("list[object]", value))
+        return ", ".join(str(item) for item in cast("list[object]", value))
     return f"about {value} s" if name == "time_s" else str(value)

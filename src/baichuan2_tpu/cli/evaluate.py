@@ -1,6 +1,6 @@
 """``baichuan2 evaluate``: perplexity of a text and tasks of lm-evaluation-harness, beside another model's.
 
-Not here: scoring (``baichuan2_tpu.evaluate``), opening what is compared (``evaluating``).
+Not here: scoring (``baichuan2_tpu.evaluate``), opening what is compared (``evaluate_models``).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.cli.evaluate_models import FoundModel
+    from baichuan2_tpu.cli.evaluate_models import Candidate
     from baichuan2_tpu.evaluate import Evaluation, Subject, TaskScore, TextPlan
     from baichuan2_tpu.evaluate.tasks import TaskSuite
 
@@ -53,7 +52,7 @@ _Tokens = Annotated[
     int | None, typer.Option("--tokens", min=2, help="Score the first tokens alone.", show_default="all")
 ]
 _Window = Annotated[
-    int | None, typer.Option("--window", min=2, help="Tokens of a window.", show_default="512")
+    int | None, typer.Option("--window", min=2, help="Tokens per window.", show_default="512")
 ]
 _Stride = Annotated[
     int | None,
@@ -71,7 +70,7 @@ _TaskFile = Annotated[
     list[Path] | None,
     typer.Option("--task-file", metavar="YAML", help="Task of your own; may be repeated."),
 ]
-_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions a task.", show_default="all")]
+_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions per task.", show_default="all")]
 _FewShot = Annotated[
     int | None,
     typer.Option("--few-shot", min=0, help="Solved examples before a question.", show_default="the task's"),
@@ -121,6 +120,7 @@ def evaluate(
     """
     from baichuan2_tpu.cli.evaluate_models import find_reference, find_subject
     from baichuan2_tpu.evaluate import Report
+    from baichuan2_tpu.model import EngineSettings
 
     if against is None and against_engine is not _ReferenceEngine.AUTO:
         raise typer.BadParameter("--against-engine needs --against")
@@ -131,13 +131,13 @@ def evaluate(
     if against is not None:
         reference = find_reference(against, replace(own, engine=against_engine.value))
         _check_comparable(first, reference, work)  # scoring the first may take hours
-    with first.opened() as subject:
-        found = _evaluate(subject, work)
+    with first.open() as subject:
+        evaluation = _evaluate(subject, work)
     beside = None
     if reference is not None:
-        with reference.opened() as subject:
-            beside = _evaluate(subject, work, found)
-    report = Report(found, beside)
+        with reference.open() as subject:
+            beside = _evaluate(subject, work, evaluation)
+    report = Report(evaluation, beside)
     shown = json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines())
     write_result(shown + "\n")
 
@@ -224,7 +224,7 @@ def _work(text: _AskedText, tasks: _AskedTasks) -> _Work:
     return _Work(text.plan(), tasks.load() if tasks.are_any else None)
 
 
-def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> None:
+def _check_comparable(first: Candidate, reference: Candidate, work: _Work) -> None:
     """Check that the reference cuts the text alike, and can do the tasks.
 
     Raises: RequestError.
@@ -233,7 +233,7 @@ def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> 
         work.text.check_tokenizers(first.tokenizer, reference.tokenizer, reference.name)
     if work.text is not None or (work.tasks is not None and work.tasks.asks_for_scores):
         reference.check_head()
-    if work.tasks is not None and reference.floats is not None:
+    if work.tasks is not None and reference.is_float:
         work.tasks.check_scored_alone(reference.name)
 
 

@@ -66,7 +66,7 @@ def quantize(
 ) -> None:
     """Make a quantised checkpoint DST out of SRC.
 
-    What is finished stays beside DST when it is interrupted; the same command goes on.
+    What is finished stays beside DST when it is interrupted; the same command continues.
     """
     from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
@@ -84,7 +84,7 @@ def quantize(
         read_user_text(calibration)
     wished = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
-        path = find_source(source, notice, fetching)
+        path = find_source(source, notice, fetching).path
     with progress_bar("quantising") as progress:
         write_quantized(
             path,

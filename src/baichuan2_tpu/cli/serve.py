@@ -1,6 +1,6 @@
 """``baichuan2 serve``: its options.
 
-Not here: what they lead to (``serving``, which imports the server's packages).
+Not here: what they lead to (``serve_run``, which imports the server's packages).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["serve"]
@@ -128,6 +127,8 @@ def serve(
         raise RequestError(
             f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
         ) from error
+    from baichuan2_tpu.model import EngineSettings
+
     address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
     access = serve_run.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
+from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
+from baichuan2_tpu.model import EngineSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
 from baichuan2_tpu.server.service import ServedModel, Service
@@ -79,7 +80,7 @@ def read_keys(file: Path | None) -> frozenset[str]:
             raise RequestError(f"cannot read keys from {file}: {error}; give a text file") from error
         keys.discard("")
         if not keys:
-            raise RequestError(f"{file} holds no key; write one a line")
+            raise RequestError(f"{file} holds no key; write one per line")
     if _KEY_VARIABLE in os.environ:
         key = os.environ[_KEY_VARIABLE].strip()
         if not key:
@@ -111,11 +112,12 @@ def run_server(plan: ServePlan) -> None:
     """
     check_tls(plan.address)
     with closing(bind(plan.address)) as listener:
-        directory = resolve(plan.model)
-        with open_model(directory, plan.engine) as engine:
-            served = ServedModel.open(plan.name, directory, engine)
-            with Scheduler(engine, served.tokenizer, plan.scheduling(engine)) as scheduler:
-                _tell_bounds(plan, engine, scheduler)
+        files = find_model(plan.model)
+        files.require_template()
+        with open_model(files, plan.engine) as model:
+            served = ServedModel.of(model, plan.name)
+            with Scheduler(model.engine, model.tokenizer, plan.scheduling(model.engine)) as scheduler:
+                _tell_bounds(plan, model.engine, scheduler)
                 service = Service(served, scheduler, timeout_s=plan.timeout_s)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")

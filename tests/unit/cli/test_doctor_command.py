@@ -56,7 +56,7 @@ def test_a_model_that_is_not_there_fails(run: Run, on: Callable[[str], None]) ->
     on("none")
     outcome = run("doctor", "nowhere")
     assert outcome.code == 1
-    assert "fail model          'nowhere' is no path that exists" in outcome.out
+    assert "fail model          'nowhere' is neither a path that exists" in outcome.out
     assert outcome.out.endswith("1 failed, 0 to look at\n")
 
 

@@ -57,7 +57,7 @@ def test_model_answers_from_its_name(run: Run, hub: FaultyHub) -> None:
     assert outcome.code == 0
     assert "fetching baichuan-inc/Baichuan2-7B-Base at" in outcome.err
     assert f"quantising {NAME} to 4 bits (once, into " in outcome.err
-    assert f"{fetched_folder(NAME)} is not needed for that any more and can be deleted\n" in outcome.err
+    assert f"{fetched_folder(NAME)} is no longer needed for this and can be deleted\n" in outcome.err
     shutil.rmtree(fetched_folder(NAME))
     hub.requests.clear()
     again = run("generate", NAME, "Hello", "--max-tokens", "2", "--seed", "1", "--threads", "1")
