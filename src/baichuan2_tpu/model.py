@@ -12,9 +12,10 @@ import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from typing_extensions import Self, Unpack
 
@@ -61,7 +62,7 @@ Messages = str | Sequence[Message | Mapping[str, str]]
 
 Notice = Callable[[str], None]
 LoadProgress = Callable[[Literal["fetching", "quantising"], int, int], None]
-"""Is called with what is done, and with the bytes done and the bytes there are."""
+"""Is called with what is being done, the bytes done so far, and all bytes."""
 
 _log = logging.getLogger(__name__)
 
@@ -151,9 +152,10 @@ class ModelFiles:
 class Model:
     """An opened model; ``load`` makes one, and ``close`` or the end of ``with`` frees it.
 
-    ``settings`` are the model's own, from its ``generation_config.json``; a keyword of a call goes before
-    them for that call: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-    frequency_penalty, logit_bias, seed, max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar.
+    ``engine`` is what computes; its ``name`` says where. ``settings`` are the model's own, from its
+    ``generation_config.json``; a keyword given to a call replaces one of them for that call: temperature,
+    top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed,
+    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar. One thread may use a model at a time.
     """
 
     def __init__(self, files: ModelFiles, engine: Engine) -> None:
@@ -187,7 +189,7 @@ class Model:
 
     @property
     def settings(self) -> GenerationSettings:
-        """What holds where a call says nothing."""
+        """The settings of an answer that no keyword replaces."""
         return self.files.settings
 
     @property
@@ -200,7 +202,7 @@ class Model:
 
         The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``.
         Where a conversation outgrows the context its oldest rounds are left out; ``stream`` says how many.
-        Every call computes its prompt anew: ``conversation`` reuses what was computed before.
+        Every call computes its whole prompt; ``conversation`` reuses what was computed before.
         Raises: RequestError for a setting or a message that is not allowed; ContextLengthError when the
         newest message does not fit; CheckpointError for a model without a chat template; BackendError.
         """
@@ -219,9 +221,9 @@ class Model:
         return self._answer(prompt.ids, chosen, prompt.dropped_rounds)
 
     def conversation(self, *, system: str | None = None, **settings: Unpack[GivenSettings]) -> Conversation:
-        """Begin a conversation, which keeps its messages and computes only what is new of each prompt.
+        """Begin a conversation, which keeps its messages and computes only the new part of each prompt.
 
-        It takes one of the engine's sequences until it is closed.
+        It holds one of the engine's sequences until it is closed.
         Raises: RequestError for a setting that is not allowed; CheckpointError for a model without a chat
         template; BackendError when the engine has no sequence left.
         """
@@ -243,8 +245,10 @@ class Model:
 
         Raises: as ``generate``.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._answer(ids, self.settings.override(**settings))
+        chosen = self.settings.override(**settings)
+        return self._answer(
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt), chosen
+        )
 
     def tokens(self, prompt: Messages) -> list[int]:
         """Return the token ids of a text as it is, or of the prompt that a conversation makes.
@@ -292,12 +296,13 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     """Open a model: a known name such as "demo", a checkpoint, a bundle, or a .gguf file.
 
     ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
-    compiled model on TPU number ``device``. ``context`` is the most tokens that a prompt and its answer have,
-    the model's own or the compiled one where nothing is given. ``threads`` and ``exact``, which computes
-    activations in float32, are for the cpu. ``notice`` gets what is worth knowing as text (print will do;
-    without it, the log does), ``progress`` how far fetching and quantising are.
+    compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
+    together; the default is the model's own limit, or the one it was compiled for. ``threads`` and ``exact``
+    (activations in float32) are for the cpu. ``notice`` is called with lines of text, such as what is being
+    fetched; print will do, and the default is the log. ``progress`` is called while a model is fetched or
+    quantised.
 
-    Side effect: what is not here yet is fetched, and quantised, into the user's cache, once.
+    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it.
     Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
     ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
     """
@@ -351,6 +356,13 @@ def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None
         return open_template(directory, tokenizer)
     except CheckpointError:
         return None
+
+
+def _ids(prompt: Sequence[object]) -> list[int]:
+    """Return the token ids of a prompt that is none of text."""
+    if not all(isinstance(token_id, Integral) for token_id in prompt):
+        raise RequestError(f"a prompt is {prompt!r}; one text, or the token ids of one, is allowed")
+    return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
 
 
 def _read_messages(messages: Messages) -> list[Message]:

@@ -162,6 +162,11 @@ def test_generate_continues_a_text_as_it_is(model: Model) -> None:
     assert answer.token_ids != model.chat("Paris is", max_tokens=6).token_ids
 
 
+def test_several_prompts_at_once_are_refused(model: Model) -> None:
+    with pytest.raises(RequestError, match=r"a prompt is \['a', 'b'\]; one text, or the token ids of one"):
+        model.generate(["a", "b"])  # pyright: ignore[reportArgumentType]
+
+
 def test_a_base_model_loads_and_only_a_chat_needs_a_template(base: Path) -> None:
     with load(base, threads=1) as model:
         assert model.template is None

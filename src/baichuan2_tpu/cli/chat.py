@@ -120,7 +120,7 @@ class _ChatLoop:
         actions: dict[str, Callable[[str], None]] = {
             "clear": lambda _: self._conversation.clear(),
             "system": self._set_system,
-            "retry": lambda _: self._show(self._retry),
+            "retry": lambda _: self._show(self._conversation.retry),
             "save": lambda name: self._conversation.save(Path(name).expanduser()),
             "load": lambda name: self._conversation.load(Path(name).expanduser()),
             "stats": lambda _: notice(self._describe()),
@@ -136,11 +136,6 @@ class _ChatLoop:
         self._stats = result.stats
         if result.finish_reason == "cancelled":
             notice("[stopped]")
-
-    def _retry(self, is_cancelled: Callable[[], bool]) -> Iterable[AnswerPiece]:
-        from baichuan2_tpu.chat import join_events
-
-        return join_events(self._conversation.retry(is_cancelled))
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = text or None
