@@ -255,8 +255,7 @@ def test_a_closed_model_answers_no_more(checkpoint: Path) -> None:
 
 
 def test_an_answer_that_is_not_read_to_its_end_gives_its_memory_back(model: Model) -> None:
-    limit = model.engine.max_sequences
-    for _ in range(limit + 1):
+    for _ in range(300):  # more than an engine keeps open
         stream = model.stream(QUESTION, max_tokens=6)
         next(stream)
         stream.close()

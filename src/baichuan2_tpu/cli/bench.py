@@ -1,4 +1,4 @@
-"""``baichuan2 bench``: how fast a model answers here, beside what the machine can do.
+"""``baichuan2 bench``: how fast a model answers here, compared with what the machine can do.
 
 Not here: measuring (``baichuan2_tpu.bench``).
 """
@@ -33,7 +33,7 @@ def bench(
     *,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", help="In place of MODEL: random weights in memory (baichuan2-7b, …)."),
+        typer.Option("--shape", help="Instead of MODEL: random weights in memory (baichuan2-7b, …)."),
     ] = None,
     bits: Annotated[
         options.BitsName | None,
@@ -54,7 +54,7 @@ def bench(
     ] = None,
     repetitions: Annotated[
         int | None,
-        typer.Option("--repetitions", min=1, help="Runs that count.", show_default="3; 1 on the simulator"),
+        typer.Option("--repetitions", min=1, help="Measured runs.", show_default="3; 1 on the simulator"),
     ] = None,
     context: options.Context = None,
     threads: options.Threads = None,
@@ -66,9 +66,9 @@ def bench(
 ) -> None:
     """Measure how fast a model answers here.
 
-    Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; of a
-    bundle, the first token by the length of the prompt, and decode. Then comes the line of a performance
-    table, in Markdown; the last line is one JSON object.
+    Prints load, first token, prefill and decode, as median and range, with the machine's limits; for a
+    bundle, the first token by prompt length, and decode. A row of a performance table follows, in Markdown,
+    and on the last line one JSON object.
     """
     from baichuan2_tpu.model import EngineSettings
 

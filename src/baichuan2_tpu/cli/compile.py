@@ -79,18 +79,21 @@ _Prefill = Annotated[
     ),
 ]
 _LayerBits = Annotated[
-    _Bits | None, typer.Option("--bits", help="Bits a weight of the layers.", show_default=_FROM_CHECKPOINT)
+    _Bits | None, typer.Option("--bits", help="Bits per weight of the layers.", show_default=_FROM_CHECKPOINT)
 ]
 _HeadForm = Annotated[
-    _Head | None, typer.Option("--head", help="Form of the head.", show_default=_FROM_CHECKPOINT)
+    _Head | None, typer.Option("--head", help="Precision of the output head.", show_default=_FROM_CHECKPOINT)
 ]
 _HeadGives = Annotated[
-    _HeadOutput, typer.Option("--head-output", help="All logits, the likeliest token, or the 64 likeliest.")
+    _HeadOutput,
+    typer.Option(
+        "--head-output", help="What the head returns: all logits, the likeliest token, or the 64 likeliest."
+    ),
 ]
 _EmbeddingPlace = Annotated[_Embedding, typer.Option("--embedding", help="Where the embedding is looked up.")]
-_Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of activations and of the cache.")]
+_Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of the activations and of the KV cache.")]
 _Devices = Annotated[int, typer.Option("--devices", min=1, help="TPUs that share the model.")]
-_Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers at work at once.")]
+_Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers that run at the same time.")]
 _KeepWork = Annotated[
     bool, typer.Option("--keep-work", help="Leave logs and intermediate files in OUT.partial.")
 ]
@@ -98,7 +101,7 @@ _Place = Annotated[
     Path | None, typer.Option("--toolchain", help="Folder of TPU-MLIR.", show_default="the user's cache")
 ]
 _DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be made and what it takes, and stop.")
+    bool, typer.Option("--dry-run", help="Print what would be built and what that takes, and stop.")
 ]
 _PlanJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
 

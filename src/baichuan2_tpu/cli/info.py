@@ -41,7 +41,7 @@ def info(
     """Show what a model is and what it will take.
 
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
-    and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
+    and --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
     """
     from baichuan2_tpu.config import QuantizationConfig
 
@@ -154,7 +154,7 @@ def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool)
 
 
 def _describe_bmodel(bmodel: Path) -> dict[str, object]:
-    """Return what a bmodel without a manifest tells of itself before it is loaded."""
+    """Return what a bmodel without a manifest says of itself before it is loaded."""
     from baichuan2_tpu.bmodel.header import BmodelFile
     from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 

@@ -34,7 +34,7 @@ _ApiKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--api-key-file",
-        help="File with keys, one a line; the environment variable BAICHUAN2_API_KEY holds one.",
+        help="File with keys, one per line; the environment variable BAICHUAN2_API_KEY can hold one too.",
     ),
 ]
 _TlsCertificate = Annotated[
@@ -45,12 +45,16 @@ _TlsKey = Annotated[
 ]
 _CorsOrigin = Annotated[
     list[str] | None,
-    typer.Option("--cors-origin", metavar="URL", help="Web page of others that may ask; may be repeated."),
+    typer.Option(
+        "--cors-origin",
+        metavar="URL",
+        help="Origin of another web page that may use the API; may be repeated.",
+    ),
 ]
-_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone; saves memory.")]
-_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers that grow at once.")]
+_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
+_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers computed at the same time.")]
 _MaxQueue = Annotated[
-    int, typer.Option("--max-queue", min=0, help="Requests that may wait; more get status 429.")
+    int, typer.Option("--max-queue", min=0, help="Requests that may wait; further ones get status 429.")
 ]
 _KvMemory = Annotated[
     float | None,
@@ -59,13 +63,13 @@ _KvMemory = Annotated[
         min=0.001,
         max=1_000_000,
         metavar="GB",
-        help="Memory for the keys and values of all conversations.",
-        show_default="what the weights leave of half of the machine's",
+        help="Memory for the KV cache of all conversations.",
+        show_default="half of the machine's, less the weights",
     ),
 ]
 _MaxBody = Annotated[
     float,
-    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request."),
+    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest request body."),
 ]
 _Timeout = Annotated[
     float | None,
@@ -85,7 +89,7 @@ _Grace = Annotated[
         min=0,
         max=1_000_000,
         metavar="SECONDS",
-        help="Time for running answers to finish at the end.",
+        help="Time that running answers have to finish when the server stops.",
     ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 _KEY_VARIABLE = "BAICHUAN2_API_KEY"
 _MEMORY_SHARE = 0.5
-"""How much of the machine weights, keys and values may take, where the user says nothing."""
+"""Share of the machine's memory that weights and KV cache may take by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class ServePlan:
 
 
 def read_keys(file: Path | None) -> frozenset[str]:
-    """Return the keys out of a file and the environment; none lets everybody in.
+    """Return the keys from a file and the environment; without any, everybody may use the server.
 
-    Raises: RequestError when there is no key where the user says there is one.
+    Raises: RequestError when the file or the variable holds no key.
     """
     keys: set[str] = set()
     if file is not None:
@@ -98,7 +98,7 @@ def write_logs(form: LogForm, *, is_debug: bool) -> None:
 
 
 def kv_bound(engine: Engine, machine_bytes: int) -> int:
-    """Return the bytes that keys and values may take beside the weights; one full context at least."""
+    """Return the bytes that the KV cache may take besides the weights; at least one full context."""
     need = memory_need(engine.config)
     context_bytes = engine.max_context * need.kv_bytes_per_token
     free_bytes = int(machine_bytes * _MEMORY_SHARE) - need.weight_bytes
@@ -106,7 +106,7 @@ def kv_bound(engine: Engine, machine_bytes: int) -> int:
 
 
 def run_server(plan: ServePlan) -> None:
-    """Serve until SIGINT or SIGTERM; see ``server.listening``.
+    """Serve until SIGINT or SIGTERM; see ``server.transport.listening``.
 
     Raises: what is wrong with the port, the certificate, the model or a limit, before anything is served.
     """
@@ -117,7 +117,7 @@ def run_server(plan: ServePlan) -> None:
         with open_model(files, plan.engine) as model:
             served = ServedModel.of(model, plan.name)
             with Scheduler(model.engine, model.tokenizer, plan.scheduling(model.engine)) as scheduler:
-                _tell_bounds(plan, model.engine, scheduler)
+                _log_limits(plan, model.engine, scheduler)
                 service = Service(served, scheduler, timeout_s=plan.timeout_s)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")
@@ -142,8 +142,8 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
     serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 
 
-def _tell_bounds(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
-    """Say what the server may take, and who may use it."""
+def _log_limits(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
+    """Log how much memory the server may take, and warn if anybody may use it."""
     load = scheduler.load()
     log_event(
         _log,

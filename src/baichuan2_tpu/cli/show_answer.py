@@ -18,7 +18,7 @@ __all__ = ["show_answer"]
 
 
 def show_answer(pieces: Iterable[AnswerPiece]) -> Result:
-    """Write an answer to standard output as it comes, and what is to be said about it to standard error."""
+    """Write an answer to standard output as it comes, and notices about it to standard error."""
     from baichuan2_tpu.chat import read_result
 
     result = read_result(_show(pieces))

@@ -263,7 +263,7 @@ def test_bench_ends_with_a_json_line(run: Run, model: Path) -> None:
     assert done.code == 0
     *_, header, rule, row, blank, last = done.out.splitlines()
     figures = json.loads(last)
-    assert header == "| platform | model | bits | first token (s) | tokens a second |"
+    assert header == "| platform | model | bits | first token (s) | tokens per second |"
     assert (rule, blank) == ("|---|---|---|---|---|", "")
     assert row.startswith(f"| {figures['platform']} | {model} | 4 | {figures['first_token_s']:.3f} | ")
     wanted = ["decode_tok_per_s", "prefill_tok_per_s", "first_token_s", "load_s", "peak_rss_bytes"]

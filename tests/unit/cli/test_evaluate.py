@@ -164,7 +164,7 @@ def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_pat
     write_bpe(other)
     done = run("evaluate", model, "--text", text, *CUT, "--against", other)
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"error: {other} has another tokenizer: {text} is another from token ")
+    assert done.err.startswith(f"error: {other} has another tokenizer: {text} differs from token ")
     assert done.err.count("\n") == 1
 
 

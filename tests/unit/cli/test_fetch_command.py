@@ -189,11 +189,11 @@ def test_list_shows_names_sizes_and_what_is_there(run: Run, hub: FaultyHub) -> N
     ("words", "said"),
     [
         ([], "give NAME, or --list to see the names"),
-        (["--list", "demo"], "--list goes with --json alone"),
-        (["--list", "--verify"], "--list goes with --json alone"),
+        (["--list", "demo"], "--list goes only with --json"),
+        (["--list", "--verify"], "--list goes only with --json"),
         (
             ["demo", "--source", "modelscope"],
-            "demo comes by pip: --source, --connections and --revision are not",
+            "demo comes by pip: --source, --connections and --revision do not apply",
         ),
         (["baichuan2-7b-int8-bmodel", "--revision", "x"], "comes from the vendor, by dfss"),
         ([NAME, "--verify", "--source", "modelscope"], "--verify asks no hub: --source and --connections"),
@@ -212,7 +212,7 @@ def test_wrong_usage_is_explained(run: Run, words: list[str], said: str) -> None
 def test_unknown_name_lists_the_known_ones(run: Run) -> None:
     outcome = run("fetch", "baichuan3")
     assert outcome.code == 1
-    assert "'baichuan3' is no model that can be fetched; choose one of demo, baichuan2-7b-chat" in outcome.err
+    assert "'baichuan3' is not a model that can be fetched; choose one of demo, baichuan2-7b" in outcome.err
 
 
 def test_demo_goes_where_it_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
