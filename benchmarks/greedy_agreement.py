@@ -19,12 +19,10 @@ import numpy as np
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.model import EngineSettings, ModelFiles
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.messages import Message
-from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from peers.protocol import Choice, choose
 
@@ -76,15 +74,15 @@ class Comparison:
 def main() -> None:
     """Answer every prompt on both sides, print a table and, with --json, one JSON object as the last line."""
     given = parse_arguments()
-    source = find_source(given.model, tell)
-    directory = resolve_model(given.model, ResolveSettings(bits=8), notice=tell)
-    tokenizer = open_tokenizer(directory)
-    template = open_template(directory, tokenizer)
+    source = find_source(given.model, tell).path
+    located = resolve_model(given.model, ResolveSettings(bits=8), notice=tell)
+    files = ModelFiles.read(given.model, located)
+    tokenizer, template = files.tokenizer, files.require_template()
     room = CONTEXT - given.tokens
     prompts = [list(template.render([Message("user", text)], room).ids) for text in PROMPTS]
     stop_ids = sorted(template.stop_ids | tokenizer.stop_ids)
-    with open_engine(directory, context=CONTEXT, threads=given.threads) as engine:
-        ours = [answer(engine, ids, given.tokens, stop_ids) for ids in prompts]
+    with files.open(EngineSettings(context=CONTEXT, threads=given.threads)) as model:
+        ours = [answer(model.engine, ids, given.tokens, stop_ids) for ids in prompts]
     job = {"path": str(source), "prompts": prompts, "stop_ids": stop_ids, "context": CONTEXT}
     theirs = ask_llama({**job, "tokens": given.tokens, "threads": given.threads}, given.peer_python)
     judge = FloatModel(FloatCheckpoint.open(source))

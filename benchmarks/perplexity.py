@@ -34,7 +34,7 @@ Versions = dict[str, tuple[Callable[[], Weights], bool]]
 def main() -> None:
     """Score every version, print a table and, with --json, one JSON object as the last line."""
     given = parse_arguments()
-    source = find_source(given.model, tell)
+    source = find_source(given.model, tell).path
     directories = {bits: quantized(given.model, bits) for bits in (4, 8)}
     text = read_text(directories[8], given)
     checkpoint = FloatCheckpoint.open(source)
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def quantized(model: str, bits: int) -> Path:
     """Return the package's own quantised checkpoint, from the cache or made now."""
-    return resolve_model(model, ResolveSettings(bits=8 if bits == 8 else 4), notice=tell)
+    return resolve_model(model, ResolveSettings(bits=8 if bits == 8 else 4), notice=tell).path
 
 
 def read_text(directory: Path, given: argparse.Namespace) -> ScoredText:

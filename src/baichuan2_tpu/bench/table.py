@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["PerformanceRow", "chip_platform", "performance_table", "processor_platform"]
 
-_HEADER = ("platform", "model", "bits", "first token (s)", "tokens a second")
+_HEADER = ("platform", "model", "bits", "first token (s)", "tokens per second")
 
 _CPUINFO = Path("proc/cpuinfo")
 _BOARD = Path("proc/device-tree/model")
@@ -23,7 +23,7 @@ _BOARD = Path("proc/device-tree/model")
 
 @dataclass(frozen=True, slots=True)
 class PerformanceRow:
-    """One line of the table, all medians; ``bits`` None where a bmodel does not tell."""
+    """One line of the table, all medians; ``bits`` None where a bmodel does not say."""
 
     platform: str
     model: str

@@ -59,7 +59,7 @@ class FloatCheckpoint:
 
         Raises: CheckpointError, also for a checkpoint that is quantised already.
         """
-        kind = identify(path)
+        kind = identify(path).kind
         if kind == "gguf":
             gguf = GgufFile(path)
             return cls(path, gguf.config, gguf, gguf.metadata)

@@ -1,6 +1,6 @@
 """``baichuan2 serve``: its options.
 
-Not here: what they lead to (``serving``, which imports the server's packages).
+Not here: what they lead to (``serve_run``, which imports the server's packages).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["serve"]
@@ -35,7 +34,7 @@ _ApiKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--api-key-file",
-        help="File with keys, one a line; the environment variable BAICHUAN2_API_KEY holds one.",
+        help="File with keys, one per line; the environment variable BAICHUAN2_API_KEY can hold one too.",
     ),
 ]
 _TlsCertificate = Annotated[
@@ -46,7 +45,11 @@ _TlsKey = Annotated[
 ]
 _CorsOrigin = Annotated[
     list[str] | None,
-    typer.Option("--cors-origin", metavar="URL", help="Web page of others that may ask; may be repeated."),
+    typer.Option(
+        "--cors-origin",
+        metavar="URL",
+        help="Origin of another web page that may use the API; may be repeated.",
+    ),
 ]
 _AllowedHost = Annotated[
     list[str] | None,
@@ -57,10 +60,10 @@ _AllowedHost = Annotated[
         show_default="names of this machine, numeric addresses",
     ),
 ]
-_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone; saves memory.")]
-_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers that grow at once.")]
+_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
+_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers computed at the same time.")]
 _MaxQueue = Annotated[
-    int, typer.Option("--max-queue", min=0, help="Requests that may wait; more get status 429.")
+    int, typer.Option("--max-queue", min=0, help="Requests that may wait; further ones get status 429.")
 ]
 _KvMemory = Annotated[
     float | None,
@@ -69,13 +72,13 @@ _KvMemory = Annotated[
         min=0.001,
         max=1_000_000,
         metavar="GB",
-        help="Memory for the keys and values of all conversations.",
-        show_default="what the weights leave of half of the machine's",
+        help="Memory for the KV cache of all conversations.",
+        show_default="half of the machine's, less the weights",
     ),
 ]
 _MaxBody = Annotated[
     float,
-    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request."),
+    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest request body."),
 ]
 _Timeout = Annotated[
     float | None,
@@ -95,7 +98,7 @@ _Grace = Annotated[
         min=0,
         max=1_000_000,
         metavar="SECONDS",
-        help="Time for running answers to finish at the end.",
+        help="Time that running answers have to finish when the server stops.",
     ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
@@ -138,6 +141,8 @@ def serve(
         raise RequestError(
             f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
         ) from error
+    from baichuan2_tpu.model import EngineSettings
+
     address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
     access = serve_run.ServerOptions(

@@ -52,7 +52,7 @@ def open_source(path: Path) -> QuantizedCheckpoint | FloatCheckpoint:
 
     Raises: RequestError for what must be quantised first or is compiled already; CheckpointError.
     """
-    kind = identify(path)
+    kind = identify(path).kind
     if kind == "gguf":
         raise RequestError(f"{path}: is a GGUF file; first run baichuan2 quantize SRC DST, then compile DST")
     if kind in ("bundle", "bmodel"):

@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
 from baichuan2_tpu.engine.device.bmrt_echo import ECHO_BYTES, echo_memory
 from baichuan2_tpu.engine.registry import device_opener, open_engine
@@ -81,5 +82,5 @@ def _check_memory(device: str, simulator: str = "") -> str:
 def _check_net(engine: str, folder: str, device: str, checkpoint: str = "") -> str:
     if checkpoint:
         return check_layer(Path(folder), Path(checkpoint), device_opener(engine, int(device)))
-    with open_engine(Path(folder), engine=engine, device=int(device)) as opened:
+    with open_engine(identify(Path(folder)), engine=engine, device=int(device)) as opened:
         return check_twice(opened)

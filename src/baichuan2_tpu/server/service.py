@@ -9,24 +9,22 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import ShutdownError
 from baichuan2_tpu.generate.grammar_trial import TrialLimits
 from baichuan2_tpu.generate.grammars import Grammars
-from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
+from baichuan2_tpu.generate.settings import GenerationSettings
+from baichuan2_tpu.model import Model
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request
-from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = ["ServedModel", "Service"]
@@ -45,14 +43,13 @@ class ServedModel:
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def open(cls, name: str, directory: Path, engine: Engine) -> ServedModel:
-        """Read the tokenizer, template and settings that lie beside an engine's weights.
+    def of(cls, model: Model, name: str) -> ServedModel:
+        """Describe an opened model to clients, under a name.
 
-        Raises: CheckpointError when a file is damaged.
+        Raises: CheckpointError for a model without a chat template.
         """
-        tokenizer = open_tokenizer(directory)
-        template = open_template(directory, tokenizer)
-        return cls(name, engine.name, tokenizer, template, read_settings(directory), engine.max_context)
+        template = model.files.require_template()
+        return cls(name, model.engine.name, model.tokenizer, template, model.settings, model.max_context)
 
     @property
     def fingerprint(self) -> str:

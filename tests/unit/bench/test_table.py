@@ -23,7 +23,7 @@ def test_a_line_has_the_vendors_columns_and_digits() -> None:
         PerformanceRow("AMD EPYC, 2 threads", "demo", 8, 0.02514, 120.7),
     ]
     assert performance_table(rows) == [
-        "| platform | model | bits | first token (s) | tokens a second |",
+        "| platform | model | bits | first token (s) | tokens per second |",
         "|---|---|---|---|---|",
         "| SE7-32 | baichuan2-7b_int4_1dev.bmodel |  | 0.817 | 7.603 |",
         "| AMD EPYC, 2 threads | demo | 8 | 0.025 | 120.700 |",

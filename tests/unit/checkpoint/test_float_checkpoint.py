@@ -160,9 +160,9 @@ def test_what_lies_at_a_path_is_told_apart(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
     quantize(source, tmp_path / "quantized", bits=8)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert identify(source) == "float"
-    assert identify(tmp_path / "quantized") == "quantized"
-    assert identify(tmp_path / "m.gguf") == "gguf"
+    assert identify(source).kind == "float"
+    assert identify(tmp_path / "quantized").kind == "quantized"
+    assert identify(tmp_path / "m.gguf").kind == "gguf"
     assert "is quantised already" in refusal(tmp_path / "quantized")
 
 

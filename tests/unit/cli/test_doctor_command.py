@@ -56,7 +56,7 @@ def test_a_model_that_is_not_there_fails(run: Run, on: Callable[[str], None]) ->
     on("none")
     outcome = run("doctor", "nowhere")
     assert outcome.code == 1
-    assert "fail model          'nowhere' is no path that exists" in outcome.out
+    assert "fail model          'nowhere' is neither a path that exists" in outcome.out
     assert outcome.out.endswith("failed: 1, warnings: 0\n")
 
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_beside_another_one_is_wrong_usage(
     on("none")
     outcome = run("doctor", model, "--checkpoint", model)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "--checkpoint is for a bundle that was compiled from it; MODEL is none" in outcome.err
+    assert "--checkpoint needs a bundle that was compiled from it; MODEL is not one" in outcome.err
 
 
 def test_a_checkpoint_that_is_not_there_is_wrong_usage_without_a_tpu_too(

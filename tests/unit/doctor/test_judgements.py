@@ -272,7 +272,7 @@ def test_a_model_that_is_not_found_fails_and_the_rest_is_told(model: str) -> Non
     report = examine(RecordedMachine(MACHINES / "soc"), HOST, model=model)
     finding = by_name(report)["model"]
     assert (finding.status, report.is_ok) == ("fail", False)
-    assert finding.value == f"'{model}' is no path that exists, and no known model"
+    assert finding.value == f"'{model}' is neither a path that exists nor a known model"
     assert len(report.findings) > 10
 
 

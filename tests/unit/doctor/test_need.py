@@ -115,5 +115,5 @@ def test_a_known_name_goes_before_a_folder_of_that_name(
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(RequestError, match="is no path that exists, and no known model; give a checkpoint"):
+    with pytest.raises(RequestError, match="is neither a path that exists nor a known model; give"):
         read_need("no such model")

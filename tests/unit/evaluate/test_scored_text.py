@@ -81,7 +81,7 @@ def test_the_digest_tells_tokens_apart_and_not_how_they_are_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "seen"), [((0, 1, 7, 3), "is another from token 2 on"), ((0, 1, 2), "ends elsewhere")]
+    ("tokens", "seen"), [((0, 1, 7, 3), "differs from token 2 on"), ((0, 1, 2), "ends elsewhere")]
 )
 def test_another_tokenizer_is_refused_with_the_place(tokens: tuple[int, ...], seen: str) -> None:
     other = ScoredText("a text", tokens, 8, 8)

@@ -102,7 +102,7 @@ def test_folder_is_a_model_that_engines_take(vendor: Vendor) -> None:
     assert {path.name for path in folder.iterdir()} == {BMODEL, "tokenizer.model", WORK_NAME}
     assert (folder / BMODEL).read_bytes() == CONTENT
     assert (folder / "tokenizer.model").read_bytes() == TOKENIZER
-    assert identify(folder) == "bmodel"
+    assert identify(folder).kind == "bmodel"
     assert notices == [
         f"fetching {name} from the vendor with dfss, into {folder}" for name in ("tokenizer.model", BMODEL)
     ]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
@@ -20,8 +19,6 @@ from baichuan2_tpu.server.service import Service
 __all__ = ["answer_settings", "make_requests"]
 
 _SEEDS = 2**64
-
-_Value = TypeVar("_Value")
 
 
 def answer_settings(
@@ -41,12 +38,19 @@ def answer_settings(
         raise ApiError("stream_options requires stream; set stream to true", param="stream_options")
     model = service.model
     defaults = model.settings
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return replace(
-        defaults,
-        sampling=_sampling(body, defaults.sampling),
-        max_tokens=_first(max_tokens, defaults.max_tokens),
-        stop=stop,
+    return defaults.override(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_biases(body.logit_bias or {}),
+        # Clients may send a negative seed: the same 64 bits are another number.
+        seed=None if body.seed is None else body.seed % _SEEDS,
+        max_tokens=max_tokens,
+        stop=body.stop,
         stop_ids=defaults.stop_ids | model.template.stop_ids,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
@@ -72,29 +76,9 @@ def make_requests(
     ]
 
 
-def _sampling(body: SamplingInput, defaults: SamplingSettings) -> SamplingSettings:
-    return replace(
-        defaults,
-        temperature=_first(body.temperature, defaults.temperature),
-        top_p=_first(body.top_p, defaults.top_p),
-        top_k=_first(body.top_k, defaults.top_k),
-        min_p=_first(body.min_p, defaults.min_p),
-        repetition_penalty=_first(body.repetition_penalty, defaults.repetition_penalty),
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=_biases(body.logit_bias or {}),
-        # Clients may send a negative seed: its 64 bits are read as unsigned.
-        seed=None if body.seed is None else body.seed % _SEEDS,
-    )
-
-
-def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+def _biases(biases: Mapping[str, float]) -> dict[int, float]:
     """Read the token ids, which are text in JSON."""
     wrong = next((name for name in biases if not re.fullmatch("[0-9]{1,9}", name)), None)
     if wrong is not None:
         raise ApiError(f"logit_bias has the key {wrong!r}; only token ids are allowed", param="logit_bias")
-    return tuple((int(name), bias) for name, bias in biases.items())
-
-
-def _first(value: _Value | None, default: _Value) -> _Value:
-    return default if value is None else value
+    return {int(name): bias for name, bias in biases.items()}

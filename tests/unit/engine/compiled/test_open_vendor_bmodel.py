@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_it_is_a_model_where_it_lies(folder: Path) -> None:
     assert find_bmodel(folder) == folder / "baichuan2-7b_int8_1dev.bmodel"
-    assert identify(folder) == "bmodel"
-    assert resolve_model(str(folder), notice=pytest.fail) == folder
+    assert identify(folder).kind == "bmodel"
+    assert resolve_model(str(folder), notice=pytest.fail).path == folder
 
 
 def test_a_manifest_or_weights_beside_the_bmodel_go_first(folder: Path) -> None:
@@ -52,9 +52,9 @@ def test_the_file_itself_is_no_model(folder: Path) -> None:
 
 def test_the_cpu_cannot_run_it(folder: Path) -> None:
     with pytest.raises(RequestError, match="is compiled, which the cpu engine cannot run"):
-        open_engine(folder, engine="cpu")
+        open_engine(identify(folder), engine="cpu")
     with pytest.raises(RequestError, match="for the cpu engine alone"):
-        open_engine(folder, threads=2)
+        open_engine(identify(folder), threads=2)
 
 
 def test_it_is_taken_for_the_7b_unless_a_config_is_there(folder: Path) -> None:
