@@ -6,12 +6,13 @@
 // weights cost two instructions either way, and at 16 bits the activations add no error that could be
 // measured. A step is 4 columns. In a tile of T tokens:
 //
-//   codes    int8  [step][T][4], |code| <= 127          or    int16 [step][T][columns 0, 2, 1, 3], |code| <=
-//   32767 scales   float [group][T] offsets  float [group][T]        -sum(codes): what the zero points
-//   multiply starts   int32 [group][T]        where the accumulators start, so that they end at sum((w -
-//   bias) * x):
-//              int8:  two 16-bit halves, -8 * sum of the codes that reach each lane (columns 0, 1 and 2, 3)
-//              int16: -128 * sum(codes)
+//   codes    beside 4-bit weights: int8  [step][T][columns 0, 1, 2, 3], |code| <= 127
+//            beside 8-bit weights: int16 [step][T][columns 0, 2, 1, 3], |code| <= 32767
+//   scales   float [group][T]
+//   offsets  float [group][T]   -sum(codes): what the zero points multiply
+//   starts   int32 [group][T]   where the accumulators start, so that they end at sum((w - bias) * x):
+//              int8 codes:   two 16-bit halves, -8 * sum of the codes of columns 0, 1 and of columns 2, 3
+//              int16 codes:  -128 * sum(codes)
 //
 // Accumulators wrap as they may on the way: the end lies within 32 * 8 * 127 = 32512 (16 bits), or within
 // 64 * 128 * 32767 < 2^31 (32 bits), for any weights, so it is exact.

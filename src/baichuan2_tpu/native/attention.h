@@ -2,8 +2,8 @@
 //
 // Keys come in blocks of 64 from position 0. For each query and block: scores, the running maximum and sum,
 // then the weighted values. A query's float operations are the same whichever queries share its task: the
-// microkernels differ in how many sums they carry side by side, never in a sum's order, and a masked key adds
-// an exact zero.
+// microkernels differ in how many sums they carry side by side, never in a sum's order.
+// A masked key adds an exact zero.
 #pragma once
 
 #include "elementwise.h"
@@ -129,8 +129,8 @@ private:
         }
     }
 
-    // Turn a query's scores of the block that begins at key `first` into weights; keep maximum, sum and
-    // correction.
+    // Turn a query's scores of the block that begins at key `first` into weights.
+    // Keep maximum, sum and correction.
     BAICHUAN2_INLINE void weigh(std::int64_t i, std::int64_t first) {
         float* scores = scores_ + i * kKeyBlock;
         const std::int64_t seen = task_.position[i] + 1 - first;

@@ -97,8 +97,8 @@ auto matmul(const std::string& name, const WordArray& qweight, const WordArray& 
     return y;
 }
 
-// Causal attention of queries (T, heads, D) whose first is at position S - T, over keys and values (S, kv
-// heads, D).
+// Causal attention of queries (T, heads, D) over keys and values (S, kv heads, D).
+// The first query is at position S - T.
 auto attend(const std::string& name, const FloatCube& queries, const FloatCube& keys, const FloatCube& values,
             const SlopeArray& slopes, std::int64_t tile_tokens) {
     const Kernels& kernels = find_kernels(name);

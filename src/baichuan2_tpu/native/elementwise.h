@@ -111,8 +111,8 @@ void rotate(float* x, const float* cosine, const float* sine, std::int64_t half)
     for_eights(half, [&](std::int64_t i) { both(i, 8); }, both);
 }
 
-// Values outside float16's finite range become its ends: one overflow must not reach the tokens that attend
-// to it.
+// Values outside float16's finite range become its ends:
+// one overflow must not reach the tokens that attend to it.
 template <class Simd>
 void to_half(const float* x, std::int64_t count, std::uint16_t* out) {
     const auto most = Simd::all(65504.0f), least = Simd::all(-65504.0f);

@@ -1,5 +1,4 @@
-// Rounding of a block of columns, one after another: what rounding takes from one is given to those behind
-// it.
+// Rounding of a block of columns, one after another: each one's error is made up for by those behind it.
 //
 // For a row, with the scale s and the zero z of a column's group:
 //

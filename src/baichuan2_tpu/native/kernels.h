@@ -1,8 +1,8 @@
 // The table of kernels: one row an instruction set, chosen at run time.
 //
-// Every kernel has a scalar twin with the same meaning, and both are tested against numpy. A result never
-// depends on how many tokens, rows or threads a call covers: for each output the order of float operations is
-// fixed.
+// Every kernel has a scalar twin with the same meaning, and both are tested against numpy.
+// A result never depends on how many tokens, rows or threads a call covers:
+// for each output the order of float operations is fixed.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The kernels for AVX2 with FMA and F16C. Compiled with those options: nothing here may run before they are
-// found.
+// The kernels for AVX2 with FMA and F16C.
+// Compiled with those options: nothing here may run before they are found.
 #include <immintrin.h>
 
 #include <type_traits>

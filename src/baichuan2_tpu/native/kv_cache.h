@@ -2,8 +2,8 @@
 //
 //   [layer][keys, values][key-value head][capacity * head size]      one head: see AttentionTask in kernels.h
 //
-// Truncating is only forgetting a length: what lies behind it is finite, never read unmasked, and
-// overwritten.
+// Truncating is only forgetting a length: what lies behind it is finite, never read unmasked,
+// and overwritten.
 #pragma once
 
 #include <cstdint>

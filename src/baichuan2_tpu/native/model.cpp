@@ -7,8 +7,8 @@
 namespace baichuan2 {
 namespace {
 
-// Prompts run in batches of this many tokens: enough to compute rather than read, small enough for the
-// caches.
+// Prompts run in batches of this many tokens:
+// enough to compute rather than read, small enough for the caches.
 constexpr std::int64_t kBatchTokens = 256;
 
 std::int64_t round_up(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }

@@ -1,16 +1,17 @@
 // A quantised matrix in the order in which the kernels read it.
 //
-// Rows are outputs, columns are inputs, groups are 64 columns. Rows lie in blocks of 16 (4 bits) or 8 (8
-// bits). One step is 4 columns of a block, 32 bytes; a block's steps follow each other, so decoding reads
-// straight on:
+// Rows are outputs, columns are inputs, groups are 64 columns. Rows lie in blocks of 16 (4 bits) or of 8
+// (8 bits). One step is 4 columns of a block, 32 bytes. A block's steps follow each other, so that decoding
+// reads straight on.
 //
 //   4 bits, byte j of a step:   low nibble  = row j / 4,      column j % 4
 //                               high nibble = row 8 + j / 4,  column j % 4
-//   8 bits, byte j of a step:   row j / 4, column j % 4
+//   8 bits, byte j of a step:   row j / 4,  column j % 4
 //
 //   scales  float16 [block][group][row in block]
-//   zeros   4 bits: bytes [block][group][8], low nibble = row j, high nibble = row 8 + j;  8 bits: one byte a
-//   row
+//   zeros   bytes   [block][group][8]
+//             4 bits:  low nibble of byte j = row j,  high nibble = row 8 + j
+//             8 bits:  byte j = row j
 //
 // Rows and columns that fill up the last block and group have scale 0 and meet zero activations.
 #pragma once

@@ -64,8 +64,8 @@ struct Candidate {
     float error;
 };
 
-// Sums over the group under one candidate: weighted squared error, and what a least-squares fit of the scale
-// needs.
+// Sums over the group under one candidate: weighted squared error,
+// and what a least-squares fit of the scale needs.
 struct Sums {
     float error;
     float weight_step;
