@@ -1,4 +1,4 @@
-# Native kernels; see native/*.h for layouts and meaning.
+# Native kernels; see the headers of native/ for layouts and meaning.
 
 from collections.abc import Sequence as Items
 

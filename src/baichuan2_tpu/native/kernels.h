@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "activations.h"
-#include "packed_matrix.h"
+#include "layout/activations.h"
+#include "layout/packed_matrix.h"
 
 namespace baichuan2 {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "kv_cache.h"
-#include "packed_matrix.h"
+#include "layout/kv_cache.h"
+#include "layout/packed_matrix.h"
 #include "thread_pool.h"
 
 namespace baichuan2 {

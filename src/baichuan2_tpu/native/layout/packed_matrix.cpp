@@ -1,4 +1,4 @@
-#include "packed_matrix.h"
+#include "layout/packed_matrix.h"
 
 #include <algorithm>
 #include <cstring>

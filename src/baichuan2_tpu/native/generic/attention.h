@@ -6,7 +6,7 @@
 // A masked key adds an exact zero.
 #pragma once
 
-#include "elementwise.h"
+#include "generic/elementwise.h"
 #include "kernels.h"
 
 namespace baichuan2 {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "simd_scalar.h"
+#include "scalar/simd_scalar.h"
 
 namespace baichuan2 {
 

@@ -2,10 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
-#include "bindings.h"
-#include "error_feedback.h"
-#include "machine.h"
-#include "range_search.h"
+#include "bind/bindings.h"
+#include "measure.h"
+#include "quantize/gptq_rounding.h"
+#include "quantize/range_search.h"
 
 namespace nb = nanobind;
 

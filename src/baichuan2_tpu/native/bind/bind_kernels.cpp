@@ -9,10 +9,10 @@
 #include <cmath>
 #include <tuple>
 
-#include "bindings.h"
-#include "gptq_arrays.h"
+#include "bind/bindings.h"
+#include "bind/gptq_arrays.h"
 #include "kernels.h"
-#include "kv_cache.h"
+#include "layout/kv_cache.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

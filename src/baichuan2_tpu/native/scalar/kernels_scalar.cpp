@@ -1,8 +1,8 @@
 // The kernels in plain C++: the definition of the others, and the way to run anywhere.
-#include "attention.h"
-#include "elementwise.h"
+#include "generic/attention.h"
+#include "generic/elementwise.h"
+#include "generic/matmul_exact.h"
 #include "kernels.h"
-#include "matmul_exact.h"
 
 namespace baichuan2 {
 namespace {

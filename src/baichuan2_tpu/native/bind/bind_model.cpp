@@ -6,8 +6,8 @@
 
 #include <map>
 
-#include "bindings.h"
-#include "gptq_arrays.h"
+#include "bind/bindings.h"
+#include "bind/gptq_arrays.h"
 #include "model.h"
 
 namespace nb = nanobind;

@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "packed_matrix.h"
+#include "layout/packed_matrix.h"
 
 namespace baichuan2 {
 

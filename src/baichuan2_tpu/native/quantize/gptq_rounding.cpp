@@ -1,4 +1,4 @@
-#include "error_feedback.h"
+#include "quantize/gptq_rounding.h"
 
 #include <nanobind/ndarray.h>
 
@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "clones.h"
-#include "new_array.h"
+#include "bind/numpy_array.h"
+#include "quantize/clones.h"
 
 namespace nb = nanobind;
 

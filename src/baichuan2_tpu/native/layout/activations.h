@@ -20,7 +20,7 @@
 
 #include <cstdint>
 
-#include "packed_matrix.h"
+#include "layout/packed_matrix.h"
 
 namespace baichuan2 {
 

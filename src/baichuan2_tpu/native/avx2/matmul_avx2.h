@@ -10,6 +10,9 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
+#include "float16.h"
 #include "kernels.h"
 
 namespace baichuan2 {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd_scalar.h"
+#include "scalar/simd_scalar.h"
 
 namespace baichuan2 {
 

@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "measure.h"
 
 #include <algorithm>
 #include <chrono>

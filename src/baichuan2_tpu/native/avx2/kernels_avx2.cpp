@@ -2,14 +2,12 @@
 // Compiled with those options: nothing here may run before they are found.
 #include <immintrin.h>
 
-#include <type_traits>
-
-#include "attention.h"
-#include "elementwise.h"
+#include "avx2/matmul_avx2.h"
+#include "avx2/simd_avx2.h"
+#include "generic/attention.h"
+#include "generic/elementwise.h"
+#include "generic/matmul_exact.h"
 #include "kernels.h"
-#include "matmul_avx2.h"
-#include "matmul_exact.h"
-#include "simd_avx2.h"
 
 namespace baichuan2 {
 namespace {

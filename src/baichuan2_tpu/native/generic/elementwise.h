@@ -5,7 +5,7 @@
 
 #include <initializer_list>
 
-#include "simd_scalar.h"
+#include "scalar/simd_scalar.h"
 
 namespace baichuan2 {
 

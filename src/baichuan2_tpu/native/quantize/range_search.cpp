@@ -1,4 +1,4 @@
-#include "range_search.h"
+#include "quantize/range_search.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "clones.h"
-#include "new_array.h"
+#include "bind/numpy_array.h"
+#include "quantize/clones.h"
 
 namespace nb = nanobind;
 
