@@ -59,14 +59,14 @@ double measure_read_bandwidth(int threads) {
 
 double measure_multiply_peak(int threads, int bits, const std::string& kernels) {
     ThreadPool pool(threads);
-    const Kernels& found = find_kernels(kernels);
+    const Kernels& table = find_kernels(kernels);
     const std::int64_t pieces = 8 * threads;
     const double seconds = best_seconds([&] {
         pool.parallel_for(pieces, 1, [&](int, std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) found.multiply_rounds(bits, kRounds / pieces);
+            for (std::int64_t i = begin; i < end; ++i) table.multiply_rounds(bits, kRounds / pieces);
         });
     });
-    return static_cast<double>(found.multiply_rounds(bits, 1) * (kRounds / pieces) * pieces) / seconds;
+    return static_cast<double>(table.multiply_rounds(bits, 1) * (kRounds / pieces) * pieces) / seconds;
 }
 
 }  // namespace baichuan2

@@ -1,24 +1,26 @@
-// Quantised weights times quantised activations with AVX2: exact integer sums, one float step a group.
+// Quantised weights times quantised activations with AVX2: exact integer sums, one float step per group.
 //
-// 4 bits: low and high nibbles are two vectors of rows, times 8-bit codes, summed in 16 bits. 8 bits: even
-// and odd columns of one vector of rows, as 16-bit integers, times 16-bit codes, summed in 32 bits. Few
-// tokens: weights are unpacked on the way, the block staying in the first cache for all tiles of tokens. Many
-// tokens: two blocks of up to 2048 columns are unpacked once into a panel that stays in the second. Both run
-// the same float operations in the same order. The inner step is assembly: GCC 12 moves the broadcasts of the
-// intrinsic form ahead and spills the accumulators (44-81 against 150 GMAC/s a thread).
+// 4 bits: low and high nibbles are two vectors of rows, times 8-bit codes, summed in 16 bits.
+// 8 bits: even and odd columns of one vector of rows, 16-bit integers, times 16-bit codes, summed in 32 bits.
+//
+// Few tokens: weights are unpacked on the way, and the block stays in the first cache for all tiles.
+// Many tokens: two blocks of up to 2048 columns are unpacked once into a panel in the second cache.
+// Both run the same float operations in the same order.
+//
+// The inner step is assembly: GCC 12 moves the broadcasts of the intrinsic form ahead and spills the
+// accumulators (44-81 against 150 GMAC/s per thread).
 #pragma once
 
 #include <immintrin.h>
 
-#include <type_traits>
-
-#include "float16.h"
+#include "avx2/activations_avx2.h"
+#include "generic/with_count.h"
 #include "kernels.h"
 
 namespace baichuan2 {
 namespace avx2 {
 
-constexpr std::int64_t kStreamTokens = 18;
+constexpr std::int64_t kStreamTokens = 3 * kTileTokens;
 constexpr std::int64_t kPanelBlocks = 2;
 constexpr std::int64_t kPanelGroups = 2048 / kGroup;
 constexpr std::int64_t kPanelBytes = kPanelGroups * kGroupBytes * 2;  // unpacked is twice as large
@@ -32,10 +34,6 @@ alignas(32) constexpr std::uint64_t kEvenBytes[4] = {0x00ff00ff00ff00ff, 0x00ff0
 
 template <int Bits>
 constexpr int kRowVectors = Bits == 4 ? 2 : 1;
-
-// Bytes of one token's activations in a step.
-template <int Bits>
-constexpr std::int64_t kStepCodeBytes = kStepColumns * code_bytes(Bits);
 
 // Scales, and scales times (zero - bias), of a block's rows in one group.
 template <int Bits>
@@ -135,7 +133,7 @@ BAICHUAN2_INLINE void add_group(const __m256i (&sums)[2], const GroupScales<Bits
 
 // One block and one tile of T tokens, straight from the packed codes.
 template <int Bits, int T>
-void stream_block(const PackedMatrix& matrix, std::int64_t block, const Tile& tile, float* y,
+void stream_block(const PackedMatrix& matrix, std::int64_t block, const TileArrays& tile, float* y,
                   std::int64_t stride) {
     constexpr int kVectors = kRowVectors<Bits>;
     const std::uint8_t* codes = matrix.codes(block);
@@ -195,24 +193,29 @@ void unpack_panel(const PackedMatrix& matrix, std::int64_t block, std::int64_t f
     const std::uint16_t* scales = matrix.scales(block) + first_group * 8 * kVectors;
     const std::uint8_t* zeros = matrix.zeros(block) + first_group * 8;
     for (std::int64_t group = 0; group < groups; ++group) {
-        const auto found = load_scales<Bits>(scales + group * 8 * kVectors, zeros + group * 8);
+        const auto group_scales = load_scales<Bits>(scales + group * 8 * kVectors, zeros + group * 8);
         float* out = panel.scales + group * 16 * kVectors;
         for (int v = 0; v < kVectors; ++v) {
-            _mm256_store_ps(out + v * 8, found.scale[v]);
-            _mm256_store_ps(out + (kVectors + v) * 8, found.zero[v]);
+            _mm256_store_ps(out + v * 8, group_scales.scale[v]);
+            _mm256_store_ps(out + (kVectors + v) * 8, group_scales.zero[v]);
         }
     }
 }
 
-// One block and one tile of T tokens out of a panel; totals[T][row vectors][8] go on from group to group.
+// One block and one tile of T tokens out of a panel, from the tile's group `first_group` on.
+// totals[T][row vectors][8] are added to.
 template <int Bits, int T>
-void panel_block(const Panel& panel, std::int64_t groups, const Tile& tile, float* totals) {
+void panel_block(const Panel& panel, std::int64_t first_group, std::int64_t groups, const TileArrays& tile,
+                 float* totals) {
     constexpr int kVectors = kRowVectors<Bits>;
     const std::uint8_t* codes = panel.codes;
-    const std::int8_t* x = tile.codes;
+    const std::int8_t* x = tile.codes + first_group * kGroup * T * code_bytes(Bits);
+    const float* x_scales = tile.scales + first_group * T;
+    const float* x_offsets = tile.offsets + first_group * T;
+    const std::int32_t* starts = tile.starts + first_group * T;
     for (std::int64_t group = 0; group < groups; ++group) {
         __m256i sums[T][2];
-        for (int t = 0; t < T; ++t) start_sums<Bits>(tile.starts[group * T + t], sums[t]);
+        for (int t = 0; t < T; ++t) start_sums<Bits>(starts[group * T + t], sums[t]);
 #pragma GCC unroll 16
         for (int step = 0; step < kGroup / kStepColumns; ++step) {
             const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes));
@@ -230,22 +233,9 @@ void panel_block(const Panel& panel, std::int64_t groups, const Tile& tile, floa
         for (int t = 0; t < T; ++t) {
             __m256 total[kVectors];
             for (int v = 0; v < kVectors; ++v) total[v] = _mm256_load_ps(totals + (t * kVectors + v) * 8);
-            add_group<Bits>(sums[t], scales, tile.scales[group * T + t], tile.offsets[group * T + t], total);
+            add_group<Bits>(sums[t], scales, x_scales[group * T + t], x_offsets[group * T + t], total);
             for (int v = 0; v < kVectors; ++v) _mm256_store_ps(totals + (t * kVectors + v) * 8, total[v]);
         }
-    }
-}
-
-// Call body with the tile's number of tokens as a constant.
-template <class Body>
-BAICHUAN2_INLINE void with_tokens(std::int64_t tokens, const Body& body) {
-    switch (tokens) {
-        case 1: return body(std::integral_constant<int, 1>());
-        case 2: return body(std::integral_constant<int, 2>());
-        case 3: return body(std::integral_constant<int, 3>());
-        case 4: return body(std::integral_constant<int, 4>());
-        case 5: return body(std::integral_constant<int, 5>());
-        default: return body(std::integral_constant<int, 6>());
     }
 }
 
@@ -253,9 +243,9 @@ template <int Bits>
 void matmul_stream(const MatmulTask& task, const Activations& x) {
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
         for (std::int64_t index = 0; index < x.tiles(); ++index) {
-            const Tile tile = x.tile(index);
+            const TileArrays tile = open_tile(x.tile(index));
             float* y = task.y + x.tile_start(index) * task.stride;
-            with_tokens(tile.tokens, [&](auto tokens) {
+            with_count<kTileTokens>(tile.stride, [&](auto tokens) {
                 stream_block<Bits, tokens>(*task.matrix, block, tile, y, task.stride);
             });
         }
@@ -277,11 +267,12 @@ void matmul_panel(const MatmulTask& task, const Activations& x, std::int64_t fir
         for (std::int64_t i = 0; i < count; ++i)
             unpack_panel<Bits>(*task.matrix, first + i, group, groups, panel(i));
         for (std::int64_t index = 0; index < x.tiles(); ++index) {
-            const Tile tile = x.tile(index, group);
+            const TileArrays tile = open_tile(x.tile(index));
             for (std::int64_t i = 0; i < count; ++i) {
                 float* out = totals + (i * x.tokens() + x.tile_start(index)) * kRows;
-                with_tokens(tile.tokens,
-                            [&](auto tokens) { panel_block<Bits, tokens>(panel(i), groups, tile, out); });
+                with_count<kTileTokens>(tile.stride, [&](auto tokens) {
+                    panel_block<Bits, tokens>(panel(i), group, groups, tile, out);
+                });
             }
         }
     }
@@ -305,6 +296,36 @@ void matmul_bits(const MatmulTask& task, const Activations& x) {
 
 inline std::int64_t scratch_bytes(std::int64_t tokens) {
     return kPanelBlocks * (kPanelBytes + kPanelScaleBytes + tokens * 16 * 4);
+}
+
+inline void matmul(const MatmulTask& task, const Activations& x) {
+    if (task.matrix->bits() == 4) {
+        matmul_bits<4>(task, x);
+    } else {
+        matmul_bits<8>(task, x);
+    }
+}
+
+template <int Bits>
+void multiply_registers(std::int64_t rounds) {
+    const __m256i weights = _mm256_set1_epi8(7);
+    const std::int64_t x = 0x0001000200030004;
+    __m256i sums[kTileTokens][2] = {};
+    for (std::int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 6
+        for (int t = 0; t < kTileTokens; ++t) {
+            add_products<Bits>(weights, weights, reinterpret_cast<const std::int8_t*>(&x), sums[t]);
+        }
+    }
+}
+
+inline std::int64_t multiply_rounds(int bits, std::int64_t rounds) {
+    if (bits == 4) {
+        multiply_registers<4>(rounds);
+    } else {
+        multiply_registers<8>(rounds);
+    }
+    return rounds * kTileTokens * 2 * (bits == 4 ? 32 : 16);
 }
 
 }  // namespace avx2

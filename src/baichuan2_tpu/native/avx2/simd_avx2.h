@@ -5,12 +5,25 @@
 
 #include <cstdint>
 
-#include "scalar/simd_scalar.h"
+#include "float16.h"
 
 namespace baichuan2 {
 
 struct Avx2Simd {
     using Floats = __m256;
+
+    // Sums that are carried side by side: at most 12 of 16 registers, enough to hide the latency of one.
+    // Attention takes kQueries at once, and beside Queries of them so many vectors of eight keys, or of eight
+    // columns of values.
+    static constexpr int kQueries = 6;
+    template <int Queries>
+    static constexpr int kKeyVectors = Queries > 2 ? 2 : 4;
+    template <int Queries>
+    static constexpr int kValueVectors = Queries > 2   ? 2
+                                         : Queries > 1 ? 4
+                                                       : 8;
+    // matmul_exact takes so many tokens at once.
+    static constexpr int kExactTokens = 4;
 
     static BAICHUAN2_INLINE Floats load(const float* p) { return _mm256_loadu_ps(p); }
     static BAICHUAN2_INLINE Floats load_half(const std::uint16_t* p) {

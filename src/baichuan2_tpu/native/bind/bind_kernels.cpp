@@ -10,9 +10,8 @@
 #include <tuple>
 
 #include "bind/bindings.h"
-#include "bind/gptq_arrays.h"
+#include "bind/numpy_array.h"
 #include "kernels.h"
-#include "layout/kv_cache.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -20,102 +19,84 @@ using namespace nb::literals;
 namespace baichuan2 {
 namespace {
 
-using FloatCube = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using SlopeArray = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatCube = NumpyArray<float, 3>;
+using FloatVector = NumpyArray<float, 1>;
 
-template <class Element, class... Size>
-auto new_array(Size... sizes) {
-    auto* data = new Element[(static_cast<std::size_t>(sizes) * ...)]();
-    const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<Element*>(p); });
-    return nb::ndarray<nb::numpy, Element, nb::ndim<sizeof...(Size)>>(
-        data, {static_cast<std::size_t>(sizes)...}, owner);
-}
-
-Activations quantize_all(const Kernels& kernels, const FloatArray& x, int weight_bits) {
-    const auto tokens = static_cast<std::int64_t>(x.shape(0)),
-               columns = static_cast<std::int64_t>(x.shape(1));
-    Activations out(tokens, columns);
-    out.reshape(tokens, columns, weight_bits);
-    for (std::int64_t i = 0; i < tokens; ++i) kernels.quantize(x.data() + i * columns, columns, out.slot(i));
-    return out;
+Activations quantize_rows(const Kernels& kernels, const FloatMatrix& x, int weight_bits) {
+    const std::int64_t tokens = size_of(x, 0), columns = size_of(x, 1);
+    Activations activations(kernels.activations, tokens, columns);
+    activations.reshape(tokens, columns, weight_bits);
+    for (std::int64_t i = 0; i < tokens; ++i) activations.store(i, x.data() + i * columns, columns);
+    return activations;
 }
 
 // Codes in the order of the columns, scales and offsets.
-auto quantize_activations(const std::string& name, const FloatArray& x, int weight_bits) {
+auto quantize_activations(const std::string& name, const FloatMatrix& x, int weight_bits) {
     if (weight_bits != 4 && weight_bits != 8) throw std::invalid_argument("weight_bits must be 4 or 8");
-    Activations packed = quantize_all(find_kernels(name), x, weight_bits);
-    auto codes = new_array<std::int16_t>(packed.tokens(), packed.groups() * kGroup);
-    auto scales = new_array<float>(packed.tokens(), packed.groups());
-    auto offsets = new_array<float>(packed.tokens(), packed.groups());
-    for (std::int64_t token = 0; token < packed.tokens(); ++token) {
-        const ActivationSlot slot = packed.slot(token);
-        for (std::int64_t group = 0; group < packed.groups(); ++group) {
-            scales.data()[token * packed.groups() + group] = slot.scales[group * slot.stride];
-            offsets.data()[token * packed.groups() + group] = slot.offsets[group * slot.stride];
-        }
-        for (std::int64_t column = 0; column < packed.groups() * kGroup; ++column) {
-            const std::int8_t* step =
-                slot.steps + column / kStepColumns * slot.stride * kStepColumns * code_bytes(weight_bits);
-            const std::int64_t i = column % kStepColumns;
-            std::int16_t wide[kStepColumns];
-            if (weight_bits == 8) std::memcpy(wide, step, sizeof wide);
-            codes.data()[token * packed.groups() * kGroup + column] =
-                weight_bits == 4 ? step[i] : wide[i % 2 * 2 + i / 2];
-        }
+    const Activations activations = quantize_rows(find_kernels(name), x, weight_bits);
+    const std::int64_t tokens = activations.tokens(), groups = activations.groups();
+    const auto codes = new_array<std::int16_t>(tokens, groups * kGroup);
+    const auto scales = new_array<float>(tokens, groups);
+    const auto offsets = new_array<float>(tokens, groups);
+    for (std::int64_t i = 0; i < tokens; ++i) {
+        activations.read(
+            i, {codes.data() + i * groups * kGroup, scales.data() + i * groups, offsets.data() + i * groups});
     }
     return std::make_tuple(codes, scales, offsets);
 }
 
-auto matmul(const std::string& name, const WordArray& qweight, const WordArray& qzeros,
-            const HalfArray& scales, int bits, std::int64_t group_size, const FloatArray& x, bool is_exact) {
+// Copy rows whose lengths may differ; what is longer in `to` keeps its elements.
+void copy_rows(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride,
+               std::int64_t rows) {
+    const std::int64_t count = std::min(from_stride, to_stride);
+    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_stride, count, to + i * to_stride);
+}
+
+auto matmul(const std::string& name, const WordMatrix& qweight, const WordMatrix& qzeros,
+            const HalfMatrix& scales, int bits, std::int64_t group_size, const FloatMatrix& x,
+            bool is_exact) {
     const Kernels& kernels = find_kernels(name);
     const GptqView view = view_gptq(qweight, qzeros, scales, bits, group_size);
-    const auto tokens = static_cast<std::int64_t>(x.shape(0)),
-               columns = static_cast<std::int64_t>(x.shape(1));
+    const std::int64_t tokens = size_of(x, 0), columns = size_of(x, 1);
     if (columns != view.columns) throw std::invalid_argument("x has the wrong number of columns");
     ThreadPool pool(1);
     PackedMatrix matrix(view.rows, view.columns, bits);
     matrix.pack(0, view, pool);
     const Buffer scratch(static_cast<std::size_t>(kernels.matmul_scratch_bytes(tokens)));
-    auto padded = new_array<float>(tokens, matrix.padded_rows());
-    const MatmulTask task = {&matrix,       0, matrix.blocks(), padded.data(), matrix.padded_rows(),
+    std::vector<float> padded_y(static_cast<std::size_t>(tokens * matrix.padded_rows()));
+    const MatmulTask task = {&matrix,       0, matrix.blocks(), padded_y.data(), matrix.padded_rows(),
                              scratch.data()};
     if (is_exact) {
         const std::int64_t stride = matrix.groups() * kGroup;
-        auto filled = new_array<float>(tokens, stride);
-        for (std::int64_t i = 0; i < tokens; ++i) {
-            std::copy_n(x.data() + i * columns, columns, filled.data() + i * stride);
-        }
-        kernels.matmul_exact(task, filled.data(), stride, tokens);
+        std::vector<float> padded_x(static_cast<std::size_t>(tokens * stride));
+        copy_rows(x.data(), columns, padded_x.data(), stride, tokens);
+        kernels.matmul_exact(task, padded_x.data(), stride, tokens);
     } else {
-        kernels.matmul(task, quantize_all(kernels, x, bits));
+        kernels.matmul(task, quantize_rows(kernels, x, bits));
     }
-    auto y = new_array<float>(tokens, view.rows);
-    for (std::int64_t i = 0; i < tokens; ++i) {
-        std::copy_n(padded.data() + i * matrix.padded_rows(), view.rows, y.data() + i * view.rows);
-    }
+    const auto y = new_array<float>(tokens, view.rows);
+    copy_rows(padded_y.data(), matrix.padded_rows(), y.data(), view.rows, tokens);
     return y;
 }
 
 // Causal attention of queries (T, heads, D) over keys and values (S, kv heads, D).
 // The first query is at position S - T.
 auto attend(const std::string& name, const FloatCube& queries, const FloatCube& keys, const FloatCube& values,
-            const SlopeArray& slopes, std::int64_t tile_tokens) {
+            const FloatVector& slopes, std::int64_t tile_tokens) {
     const Kernels& kernels = find_kernels(name);
-    const auto tokens = static_cast<std::int64_t>(queries.shape(0)),
-               heads = static_cast<std::int64_t>(queries.shape(1));
-    const auto size = static_cast<std::int64_t>(queries.shape(2)),
-               context = static_cast<std::int64_t>(keys.shape(0));
-    const auto kv_heads = static_cast<std::int64_t>(keys.shape(1)), shared = heads / kv_heads;
-    if (tile_tokens < 1 || tile_tokens * shared > kMaxQueries || size % 8 != 0 ||
+    const std::int64_t tokens = size_of(queries, 0), heads = size_of(queries, 1), size = size_of(queries, 2);
+    const std::int64_t context = size_of(keys, 0), kv_heads = size_of(keys, 1);
+    const std::int64_t heads_per_kv_head = heads / kv_heads;
+    if (tile_tokens < 1 || tile_tokens * heads_per_kv_head > kMaxQueries || size % 8 != 0 ||
         size > KvCache::kMaxHeadSize) {
         throw std::invalid_argument("the tile or the head size is not allowed");
     }
     const KvCache cache(1, kv_heads, size, context);
     for (std::int64_t i = 0; i < context * kv_heads; ++i) {
-        cache.store(kernels, 0, i % kv_heads, i / kv_heads, keys.data() + i * size, values.data() + i * size);
+        cache.store(kernels.to_half, 0, i % kv_heads, i / kv_heads, keys.data() + i * size,
+                    values.data() + i * size);
     }
-    auto out = new_array<float>(tokens, heads, size);
+    const auto out = new_array<float>(tokens, heads, size);
     std::vector<float> scratch(static_cast<std::size_t>(attention_scratch_floats(size)));
     for (std::int64_t first = 0; first < tokens; first += tile_tokens) {
         for (std::int64_t kv_head = 0; kv_head < kv_heads; ++kv_head) {
@@ -124,8 +105,9 @@ auto attend(const std::string& name, const FloatCube& queries, const FloatCube& 
             std::int64_t position[kMaxQueries];
             float slope[kMaxQueries];
             std::int64_t count = 0;
+            const std::int64_t first_head = kv_head * heads_per_kv_head;
             for (std::int64_t token = first; token < std::min(first + tile_tokens, tokens); ++token) {
-                for (std::int64_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h, ++count) {
+                for (std::int64_t h = first_head; h < first_head + heads_per_kv_head; ++h, ++count) {
                     query[count] = queries.data() + (token * heads + h) * size;
                     to[count] = out.data() + (token * heads + h) * size;
                     position[count] = context - tokens + token;
@@ -139,15 +121,15 @@ auto attend(const std::string& name, const FloatCube& queries, const FloatCube& 
     return out;
 }
 
-auto swiglu(const std::string& name, const FloatArray& gate, const FloatArray& up) {
-    auto out = new_array<float>(gate.shape(0), gate.shape(1));
+auto swiglu(const std::string& name, const FloatMatrix& gate, const FloatMatrix& up) {
+    const auto out = new_array<float>(gate.shape(0), gate.shape(1));
     find_kernels(name).swiglu(gate.data(), up.data(), static_cast<std::int64_t>(gate.size()), out.data());
     return out;
 }
 
-auto round_to_half(const std::string& name, const FloatArray& x) {
-    auto halves = new_array<std::uint16_t>(x.shape(0), x.shape(1));
-    auto out = new_array<float>(x.shape(0), x.shape(1));
+auto round_to_half(const std::string& name, const FloatMatrix& x) {
+    const auto halves = new_array<std::uint16_t>(x.shape(0), x.shape(1));
+    const auto out = new_array<float>(x.shape(0), x.shape(1));
     find_kernels(name).to_half(x.data(), static_cast<std::int64_t>(x.size()), halves.data());
     find_kernels(name).from_half(halves.data(), static_cast<std::int64_t>(x.size()), out.data());
     return out;

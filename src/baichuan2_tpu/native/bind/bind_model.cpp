@@ -7,7 +7,7 @@
 #include <map>
 
 #include "bind/bindings.h"
-#include "bind/gptq_arrays.h"
+#include "bind/numpy_array.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -16,18 +16,18 @@ using namespace nb::literals;
 namespace baichuan2 {
 namespace {
 
-using TokenArray = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using NormArray = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using LogitArray = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using TokenVector = NumpyArray<std::int32_t, 1>;
+using NormVector = NumpyArray<float, 1>;
+using LogitMatrix = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 template <class Value>
 Value look_up(const std::map<std::string, Value>& names, const std::string& name) {
-    const auto found = names.find(name);
-    if (found == names.end()) throw std::invalid_argument("no part is named '" + name + "'");
-    return found->second;
+    const auto entry = names.find(name);
+    if (entry == names.end()) throw std::invalid_argument("no part is named '" + name + "'");
+    return entry->second;
 }
 
-Linear linear_named(const std::string& name) {
+Linear find_linear(const std::string& name) {
     static const std::map<std::string, Linear> names = {
         {"q_proj", Linear::kQuery},   {"k_proj", Linear::kKey},     {"v_proj", Linear::kValue},
         {"o_proj", Linear::kOutput},  {"gate_proj", Linear::kGate}, {"up_proj", Linear::kUp},
@@ -35,7 +35,7 @@ Linear linear_named(const std::string& name) {
     return look_up(names, name);
 }
 
-Norm norm_named(const std::string& name) {
+Norm find_norm(const std::string& name) {
     static const std::map<std::string, Norm> names = {{"input_layernorm", Norm::kAttention},
                                                       {"post_attention_layernorm", Norm::kMlp},
                                                       {"norm", Norm::kFinal}};
@@ -48,12 +48,11 @@ void check_layer(const Model& model, std::int64_t layer) {
 
 // Rows and columns of a linear layer of this model.
 std::pair<std::int64_t, std::int64_t> linear_shape(const ModelShape& shape, Linear which) {
-    const std::int64_t queries = shape.heads * shape.head_size, keys = shape.kv_heads * shape.head_size;
     switch (which) {
-        case Linear::kQuery: return {queries, shape.hidden};
+        case Linear::kQuery: return {shape.query_rows(), shape.hidden};
         case Linear::kKey:
-        case Linear::kValue: return {keys, shape.hidden};
-        case Linear::kOutput: return {shape.hidden, queries};
+        case Linear::kValue: return {shape.kv_rows(), shape.hidden};
+        case Linear::kOutput: return {shape.hidden, shape.query_rows()};
         case Linear::kGate:
         case Linear::kUp: return {shape.intermediate, shape.hidden};
         case Linear::kDown: return {shape.hidden, shape.intermediate};
@@ -61,9 +60,9 @@ std::pair<std::int64_t, std::int64_t> linear_shape(const ModelShape& shape, Line
     }
 }
 
-void pack(Model& model, std::int64_t layer, const std::string& name, const WordArray& qweight,
-          const WordArray& qzeros, const HalfArray& scales, std::int64_t group_size) {
-    const Linear which = linear_named(name);
+void pack(Model& model, std::int64_t layer, const std::string& name, const WordMatrix& qweight,
+          const WordMatrix& qzeros, const HalfMatrix& scales, std::int64_t group_size) {
+    const Linear which = find_linear(name);
     check_layer(model, layer);
     const int bits = which == Linear::kHead ? model.shape().head_bits : model.shape().bits;
     const GptqView view = view_gptq(qweight, qzeros, scales, bits, group_size);
@@ -74,42 +73,40 @@ void pack(Model& model, std::int64_t layer, const std::string& name, const WordA
     model.pack(which, layer, view);
 }
 
-void set_norm(Model& model, std::int64_t layer, const std::string& name, const NormArray& weight) {
+void set_norm(Model& model, std::int64_t layer, const std::string& name, const NormVector& weight) {
     check_layer(model, layer);
-    if (static_cast<std::int64_t>(weight.shape(0)) != model.shape().hidden) {
+    if (size_of(weight, 0) != model.shape().hidden) {
         throw std::invalid_argument(name + " has the wrong shape");
     }
-    model.set_norm(norm_named(name), layer, weight.data());
+    model.set_norm(find_norm(name), layer, weight.data());
 }
 
-void set_embedding(Model& model, const HalfArray& embedding) {
+void set_embedding(Model& model, const HalfMatrix& embedding) {
     const ModelShape& shape = model.shape();
-    if (static_cast<std::int64_t>(embedding.shape(0)) != shape.vocabulary ||
-        static_cast<std::int64_t>(embedding.shape(1)) != shape.hidden) {
+    if (size_of(embedding, 0) != shape.vocabulary || size_of(embedding, 1) != shape.hidden) {
         throw std::invalid_argument("the embedding has the wrong shape");
     }
     model.set_embedding(embedding.data());
 }
 
-LogitArray forward(Model& model, const nb::list& sequences, const std::vector<TokenArray>& tokens,
-                   const std::vector<std::int64_t>& logit_rows) {
+LogitMatrix forward(Model& model, const nb::list& sequences, const std::vector<TokenVector>& tokens,
+                    const std::vector<std::int64_t>& logit_rows) {
     std::vector<Request> requests;
     std::int64_t rows = 0;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-        requests.push_back({nb::cast<Sequence*>(sequences[i]), tokens[i].data(),
-                            static_cast<std::int64_t>(tokens[i].shape(0)), logit_rows.at(i)});
+        requests.push_back(
+            {nb::cast<Sequence*>(sequences[i]), tokens[i].data(), size_of(tokens[i], 0), logit_rows.at(i)});
         rows += logit_rows[i];
     }
     const std::int64_t stride = model.logits_stride();
-    float* logits = new float[static_cast<std::size_t>(rows * stride)];
-    const nb::capsule owner(logits, [](void* data) noexcept { delete[] static_cast<float*>(data); });
+    const NewMemory<float> logits(rows * stride);
     {
         const nb::gil_scoped_release release;
-        model.forward(requests, logits);
+        model.forward(requests, logits.data);
     }
-    return LogitArray(logits,
-                      {static_cast<std::size_t>(rows), static_cast<std::size_t>(model.shape().vocabulary)},
-                      owner, {stride, 1});
+    return LogitMatrix(logits.data,
+                       {static_cast<std::size_t>(rows), static_cast<std::size_t>(model.shape().vocabulary)},
+                       logits.owner, {stride, 1});
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
-// One function a file of bindings; module.cpp calls them.
+// One function per file of bindings; module.cpp calls them.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
 namespace baichuan2 {
 
-void bind_model(nanobind::module_& module);
 void bind_kernels(nanobind::module_& module);
+void bind_model(nanobind::module_& module);
+void bind_quantize(nanobind::module_& module);
 
 }  // namespace baichuan2

@@ -4,16 +4,13 @@
 
 #include "bind/bindings.h"
 #include "measure.h"
-#include "quantize/gptq_rounding.h"
-#include "quantize/range_search.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_native, module) {
     using namespace nb::literals;
     module.doc() = "Native kernels of baichuan2-tpu.";
-    baichuan2::bind_range_search(module);
-    baichuan2::bind_error_feedback(module);
+    baichuan2::bind_quantize(module);
     baichuan2::bind_model(module);
     baichuan2::bind_kernels(module);
     const auto release = nb::call_guard<nb::gil_scoped_release>();

@@ -2,11 +2,13 @@
 //
 // Keys come in blocks of 64 from position 0. For each query and block: scores, the running maximum and sum,
 // then the weighted values. A query's float operations are the same whichever queries share its task: the
-// microkernels differ in how many sums they carry side by side, never in a sum's order.
+// microkernels differ in how many sums they carry side by side, never in a sum's order. How many that are is
+// the instruction set's: Simd::kQueries, kKeyVectors and kValueVectors.
 // A masked key adds an exact zero.
 #pragma once
 
 #include "generic/elementwise.h"
+#include "generic/with_count.h"
 #include "kernels.h"
 
 namespace baichuan2 {
@@ -61,8 +63,9 @@ private:
             for (std::int64_t i = 0; i < count * size_; i += 8)
                 Simd::store(values_ + i, Simd::load_half(values + i));
         }
-        for (std::int64_t i = 0; i < task_.queries; i += 6) {
-            const std::int64_t queries = task_.queries - i < 6 ? task_.queries - i : 6;
+        for (std::int64_t i = 0; i < task_.queries; i += Simd::kQueries) {
+            const std::int64_t left = task_.queries - i;
+            const std::int64_t queries = left < Simd::kQueries ? left : Simd::kQueries;
             if (is_buffered_) {
                 score_queries(i, queries, keys_, count);
             } else {
@@ -82,14 +85,8 @@ private:
 
     template <class Element>
     void score_queries(std::int64_t i, std::int64_t queries, const Element* keys, std::int64_t count) {
-        switch (queries) {
-            case 1: return score<1, 4>(i, keys, count);
-            case 2: return score<2, 4>(i, keys, count);
-            case 3: return score<3, 2>(i, keys, count);
-            case 4: return score<4, 2>(i, keys, count);
-            case 5: return score<5, 2>(i, keys, count);
-            default: return score<6, 2>(i, keys, count);
-        }
+        with_count<Simd::kQueries>(queries,
+                                   [&](auto q) { score<q, Simd::template kKeyVectors<q>>(i, keys, count); });
     }
 
     // Scores of Q queries; V vectors of 8 keys side by side, enough sums to hide the latency of one.
@@ -158,14 +155,8 @@ private:
 
     template <class Element>
     void sum_queries(std::int64_t i, std::int64_t queries, const Element* values, std::int64_t count) {
-        switch (queries) {
-            case 1: return sum<1, 8>(i, values, count);
-            case 2: return sum<2, 4>(i, values, count);
-            case 3: return sum<3, 2>(i, values, count);
-            case 4: return sum<4, 2>(i, values, count);
-            case 5: return sum<5, 2>(i, values, count);
-            default: return sum<6, 2>(i, values, count);
-        }
+        with_count<Simd::kQueries>(
+            queries, [&](auto q) { sum<q, Simd::template kValueVectors<q>>(i, values, count); });
     }
 
     template <int Q, int V, class Element>

@@ -3,9 +3,11 @@
 // Counts need not be multiples of eight: the last few elements take the same path through a small buffer.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
 #include <initializer_list>
 
-#include "scalar/simd_scalar.h"
+#include "float16.h"
 
 namespace baichuan2 {
 
@@ -26,7 +28,7 @@ BAICHUAN2_INLINE typename Simd::Floats exponential(typename Simd::Floats x) {
     return Simd::where_greater(x, Simd::all(kLowest), Simd::mul(sum, Simd::exp2_whole(whole)));
 }
 
-// Call body(i) for whole vectors and tail(i, left) for what is left of `count`.
+// Call body(i) for full vectors and tail(i, left) for what is left of `count`.
 template <class Body, class Tail>
 BAICHUAN2_INLINE void for_eights(std::int64_t count, const Body& body, const Tail& tail) {
     std::int64_t i = 0;

@@ -4,12 +4,11 @@
 #pragma once
 
 #include "kernels.h"
-#include "scalar/simd_scalar.h"
 
 namespace baichuan2 {
 
 // Zero points of a block's rows: 16 at 4 bits, 8 at 8 bits.
-inline void load_zeros(int bits, const std::uint8_t* zeros, float* out) {
+BAICHUAN2_INLINE void load_zeros(int bits, const std::uint8_t* zeros, float* out) {
     for (int i = 0; i < 8; ++i) {
         out[i] = static_cast<float>(bits == 4 ? zeros[i] & 15 : zeros[i]);
         if (bits == 4) out[8 + i] = static_cast<float>(zeros[i] >> 4);
@@ -60,9 +59,9 @@ template <class Simd, int Bits>
 void matmul_exact_bits(const MatmulTask& task, const float* x, std::int64_t x_stride, std::int64_t tokens) {
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
         std::int64_t t = 0;
-        for (; t + 4 <= tokens; t += 4) {
-            matmul_exact_block<Simd, Bits, 4>(*task.matrix, block, x + t * x_stride, x_stride,
-                                              task.y + t * task.stride, task.stride);
+        for (; t + Simd::kExactTokens <= tokens; t += Simd::kExactTokens) {
+            matmul_exact_block<Simd, Bits, Simd::kExactTokens>(
+                *task.matrix, block, x + t * x_stride, x_stride, task.y + t * task.stride, task.stride);
         }
         for (; t < tokens; ++t) {
             matmul_exact_block<Simd, Bits, 1>(*task.matrix, block, x + t * x_stride, x_stride,

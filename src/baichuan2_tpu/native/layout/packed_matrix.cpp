@@ -11,7 +11,7 @@ namespace {
 constexpr std::int64_t kStripRows = 64;
 
 // The four low nibbles of `word`, a byte each, the lowest first.
-inline std::uint32_t spread_nibbles(std::uint32_t word) {
+inline std::uint32_t nibbles_to_bytes(std::uint32_t word) {
     word = (word & 0xff) | ((word & 0xff00) << 8);
     return (word | (word << 4)) & 0x0f0f0f0f;
 }
@@ -23,14 +23,14 @@ inline void pack_words(const std::uint32_t* words, std::uint32_t* steps) {
         if (Bits == 8) {
             steps[i] = words[i];
         } else {
-            steps[i] = spread_nibbles(words[i]) | spread_nibbles(words[8 + i]) << 4;
-            steps[8 + i] = spread_nibbles(words[i] >> 16) | spread_nibbles(words[8 + i] >> 16) << 4;
+            steps[i] = nibbles_to_bytes(words[i]) | nibbles_to_bytes(words[8 + i]) << 4;
+            steps[8 + i] = nibbles_to_bytes(words[i] >> 16) | nibbles_to_bytes(words[8 + i] >> 16) << 4;
         }
     }
 }
 
 template <int Bits>
-inline std::uint8_t zero_of(const std::uint32_t* qzeros, std::int64_t row) {
+inline std::uint8_t unpack_zero(const std::uint32_t* qzeros, std::int64_t row) {
     constexpr std::int64_t kPerWord = 32 / Bits;
     constexpr std::uint32_t kMask = (1u << Bits) - 1;
     const std::uint32_t word = qzeros[row / kPerWord];
@@ -70,11 +70,11 @@ void PackedMatrix::pack_strip(std::int64_t first_row, std::int64_t row, const Gp
     for (std::int64_t column = 0; column < source.columns; column += kColumns) {
         const std::uint32_t* words = source.qweight + column / kColumns * source.rows;
         for (std::int64_t at = row; at < end; at += kRows) {
-            std::uint32_t filled[16] = {};
-            const bool is_whole = at + kRows <= end;
-            if (!is_whole) std::copy(words + at, words + end, filled);
+            std::uint32_t padded[16] = {};
+            const bool is_full = at + kRows <= end;
+            if (!is_full) std::copy(words + at, words + end, padded);
             std::uint32_t steps[2 * 8];
-            pack_words<Bits>(is_whole ? words + at : filled, steps);
+            pack_words<Bits>(is_full ? words + at : padded, steps);
             std::uint8_t* out = codes_ + (first_row + at) / kRows * groups_ * kGroupBytes;
             std::memcpy(out + column * 8, steps, kColumns * 8);
         }
@@ -86,7 +86,7 @@ void PackedMatrix::pack_strip(std::int64_t first_row, std::int64_t row, const Gp
             const std::int64_t block = (first_row + at) / kRows, lane = (first_row + at) % kRows;
             const std::int64_t to = block * groups_ + group;
             scales_[to * kRows + lane] = source.scales[from * source.rows + at];
-            const auto zero = static_cast<std::uint8_t>(zero_of<Bits>(qzeros, at) << (lane < 8 ? 0 : 4));
+            const auto zero = static_cast<std::uint8_t>(unpack_zero<Bits>(qzeros, at) << (lane < 8 ? 0 : 4));
             zeros_[to * 8 + lane % 8] |= zero;
         }
     }

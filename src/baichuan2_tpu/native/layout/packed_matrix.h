@@ -13,12 +13,14 @@
 //             4 bits:  low nibble of byte j = row j,  high nibble = row 8 + j
 //             8 bits:  byte j = row j
 //
-// Rows and columns that fill up the last block and group have scale 0 and meet zero activations.
+// Every instruction set reads this layout.
+// Rows and columns that pad the last block and group have scale 0 and meet zero activations.
 #pragma once
 
 #include <cstdint>
 
 #include "buffer.h"
+#include "layout/gptq_view.h"
 #include "thread_pool.h"
 
 namespace baichuan2 {
@@ -27,16 +29,6 @@ constexpr std::int64_t kGroup = 64;
 constexpr std::int64_t kStepColumns = 4;
 constexpr std::int64_t kStepBytes = 32;
 constexpr std::int64_t kGroupBytes = kGroup / kStepColumns * kStepBytes;  // of one block
-
-// One linear layer as GPTQ stores it (see checkpoint/weights.py for the shapes).
-struct GptqView {
-    const std::uint32_t* qweight;
-    const std::uint32_t* qzeros;
-    const std::uint16_t* scales;
-    std::int64_t columns;
-    std::int64_t rows;
-    std::int64_t group_size;
-};
 
 class PackedMatrix {
 public:

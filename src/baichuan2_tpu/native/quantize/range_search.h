@@ -1,7 +1,7 @@
 // Asymmetric group quantisation with a search for the range of least squared error.
 //
-// A group is `group_size` consecutive weights of a row; the last one of a row may be shorter. It gets a float16
-// scale, an integer zero, and one integer q per weight:
+// A group is `group_size` consecutive weights of a row; the last one of a row may be shorter. It gets a
+// float16 scale, an integer zero, and one integer q per weight:
 //
 //     weight ~ scale * (q - zero)        0 <= q < 2^bits,  1 <= zero < 2^bits
 //
@@ -14,30 +14,28 @@
 // column is given in its place.
 #pragma once
 
-#include <nanobind/nanobind.h>
-
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace baichuan2 {
 
-// Weights beyond this are refused: no sound checkpoint has them, and float16 activations could not follow.
-constexpr float kWeightLimit = 65504.0f;
-
-// The group's best scale (float16 bits) and zero; `quantized` gets the integers.
-struct GroupRange {
-    uint16_t scale;
-    uint8_t zero;
+// Rows of weights, row-major, and what becomes of them.
+struct QuantizedRows {
+    const float* weights;  // [row][column]
+    const float*
+        importance;  // [column], by which squared errors are multiplied; null for the weighting above
+    std::size_t rows;
+    std::size_t columns;
+    std::size_t group_size;
+    int bits;
+    std::uint8_t* quantized;  // [row][column]
+    GroupRange* ranges;       // [row][group]
 };
 
-// Quantises rows of `columns` weights, row-major. `importance` has one number per column, by which its squared
-// errors are multiplied, or is null for the weighting above. `quantized` has the shape of the weights,
-// `ranges` one entry per group. Returns the index of the first weight that is not a number within the limit,
-// or -1.
-// The result is the same bits on every machine: sums run in 8 fixed lanes and nothing is contracted to FMA.
-ptrdiff_t quantize_rows(const float* weights, const float* importance, size_t rows, size_t columns,
-                        size_t group_size, int bits, uint8_t* quantized, GroupRange* ranges);
-
-void bind_range_search(nanobind::module_& module);
+// Choose ranges and integers. Returns the index of the first weight that is not a number within kWeightLimit,
+// or -1. The result is the same bits with all kernels.
+std::ptrdiff_t quantize_rows(const Kernels& kernels, const QuantizedRows& rows);
 
 }  // namespace baichuan2

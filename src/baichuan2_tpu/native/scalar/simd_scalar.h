@@ -1,4 +1,4 @@
-// Eight floats in plain C++: the definition of what simd_avx2.h does, and the way to run anywhere.
+// Eight floats in plain C++: the definition of every other simd_X.h, and the way to run anywhere.
 #pragma once
 
 #include <cmath>
@@ -13,6 +13,19 @@ struct ScalarSimd {
     struct Floats {
         float lane[8];
     };
+
+    // Sums that are carried side by side: as in AVX2, whose definition this is.
+    // Attention takes kQueries at once, and beside Queries of them so many vectors of eight keys, or of eight
+    // columns of values.
+    static constexpr int kQueries = 6;
+    template <int Queries>
+    static constexpr int kKeyVectors = Queries > 2 ? 2 : 4;
+    template <int Queries>
+    static constexpr int kValueVectors = Queries > 2   ? 2
+                                         : Queries > 1 ? 4
+                                                       : 8;
+    // matmul_exact takes so many tokens at once.
+    static constexpr int kExactTokens = 4;
 
 #define BAICHUAN2_LANES(expression)                         \
     Floats out;                                             \

@@ -25,9 +25,16 @@ class Block:
         self.group_of = random.integers(0, groups, columns).astype(np.int32)
         self.bits = bits
 
-    def native(self) -> tuple[NDArray[np.uint8], Floats]:
+    def native(self, kernels: str = "") -> tuple[NDArray[np.uint8], Floats]:
         return _native.round_with_feedback(
-            self.values, self.targets, self.feedback, self.scales, self.zeros, self.group_of, self.bits
+            self.values,
+            self.targets,
+            self.feedback,
+            self.scales,
+            self.zeros,
+            self.group_of,
+            self.bits,
+            kernels,
         )
 
     def by_definition(self) -> tuple[NDArray[np.uint8], Floats]:
@@ -42,16 +49,22 @@ class Block:
         return integers, errors
 
 
+@pytest.mark.parametrize("kernels", _native.kernel_names())
 @given(
-    st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 130), st.integers(1, 4), st.sampled_from([4, 8])
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 130),
+    groups=st.integers(1, 4),
+    bits=st.sampled_from([4, 8]),
 )
 def test_native_rounding_is_the_definition_bit_for_bit(
-    seed: int, rows: int, columns: int, groups: int, bits: int
+    kernels: str, *, seed: int, rows: int, columns: int, groups: int, bits: int
 ) -> None:
     block = Block(seed, rows, columns, groups, bits)
-    found, expected = block.native(), block.by_definition()
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    integers, errors = block.native(kernels)
+    expected_integers, expected_errors = block.by_definition()
+    np.testing.assert_array_equal(integers, expected_integers)
+    np.testing.assert_array_equal(errors, expected_errors)
 
 
 def test_a_value_far_outside_the_range_takes_its_end() -> None:
@@ -67,6 +80,11 @@ def test_arrays_that_do_not_fit_are_refused(name: str) -> None:
     setattr(block, name, getattr(block, name)[:-1])
     with pytest.raises(ValueError, match="do not fit"):
         block.native()
+
+
+def test_kernels_that_this_processor_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no kernels named 'avx1024' on this machine; it has .*scalar"):
+        Block(0).native("avx1024")
 
 
 def test_a_group_without_a_scale_and_other_bits_are_refused() -> None:
