@@ -10,16 +10,11 @@
 
 namespace baichuan2 {
 
-// values[i] += error * feedback[i]
+// values[i] += error * feedback[i]. Left to the compiler, which knows the vectors of the set it compiles for.
 template <class Simd>
-BAICHUAN2_INLINE void add_feedback(float error, const float* feedback, std::size_t count, float* values) {
-    const auto errors = Simd::all(error);
-    std::size_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        const auto correction = Simd::mul(errors, Simd::load(feedback + i));
-        Simd::store(values + i, Simd::add(Simd::load(values + i), correction));
-    }
-    for (; i < count; ++i) values[i] += error * feedback[i];
+BAICHUAN2_INLINE void add_feedback(float error, const float* __restrict feedback, std::size_t count,
+                                   float* __restrict values) {
+    for (std::size_t i = 0; i < count; ++i) values[i] += error * feedback[i];
 }
 
 // `values` takes the row's columns and their corrections.

@@ -9,24 +9,28 @@ namespace {
 using scalar::TokenArrays;
 
 // The sums over one group of (code - bias) * x, for every row of the block.
+// Eight rows side by side, each row's codes of a step in a word: compilers make vectors of that.
 template <int Bits, class Code>
 void dot_group(const std::uint8_t* codes, const Code* x, std::int32_t* sums) {
-    constexpr int kRows = Bits == 4 ? 16 : 8;
     constexpr int kBias = Bits == 4 ? 8 : 128;
-    for (int row = 0; row < kRows; ++row) sums[row] = 0;
-    for (std::int64_t step = 0; step < kGroup / kStepColumns; ++step) {
-        for (std::int64_t byte = 0; byte < kStepBytes; ++byte) {
-            const int code = codes[step * kStepBytes + byte];
-            const int value = x[step * kStepColumns + byte % kStepColumns];
-            const std::int64_t row = byte / kStepColumns;
+    std::int32_t low[8] = {}, high[8] = {};
+    for (std::int64_t column = 0; column < kGroup; ++column) {
+        std::uint32_t words[8];  // of a step, each with a row's codes
+        std::memcpy(words, codes + column / kStepColumns * kStepBytes, sizeof words);
+        const int shift = static_cast<int>(column % kStepColumns) * 8;
+        const std::int32_t value = x[column];
+        for (int row = 0; row < 8; ++row) {
+            const int code = static_cast<int>(words[row] >> shift & 255);
             if (Bits == 4) {
-                sums[row] += ((code & 15) - kBias) * value;
-                sums[8 + row] += ((code >> 4) - kBias) * value;
+                low[row] += ((code & 15) - kBias) * value;
+                high[row] += ((code >> 4) - kBias) * value;
             } else {
-                sums[row] += (code - kBias) * value;
+                low[row] += (code - kBias) * value;
             }
         }
     }
+    std::memcpy(sums, low, sizeof low);
+    if (Bits == 4) std::memcpy(sums + 8, high, sizeof high);
 }
 
 template <int Bits, class Code>
