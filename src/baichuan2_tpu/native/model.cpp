@@ -215,7 +215,7 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
     Workspace& work = *work_;
     norm(work.at(work.x, work.hidden_stride, 0), layer.mlp_norm.data(), tokens);
     multiply(layer.gate_up, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.gate_up, 0, 0));
-    // Pieces of a token too: at one token the whole pool shares it.
+    // A token is cut into pieces too, so that the pool shares even a single one.
     constexpr std::int64_t kPieces = 4;
     const std::int64_t piece = round_up((shape_.intermediate + kPieces - 1) / kPieces, 8);
     pool_.parallel_for(tokens * kPieces, 1, [&](int, std::int64_t begin, std::int64_t end) {

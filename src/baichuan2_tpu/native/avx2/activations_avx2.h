@@ -1,8 +1,8 @@
 // Quantised activations as the AVX2 kernels read them.
 //
 // A tile is up to 6 tokens: their 12 accumulators fit 16 registers beside two vectors of weights and two
-// products. 4-bit weights meet 8-bit codes. 8-bit weights meet 16-bit codes: without 8-bit multiplies that cannot
-// saturate, products of 8-bit weights cost two instructions either way. A step is 4 columns.
+// products. 4-bit weights meet 8-bit codes. 8-bit weights meet 16-bit codes: without 8-bit multiplies that
+// cannot saturate, products of 8-bit weights cost two instructions either way. A step is 4 columns.
 // In a tile of T tokens:
 //
 //   codes    beside 4-bit weights: int8  [step][T][columns 0, 1, 2, 3]

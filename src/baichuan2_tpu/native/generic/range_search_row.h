@@ -43,7 +43,7 @@ private:
     static constexpr int kFits = 2;
     static constexpr float kSmallestScale = 5.9604644775390625e-08f;  // 2^-24, the smallest float16 above 0
 
-    // A group's weights and how much the squared error of each counts, padded with zeros to full vectors of eight.
+    // A group's weights and how much the squared error of each counts, padded with zeros to a multiple of 8.
     struct Group {
         const float* weights;
         const float* importance;

@@ -3,8 +3,8 @@
 //   | tile 0           | tile 1           | ...      a tile is a few neighbouring tokens, at most tile_tokens
 //   | tokens x columns | tokens x columns |          of the format; sizes differ by at most one
 //
-// What lies inside a tile, and how many tokens fit, belongs to the instruction set: activations_X.h in its room.
-// What the numbers mean is the same for all. In a group of 64 columns, x = scale * code:
+// What lies inside a tile, and how many tokens fit, belongs to the instruction set: see activations_X.h in its
+// room. What the numbers mean is the same for all. In a group of 64 columns, x = scale * code:
 //
 //   beside 4-bit weights   |code| <= 127
 //   beside 8-bit weights   |code| <= 32767: at 16 bits the activations add no error that could be measured

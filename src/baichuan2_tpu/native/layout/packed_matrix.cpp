@@ -6,8 +6,8 @@
 namespace baichuan2 {
 namespace {
 
-// Rows that are packed together: 256 bytes of each source row, so that whole cache lines are used at once. A
-// head's rows lie half a megabyte apart, where lines evict each other before a second visit.
+// Rows that are packed together: 256 bytes of each row of words, so that full cache lines are used at once.
+// An output head's rows lie half a megabyte apart, where lines evict each other before a second visit.
 constexpr std::int64_t kStripRows = 64;
 
 // The four low nibbles of `word`, a byte each, the lowest first.
