@@ -7,7 +7,7 @@ once the columns behind it have made up for it; then columns are rounded in the 
 one's error corrected in those behind (GPTQ with static groups, in the form of LDLQ, which needs no inverse of
 H). Going over single integers and scales afterwards, to where the error is least, took the demo's perplexity
 from 15.37 to 15.34, for 2.7 times the time: it is not done.
-Not here: where inputs come from (``calibrated_layer``), rounding of one block (``native/error_feedback.h``).
+Not here: where inputs come from (``calibrated_layer``), rounding of one block (``native/quantize/gptq_rounding.h``).
 Source: Frantar et al., "GPTQ" (2022); Chee et al., "QuIP" (2023), theorem 6, on LDLQ; Li et al., "GPTAQ"
 (2025), on aiming at the float model's outputs.
 """
