@@ -1,6 +1,6 @@
 """Dimensions of a model and how its weights are quantised, read from and written to ``config.json``.
 
-Not here: file access (``checkpoint``), generation settings (``generate``).
+Not here: weights (``checkpoint``), generation settings (``generate``).
 Source: the official ``config.json`` of Baichuan-7B, Baichuan2-7B and Baichuan2-13B; Hugging Face's
 ``LlamaConfig``; GPTQModel's ``QuantizeConfig`` for ``quantization_config``.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import read_json
 
 __all__ = ["HEAD_BITS", "Method", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
 
@@ -119,6 +121,14 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the dimensions from a ``config.json``.
+
+        Raises: CheckpointError naming the file, and the key, the value and what is allowed.
+        """
+        return cls.from_json(read_json(path), file=str(path))
 
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:

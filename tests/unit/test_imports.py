@@ -16,8 +16,9 @@ PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
     {"errors"},
+    {"files"},
     {"config"},
-    {"manifest", "bmodel", "files"},
+    {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
     {"fetch"},
     {"toolchain"},

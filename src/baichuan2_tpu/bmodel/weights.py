@@ -10,7 +10,6 @@ Source: ``bmodel.fbs`` (the schema inside model_tool) and ``debugger/disassemble
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 from baichuan2_tpu.bmodel.layout import BINARY, BmodelEnvelope, Table
 from baichuan2_tpu.errors import ArtifactError, CompileError
+from baichuan2_tpu.files import hash_blocks
 
 __all__ = [
     "StageLayout",
@@ -174,26 +174,25 @@ def copy_range(source: BinaryIO, begin: int, target: BinaryIO, place: int, nbyte
 
     Raises: CompileError when the file ends too soon.
     """
-    digest = hashlib.sha256()
+
+    def copy_blocks() -> Iterator[bytes]:
+        for block in _read_blocks(source, begin, nbytes):
+            target.write(block)
+            yield block
+
     target.seek(place)
-    for block in _blocks(source, begin, nbytes):
-        digest.update(block)
-        target.write(block)
-    return digest.hexdigest()
+    return hash_blocks(copy_blocks())
 
 
 def digest_range(path: Path, begin: int, nbytes: int) -> str | None:
     """Return the sha256 of a part of a file; None when the file ends before it does."""
     if path.stat().st_size < begin + nbytes:
         return None
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for block in _blocks(file, begin, nbytes):
-            digest.update(block)
-    return digest.hexdigest()
+        return hash_blocks(_read_blocks(file, begin, nbytes))
 
 
-def _blocks(source: BinaryIO, begin: int, nbytes: int) -> Iterator[bytes]:
+def _read_blocks(source: BinaryIO, begin: int, nbytes: int) -> Iterator[bytes]:
     """Read a part of a file piece by piece."""
     source.seek(begin)
     while nbytes:

@@ -18,7 +18,7 @@ from baichuan2_tpu.checkpoint.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
 from baichuan2_tpu.checkpoint.layout import HEAD, check_tensors, llama_shapes, official_shapes
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.shards import ShardedSource, read_json
+from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.source import TensorSource
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.config import ModelConfig
@@ -65,7 +65,7 @@ class FloatCheckpoint:
             return cls(path, gguf.config, gguf, gguf.metadata)
         if kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
-        config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
+        config = ModelConfig.read(path / "config.json")
         if has_weights(path, SAFETENSORS_NAME):
             source = ShardedSource(path, SAFETENSORS_NAME, SafetensorsFile)
         else:

@@ -168,11 +168,9 @@ def open_conversation(
 
 def read_config(directory: Path) -> ModelConfig:
     """Return the dimensions of a checkpoint."""
-    from baichuan2_tpu.checkpoint.shards import read_json
     from baichuan2_tpu.config import ModelConfig
 
-    file = directory / "config.json"
-    return ModelConfig.from_json(read_json(file), file=str(file))
+    return ModelConfig.read(directory / "config.json")
 
 
 def check_memory(config: ModelConfig, context: int | None) -> int:

@@ -21,7 +21,8 @@ from baichuan2_tpu.compile.journal import Journal
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
-from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest, digest_file
+from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest
 
 __all__ = ["BundleFacts", "copy_assets", "join_nets", "open_source", "write_embedding", "write_manifest"]
 

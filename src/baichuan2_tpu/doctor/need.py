@@ -14,7 +14,6 @@ from typing import Literal
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.random_weights import SHAPES
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.compile.plan import make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -83,8 +82,7 @@ def read_need(model: str, context: int | None = None) -> Need:
         return _bmodel_need(path, context)
     if kind == "gguf":
         return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
-    file = path / "config.json"
-    return _checkpoint_need(path.name, ModelConfig.from_json(read_json(file), file=str(file)), context)
+    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context)
 
 
 def _known_need(model: str, context: int | None) -> Need:

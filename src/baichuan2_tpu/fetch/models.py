@@ -26,14 +26,13 @@ import httpx
 from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import HUB_MODELS
-from baichuan2_tpu.fetch.digests import hash_file
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.transfer.client import keep_trying, open_client
 from baichuan2_tpu.fetch.transfer.download import Address, DownloadSettings, Watcher, download_file
 from baichuan2_tpu.fetch.transfer.hubs import Hub, RemoteFile, SourceName, open_hub
 from baichuan2_tpu.fetch.transfer.part_file import PartFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.files import hash_file, locked_folder
 
 __all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "select_files"]
 

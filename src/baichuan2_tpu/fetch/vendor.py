@@ -31,7 +31,7 @@ from baichuan2_tpu.fetch.catalog import VENDOR_MODELS
 from baichuan2_tpu.fetch.models import check_space, disk_errors
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.files import locked_folder, move_whole
 
 __all__ = ["fetch_vendor_model"]
 
@@ -216,5 +216,5 @@ def _accept(record: Record, came: Path, target: Path) -> Record:
                 f"{expected.nbytes} bytes with sha256 {expected.sha256}; it is refused: try again, or into "
                 "another folder (--to) if the vendor has a new one"
             )
-    came.replace(target)
+    move_whole(came, target)
     return record.with_file(target.name, RecordedFile(*found, target.stat().st_mtime_ns))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import find_json
 from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.text.files import read_json_object
 
 __all__ = ["GenerationSettings", "SamplingSettings", "read_settings"]
 
@@ -108,7 +108,7 @@ def read_settings(directory: Path) -> GenerationSettings:
     Raises: CheckpointError when the file is damaged or a value in it is not allowed.
     """
     path = directory / "generation_config.json"
-    values = read_json_object(path)
+    values = find_json(path) or {}
     try:
         return GenerationSettings(
             sampling=_sampling(values),

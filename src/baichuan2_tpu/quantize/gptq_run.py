@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.calibration_text import Windows
 from baichuan2_tpu.quantize.gptq_layer import CalibratedLayer, quantize_head
 from baichuan2_tpu.quantize.journal import Journal
@@ -106,10 +107,8 @@ class CalibratedRun:
     def _save(self, layer: int, states: NDArray[np.float32]) -> None:
         """Keep the states before a layer for the next run."""
         path = self._states_file(layer)
-        beside = path.with_name(f"{path.name}.tmp")
-        with beside.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             np.save(file, states)
-        beside.replace(path)
         self.journal.add(path)
 
     def _states_file(self, layer: int) -> Path:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariable
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard
 
@@ -43,10 +44,9 @@ def write_shard(
         linear = packed.get(name) or _search(checkpoint, plan, name, size)
         tensors |= _named(name, linear, size[1])
     path = directory / shard.file
-    beside = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.chmod(_FILE_MODE)
-    beside.replace(path)
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(_FILE_MODE)
     return path
 
 

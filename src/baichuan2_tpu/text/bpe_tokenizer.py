@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.text.files import read_bytes, read_json_object
+from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
@@ -130,7 +130,7 @@ class BpeTokenizer(Tokenizer):
 
 def _stop_names(path: Path) -> frozenset[str]:
     """Return the end token's name: a string, or an object with its content."""
-    name = read_json_object(path).get("eos_token")
+    name = (find_json(path) or {}).get("eos_token")
     if isinstance(name, dict):
         name = cast("dict[str, object]", name).get("content")
     return frozenset({name}) if isinstance(name, str) else frozenset()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError
-from baichuan2_tpu.text.files import read_bytes, read_json_object
+from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.messages import Message, split_rounds
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
@@ -138,7 +138,7 @@ def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
 
 def _default_system(directory: Path) -> str:
     """Return the system message that a checkpoint's template writes when the user gave none."""
-    template = read_json_object(directory / "tokenizer_config.json").get("chat_template")
+    template = (find_json(directory / "tokenizer_config.json") or {}).get("chat_template")
     # Newer versions of transformers keep the template in a file of its own.
     own_file = directory / "chat_template.jinja"
     if own_file.exists():

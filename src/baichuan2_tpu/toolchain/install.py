@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import DownloadProgress, cache_folder, download_wheel
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import FileDigest, digest_file
+from baichuan2_tpu.files import FileDigest, digest_file, locked_folder
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, SIMULATOR_FOLDER, Contents
 from baichuan2_tpu.toolchain.locate import KERNELS, Toolchain, default_root
 from baichuan2_tpu.toolchain.record import Record

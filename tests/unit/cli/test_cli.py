@@ -292,5 +292,7 @@ def test_bench_takes_bits_for_a_shape_alone(run: Run) -> None:
 def test_info_on_a_directory_without_a_config_says_so_once(run: Run, tmp_path: Path) -> None:
     # Named the file twice and blamed its JSON.
     done = run("info", tmp_path)
-    complaint = f"{tmp_path / 'config.json'}: cannot be read (No such file or directory); fetch the file"
+    complaint = (
+        f"{tmp_path / 'config.json'}: cannot be read (No such file or directory); fetch the file again"
+    )
     assert (done.code, done.out, done.err) == (1, "", f"error: {complaint}\n")

@@ -8,7 +8,7 @@ import pytest
 from baichuan2_tpu import toolchain
 from baichuan2_tpu.doctor import prove_toolchain
 from baichuan2_tpu.fetch import DownloadProgress
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file
 from baichuan2_tpu.toolchain import Toolchain, locate, status
 from baichuan2_tpu.toolchain.contents import VERSION
 from baichuan2_tpu.toolchain.record import Record

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest
 from doubles.fault_server import COMMIT, MODEL, PIECE_BYTES, WEIGHTS, FaultyHub
 
 PASSING = [

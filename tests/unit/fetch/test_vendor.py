@@ -21,7 +21,7 @@ from baichuan2_tpu.fetch import fetched_folder, find_fetched
 from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.vendor import _size_bytes, fetch_vendor_model
 from baichuan2_tpu.fetch.verify import find_damage
-from baichuan2_tpu.manifest import FileDigest
+from baichuan2_tpu.files import FileDigest
 
 NAME = "baichuan2-7b-int8-bmodel"
 BMODEL = "baichuan2-7b_int8_1dev.bmodel"

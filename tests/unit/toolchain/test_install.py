@@ -14,8 +14,7 @@ import pytest
 from baichuan2_tpu import toolchain
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import Wheel
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file, locked_folder
 from baichuan2_tpu.toolchain import contents, install
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, Contents
 from baichuan2_tpu.toolchain.record import Record

@@ -20,10 +20,10 @@ from pathlib import Path
 import httpx
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest, hash_file
 from baichuan2_tpu.fetch.transfer.client import Fault, Patience, check_status, gave_up, mapped_errors
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest, hash_file
 
 __all__ = ["Address", "DownloadSettings", "Watcher", "download_file"]
 

@@ -21,8 +21,8 @@ from urllib.parse import quote, unquote, urlencode
 import httpx
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.transfer.client import check_status, mapped_errors, read_limited
+from baichuan2_tpu.files import Digest
 
 __all__ = [
     "HUGGINGFACE",

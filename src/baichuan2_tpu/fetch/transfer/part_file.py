@@ -1,9 +1,9 @@
 """A file that is not whole yet, and the journal of the ranges that are.
 
-``NAME.part`` has the full length from the beginning, with holes; ``NAME.part.journal`` says in its first line
-which file it will be, and then one finished range a line. A range is written to the journal after its bytes:
-a process that is killed leaves no line too many, at most half a line, which is ignored. After a failure of
-power a line may stand for bytes that never reached the disk; the digest of the whole file finds that.
+``NAME.part`` has the full length from the beginning, with holes. The first line of ``NAME.part.journal`` says
+which file it will be, every other line names one finished range. A range is written to the journal after its
+bytes: a process that is killed leaves at most half a line, which is ignored. After a power failure a line may
+stand for bytes that never reached the disk; the digest of the whole file finds that.
 Not here: where bytes come from (``download``).
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.files import move_whole, write_whole
 
 __all__ = ["PartFile", "Piece"]
 
@@ -102,9 +103,8 @@ class PartFile:
 
     def become(self, target: Path) -> None:
         """Give the part, whose content is proven, its name; on the disk before that."""
-        os.fsync(self._descriptor)
         self.close()
-        self.path.replace(target)
+        move_whole(self.path, target)
         self._journal.unlink()
 
     def close(self) -> None:
@@ -117,9 +117,7 @@ class PartFile:
     def _write_journal(self) -> None:
         """Begin the journal with what is known: a half line at its end would join with the next one."""
         lines = [self._head, *(f"{piece.start} {piece.stop}" for piece in self._finished)]
-        beside = self._journal.with_name(f"{self._journal.name}.tmp")
-        beside.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        beside.replace(self._journal)
+        write_whole(self._journal, "".join(f"{line}\n" for line in lines))
 
     def _is_full_length(self) -> bool:
         return self.path.is_file() and self.path.stat().st_size == self._nbytes
