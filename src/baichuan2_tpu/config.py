@@ -18,7 +18,15 @@ from typing_extensions import Self
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import read_json
 
-__all__ = ["HEAD_BITS", "Method", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
+__all__ = [
+    "GROUP_MULTIPLE",
+    "HEAD_BITS",
+    "Method",
+    "ModelConfig",
+    "Position",
+    "QuantizationConfig",
+    "alibi_slopes",
+]
 
 Position = Literal["rope", "alibi"]
 
@@ -28,7 +36,7 @@ Method = Literal["search", "gptq"]
 HEAD_BITS = 8
 """What the head has unless another width is asked for, whatever the layers have: it loses most at 4 bits."""
 
-_GROUP_MULTIPLE = 64
+GROUP_MULTIPLE = 64
 """Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""
 
 _BAICHUAN1_VOCABULARY = 64_000
@@ -37,6 +45,7 @@ _DEFAULT_ROPE_THETA = 10_000.0
 _FOLDED_KEY = "norm_head_folded"
 """Our own key: true when the rows of the head are divided by their norm already."""
 
+_HEAD_KEY = "lm_head"  # what GPTQ readers call the head, in the settings and in the weights
 _META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
 _METHOD_KEY = "method"
 
@@ -64,12 +73,12 @@ class QuantizationConfig:
         keys.require("quant_method", "gptq", ("gptq",))
         keys.require("checkpoint_format", "gptq", ("gptq",))
         keys.require("desc_act", False, (False,))
-        keys.require("lm_head", False, (True,))
+        keys.require(_HEAD_KEY, False, (True,))
         group_size = keys.positive_int("group_size")
-        if group_size % _GROUP_MULTIPLE:
-            raise keys.error("group_size", group_size, f"a multiple of {_GROUP_MULTIPLE}")
-        head = _head_overrides(keys).get("lm_head", {})
-        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.lm_head")
+        if group_size % GROUP_MULTIPLE:
+            raise keys.error("group_size", group_size, f"a multiple of {GROUP_MULTIPLE}")
+        head = _head_overrides(keys).get(_HEAD_KEY, {})
+        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.{_HEAD_KEY}")
         head_keys.require("group_size", group_size, (group_size,))
         bits = keys.bits("bits")
         made_by = (keys.mapping(_META_KEY) or {}).get(_METHOD_KEY)
@@ -89,8 +98,8 @@ class QuantizationConfig:
             "group_size": self.group_size,
             "sym": False,
             "desc_act": False,
-            "lm_head": True,
-            "dynamic": {"lm_head": {"bits": self.head_bits, "group_size": self.group_size}},
+            _HEAD_KEY: True,
+            "dynamic": {_HEAD_KEY: {"bits": self.head_bits, "group_size": self.group_size}},
         }
         if self.method != "search":
             values[_META_KEY] = {_METHOD_KEY: self.method}
@@ -326,7 +335,7 @@ def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:
     overrides: dict[str, Mapping[str, object]] = {}
     for pattern, settings in (keys.mapping("dynamic") or {}).items():
         name = pattern.removeprefix("+:").strip("^$").replace("\\.", ".")
-        if name != "lm_head" or not isinstance(settings, dict):
-            raise keys.error("dynamic", {pattern: settings}, "an object for lm_head alone")
+        if name != _HEAD_KEY or not isinstance(settings, dict):
+            raise keys.error("dynamic", {pattern: settings}, f"an object for {_HEAD_KEY} alone")
         overrides[name] = cast("Mapping[str, object]", settings)
     return overrides

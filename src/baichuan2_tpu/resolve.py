@@ -19,7 +19,6 @@ from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
@@ -34,6 +33,7 @@ from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.vendor import fetch_vendor_model
 from baichuan2_tpu.quantize import Progress, quantize
 from baichuan2_tpu.quantize.plan import make_plan
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["KNOWN_MODELS", "FetchWish", "KnownModel", "ResolveSettings", "find_source", "resolve_model"]
 

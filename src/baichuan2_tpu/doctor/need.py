@@ -13,7 +13,6 @@ from typing import Literal
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.compile.plan import make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -23,6 +22,7 @@ from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.manifest import Manifest, find_bmodel, is_bundle
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.resolve import KNOWN_MODELS
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["VENDOR_MINIMUM_BYTES", "Need", "read_need"]
 

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import write_tokenizer
-from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize.generated_text import BEGINNINGS, generate_windows
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
-from baichuan2_tpu.quantize.plan import EMBEDDING, Plan
+from baichuan2_tpu.quantize.plan import Plan
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from baichuan2_tpu.text.user_text import read_user_text, user_text_name

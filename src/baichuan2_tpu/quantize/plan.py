@@ -9,15 +9,21 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.layout import HEAD, Shape, Shapes, layer_linears, layer_norms, packed_shapes
-from baichuan2_tpu.config import Method, ModelConfig, QuantizationConfig
+from baichuan2_tpu.checkpoint.layout import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Shape,
+    Shapes,
+    layer_linears,
+    layer_norms,
+    packed_shapes,
+)
+from baichuan2_tpu.config import GROUP_MULTIPLE, Method, ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantization_settings"]
+__all__ = ["Plan", "Shard", "make_plan", "quantization_settings"]
 
-EMBEDDING = "model.embed_tokens"
-FINAL_NORM = "model.norm"
-_GROUP_MULTIPLE = 64
 _GROUP_LIMIT = 1 << 16  # twice the longest row of the family, the 28672 of Llama 70B's down_proj
 
 
@@ -52,9 +58,9 @@ def quantization_settings(
 
     Raises: RequestError naming the value and what is allowed.
     """
-    if not 0 < group_size <= _GROUP_LIMIT or group_size % _GROUP_MULTIPLE:
+    if not 0 < group_size <= _GROUP_LIMIT or group_size % GROUP_MULTIPLE:
         raise RequestError(
-            f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
+            f"group size is {group_size}, allowed are multiples of {GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
         )
     return QuantizationConfig(
         bits=_checked_bits("bits", bits),

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
-from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard
+from baichuan2_tpu.quantize.plan import Plan, Shard
 
 __all__ = ["write_shard"]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
 from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
 from baichuan2_tpu.errors import ArtifactError
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["open_vendor_bmodel", "read_vendor_config"]
 
