@@ -16,7 +16,7 @@ PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"files"},
+    {"files", "markdown", "programs"},
     {"config"},
     {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},

@@ -3,7 +3,7 @@
 The vendor's files lie on a server of its own protocol, which ``dfss`` speaks; it is asked for, never bundled.
 It publishes no sizes and no digests: a bmodel is accepted when it is as long as its header says, and what
 came first is recorded and compared ever after. The result is a folder that the engines take as it is.
-Not here: running it (``engine.vendor``).
+Not here: running it (``engine.compiled.open_vendor_bmodel``).
 Source: sample/Baichuan2/scripts/download.sh of sophgo/sophon-demo; dfss 1.10.9, which saves into the current
 folder and ends with 1 when it fails.
 """
@@ -11,10 +11,7 @@ folder and ends with 1 when it fails.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +29,7 @@ from baichuan2_tpu.fetch.models import check_space, disk_errors
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
 from baichuan2_tpu.files import locked_folder, move_whole
+from baichuan2_tpu.programs import kill_program, start_program
 
 __all__ = ["fetch_vendor_model"]
 
@@ -40,16 +38,6 @@ _TOKENIZER = "tokenizer.model"
 _ARCHIVE = "token_config.zip"
 _SCRATCH = "dfss-"
 _LOOK_EVERY_S = 0.2
-
-# Leads the group of dfss, which has a child of its own, and kills the group when this process is gone, even
-# killed without a chance to clean up. Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
-_DIE_WITH_PARENT = (
-    "import ctypes, os, signal, subprocess, sys;"
-    "signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL));"
-    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
-    "os.getppid() == int(sys.argv[1]) or os._exit(1);"
-    "sys.exit(subprocess.call(sys.argv[2:]))"
-)
 
 
 def fetch_vendor_model(
@@ -178,21 +166,14 @@ def _run_dfss(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
 def _watch(command: list[str], log: Path, report: Callable[[int], None]) -> int:
     """Run a command in the folder of its log, tell what it has saved there, and return its exit code."""
     with log.open("wb") as output:
-        child = subprocess.Popen(  # noqa: S603 - a list, no shell, no user text
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-            cwd=log.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        child = start_program(command, log.parent, output, has_children=True)
         try:
             while child.poll() is None:
                 report(sum(_size_bytes(path) for path in log.parent.iterdir() if path != log))
                 time.sleep(_LOOK_EVERY_S)
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                kill_program(child)
                 child.wait()
     return child.returncode
 
