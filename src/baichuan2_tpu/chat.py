@@ -1,4 +1,4 @@
-"""A conversation: messages, and answers that go on from what the engine already holds.
+"""A conversation: messages, and answers that continue from what the engine already holds.
 
 Not here: reading from a terminal (``cli``), many conversations on one engine (``server``).
 """
@@ -50,8 +50,8 @@ def prompt_budget(max_context: int, max_tokens: int) -> int:
 class Conversation:
     """Messages, and a sequence of the engine that holds the latest prompt and answer.
 
-    Messages change only with a Result: a cancelled answer stays as far as it was said, and is forgotten with
-    its question when nothing was said; after an error, or when an answer is not read to its Result, they are
+    Messages change only with a Result: a cancelled answer stays as far as it came, and is forgotten with its
+    question when nothing came; after an error, or when an answer is not read to its Result, they are
     as before.
     """
 
@@ -74,12 +74,12 @@ class Conversation:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The system message, if there is one, and everything said."""
+        """The system message, if there is one, and all rounds."""
         return (self._system, *self._rounds) if self._system else self._rounds
 
     @property
     def system(self) -> str | None:
-        """The system message; setting it keeps what was said."""
+        """The system message; setting it keeps the rounds."""
         return self._system.content if self._system else None
 
     @system.setter
@@ -89,7 +89,7 @@ class Conversation:
     def ask(
         self, text: str, is_cancelled: Callable[[], bool] = lambda: False
     ) -> Generator[ChatEvent, None, None]:
-        """Say something and yield the answer as it comes; the last event is the Result.
+        """Send a message and yield the answer as it comes; the last event is the Result.
 
         Raises: RequestError for an empty text; ContextLengthError when it does not fit beside the system
         message; BackendError when the engine fails.
@@ -106,7 +106,7 @@ class Conversation:
         yield from self._answer(self._rounds[:-1], is_cancelled)
 
     def clear(self) -> None:
-        """Forget everything said; the system message stays."""
+        """Forget all rounds; the system message stays."""
         self._rounds = ()
 
     def save(self, path: Path) -> None:
@@ -126,7 +126,7 @@ class Conversation:
     def load(self, path: Path) -> None:
         """Take the messages of a saved conversation in place of the present ones.
 
-        Raises: RequestError when the file cannot be read or is no saved conversation; then nothing changed.
+        Raises: RequestError when the file cannot be read or is not a saved conversation.
         """
         content = read_json(path, RequestError, "name a saved file")
         try:
@@ -172,7 +172,7 @@ def _messages(content: Mapping[str, object]) -> tuple[Message, ...]:
     if not isinstance(items, list):
         raise RequestError("it has no list of messages; name a saved file")
     messages = tuple(_message(item) for item in cast("list[object]", items))
-    # A conversation can be saved before anything was said.
+    # A conversation can be saved before its first round.
     if [message.role for message in messages] not in ([], ["system"]):
         check_order(messages)
         if messages[-1].role == "user":

@@ -34,7 +34,7 @@ Method = Literal["search", "gptq"]
 """How integers are chosen: by the range search alone, or calibrated."""
 
 HEAD_BITS = 8
-"""What the head has unless another width is asked for, whatever the layers have: it loses most at 4 bits."""
+"""Bits of the output head unless others are asked for: it suffers most at low precision."""
 
 GROUP_MULTIPLE = 64
 """Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""
@@ -52,7 +52,7 @@ _METHOD_KEY = "method"
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """How the linear layers are stored: asymmetric integers of ``bits`` bits, one scale and zero a group.
+    """How the linear layers are stored: asymmetric integers of ``bits`` bits, one scale and zero per group.
 
     Units: ``group_size`` counts consecutive input columns that share a scale.
     """
@@ -61,7 +61,7 @@ class QuantizationConfig:
     group_size: int = 64
     head_bits: Literal[4, 8] = HEAD_BITS
     method: Method = "search"
-    """For people only: how the integers were chosen makes no difference to whoever reads them."""
+    """For information only: how the integers were chosen makes no difference to a reader."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
@@ -235,8 +235,8 @@ class _Keys:
     def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
         """Check that ``key`` has one of the values that this package can run."""
         value = self.values.get(key, default)
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            raise self.error(key, value, " or ".join(repr(one) for one in allowed))
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
+            raise self.error(key, value, " or ".join(repr(choice) for choice in allowed))
 
     def positive_int(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key)
@@ -276,10 +276,10 @@ class _Keys:
         value: object = self.values.get(key)
         if value is None:
             return ()
-        found: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
-        ids = tuple(one for one in found if isinstance(one, int) and not isinstance(one, bool))
-        if len(ids) < len(found) or not all(0 <= one < vocabulary_size for one in ids):
-            raise self.error(key, found, f"null, or token ids from 0 to {vocabulary_size - 1}")
+        items: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+        ids = tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
+        if len(ids) < len(items) or not all(0 <= token_id < vocabulary_size for token_id in ids):
+            raise self.error(key, items, f"null, or token ids from 0 to {vocabulary_size - 1}")
         return ids
 
 

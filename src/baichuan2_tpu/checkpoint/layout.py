@@ -120,7 +120,7 @@ def quantized_shapes(config: ModelConfig) -> Shapes:
 def packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> Shapes:
     """Return the three tensors of one linear in GPTQ form, which packs several integers in a word.
 
-    Raises: CheckpointError when N or K is no multiple of what a word holds.
+    Raises: CheckpointError when N or K is not a multiple of what a word holds.
     """
     assert config.quantization is not None  # noqa: S101 - our own invariant
     per_word = _WORD_BITS // linear_bits(config, name)
@@ -161,7 +161,7 @@ def check_tensors(
         shape = needed.get(name, optional.get(name))
         if shape is None:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} is no part of this model; config.json belongs to other files"
+                f"{info.file}: tensor {name!r} is not part of this model; config.json belongs to other files"
             )
         if info.shape != shape:
             raise CheckpointError(

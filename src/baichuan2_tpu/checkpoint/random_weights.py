@@ -66,8 +66,8 @@ class RandomWeights:
         bits = linear_bits(self._config, name)
         return PackedLinear(
             qweight=self._draw(f"{name}.qweight"),
-            qzeros=_central_zeros(self._draw(f"{name}.qzeros"), bits),
-            scales=_scales(self._draw(f"{name}.scales"), bits),
+            qzeros=_make_zeros(self._draw(f"{name}.qzeros"), bits),
+            scales=_make_scales(self._draw(f"{name}.scales"), bits),
             bits=bits,
             group_size=self._group_size,
         )
@@ -106,7 +106,7 @@ class RandomWeights:
         return np.resize((block * _WEIGHT_DEVIATION).astype(np.float16), (rows, columns))
 
 
-def _central_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
+def _make_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
     """Turn random words into packed zeros that are one of the two middle values, stored minus one."""
     middle = (1 << (bits - 1)) - 2
     lowest_bits = sum(1 << shift for shift in range(0, 32, bits))
@@ -114,7 +114,7 @@ def _central_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
     return zeros.view(np.int32)
 
 
-def _scales(words: NDArray[np.int32], bits: int) -> NDArray[np.float16]:
+def _make_scales(words: NDArray[np.int32], bits: int) -> NDArray[np.float16]:
     """Turn random words into scales within a quarter of what gives the wanted deviation."""
     levels = 1 << bits
     deviation_of_integers = float(np.sqrt((levels**2 - 1) / 12))

@@ -74,7 +74,7 @@ def _read_header(file: MappedFile) -> tuple[dict[str, object], int]:
     if file.size < _LENGTH_BYTES or length > _HEADER_LIMIT or end > file.size:
         raise CheckpointError(
             f"{file.path}: the header claims {length} bytes, the file has {file.size}; "
-            "it is truncated or no safetensors file, fetch it again"
+            "it is truncated or not a safetensors file, fetch it again"
         )
     try:
         return parse_json(file.bytes(_LENGTH_BYTES, end)), end
@@ -108,7 +108,9 @@ def _sizes(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list):
         return None
     items = cast("list[object]", value)
-    sizes = tuple(one for one in items if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    sizes = tuple(
+        item for item in items if isinstance(item, int) and not isinstance(item, bool) and item >= 0
+    )
     return sizes if len(sizes) == len(items) else None
 
 

@@ -190,13 +190,13 @@ def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
 
 def _stages(text: str) -> list[StageSummary]:
     """Read the stages out of the text of ``model_tool --info``."""
-    found: list[StageSummary] = []
+    summaries: list[StageSummary] = []
     for part in re.split(r"^net \d+: ", text, flags=re.MULTILINE)[1:]:
         name = part[1 : part.index("]")]
         for stage in re.split(r"^stage \d+, ", part, flags=re.MULTILINE)[1:]:
             shapes = tuple(tuple(map(int, shape.split(", "))) for _, shape, _ in _STAGE.findall(stage))
-            found.append(StageSummary(name, shapes))
-    return found
+            summaries.append(StageSummary(name, shapes))
+    return summaries
 
 
 def _ending(code: int) -> str:

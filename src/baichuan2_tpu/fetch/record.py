@@ -1,7 +1,7 @@
-"""What a fetched folder must hold: sizes and sha256, known beforehand or recorded when it first came.
+"""What a fetched folder must hold: sizes and sha256, known beforehand or recorded at the first fetch.
 
 ``.fetch/record.json`` in the folder of a model names the hub, the revision, every file that belongs to the
-model, and of those that are there size, sha256 and time of change. A file is compared with it ever after.
+model, and the size, sha256 and time of change of those that are there. Files are compared with it later.
 Not here: the digests that a hub lists (``transfer.hubs``).
 Source of the known digest: ``tokenizer.model`` of Baichuan2-7B-Chat, measured on that file.
 """
@@ -17,12 +17,12 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.cache import fetched_folder
-from baichuan2_tpu.files import FileDigest, digest_file, find_json, write_json
+from baichuan2_tpu.files import FileDigest, find_json, write_json
 
 __all__ = ["KNOWN_FILES", "WORK_NAME", "Record", "RecordedFile", "find_fetched"]
 
 WORK_NAME = ".fetch"
-"""Folder in a model's folder for the record and for what is not whole yet."""
+"""Folder in a model's folder for the record and for unfinished files."""
 
 _RECORD_NAME = "record.json"
 _FORMAT = 1
@@ -39,17 +39,11 @@ KNOWN_FILES: Mapping[tuple[str, str], FileDigest] = {
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile:
-    """A file that came whole. Units: ``changed_ns`` since the epoch; 0 when it was found damaged since."""
+    """A file that was fetched. Units: ``changed_ns`` since the epoch; 0 when it was found damaged later."""
 
     nbytes: int
     sha256: str
     changed_ns: int
-
-    @classmethod
-    def measure(cls, path: Path) -> Self:
-        """Read a file and describe it."""
-        digest = digest_file(path)
-        return cls(digest.nbytes, digest.sha256, path.stat().st_mtime_ns)
 
     def is_untouched(self, path: Path) -> bool:
         """Tell whether a file has its size and its time of change, without reading it."""

@@ -28,7 +28,7 @@ from baichuan2_tpu.fetch.catalog import VENDOR_MODELS
 from baichuan2_tpu.fetch.models import check_space, disk_errors
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import locked_folder, move_whole
+from baichuan2_tpu.files import digest_file, locked_folder, move_whole
 from baichuan2_tpu.programs import kill_program, start_program
 
 __all__ = ["fetch_vendor_model"]
@@ -61,11 +61,11 @@ def fetch_vendor_model(
     if record is None:
         _check_tool()  # before a folder is made
     with locked_folder(folder / WORK_NAME), disk_errors(folder):
-        record = _renewed(_open_record(folder, names), folder)
+        record = _update_times(_open_record(folder, names), folder)
         missing = [
-            one
-            for one in names
-            if one not in record.files or not record.files[one].is_untouched(folder / one)
+            file
+            for file in names
+            if file not in record.files or not record.files[file].is_untouched(folder / file)
         ]
         if missing:
             _check_tool()
@@ -73,12 +73,12 @@ def fetch_vendor_model(
         record.write(folder)
         for leftover in (folder / WORK_NAME).glob(f"{_SCRATCH}*"):
             shutil.rmtree(leftover)
-        for one in missing:
-            notice(f"fetching {one} from the vendor with dfss, into {folder}")
-            bring = _bring_tokenizer if one == _TOKENIZER else _bring_bmodel
+        for file in missing:
+            notice(f"fetching {file} from the vendor with dfss, into {folder}")
+            bring = _bring_tokenizer if file == _TOKENIZER else _bring_bmodel
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder / WORK_NAME) as scratch:
-                came = bring(Path(scratch), one, lambda done: _report(progress, done, model.room_bytes))
-                record = _accept(record, came, folder / one)
+                fetched = bring(Path(scratch), file, lambda done: _report(progress, done, model.room_bytes))
+                record = _accept(record, fetched, folder / file)
             record.write(folder)
     return folder
 
@@ -89,8 +89,8 @@ def _report(progress: DownloadProgress | None, done: int, at_most: int) -> None:
 
 
 def _check_tool() -> None:
-    found = importlib.util.find_spec("dfss")
-    if found is None or found.origin is None:  # any folder of that name is found, without an origin
+    module = importlib.util.find_spec("dfss")
+    if module is None or module.origin is None:  # any folder of that name is a module without an origin
         raise FetchError(
             "the vendor's files come with its own tool dfss, which is not installed; "
             f"run {sys.executable} -m pip install dfss and the same command again"
@@ -113,8 +113,8 @@ def _open_record(folder: Path, names: tuple[str, ...]) -> Record:
     return record
 
 
-def _renewed(record: Record, folder: Path) -> Record:
-    """Return the record with the time of change of every file that is right, read where it was another."""
+def _update_times(record: Record, folder: Path) -> Record:
+    """Return the record with the present time of change of every file whose content is unchanged."""
     for name, recorded in record.files.items():
         path = folder / name
         if not recorded.is_untouched(path) and recorded.is_at(path):
@@ -128,7 +128,7 @@ def _bring_bmodel(scratch: Path, name: str, report: Callable[[int], None]) -> Pa
     try:
         BmodelEnvelope.read(path)
     except ArtifactError as error:
-        raise FetchError(f"what dfss brought is cut short or no bmodel ({error}); try again") from error
+        raise FetchError(f"what dfss fetched is cut short or not a bmodel ({error}); try again") from error
     return path
 
 
@@ -138,7 +138,7 @@ def _bring_tokenizer(scratch: Path, name: str, report: Callable[[int], None]) ->
     limit = KNOWN_FILES[_REPOSITORY, name].nbytes + 1
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [one for one in opened.namelist() if PurePosixPath(one).name == name]
+            members = [path for path in opened.namelist() if PurePosixPath(path).name == name]
             with opened.open(members[0]) as member:
                 target.write_bytes(member.read(limit))
     except (zipfile.BadZipFile, zlib.error, IndexError, NotImplementedError, RuntimeError, EOFError) as error:
@@ -186,16 +186,16 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def _accept(record: Record, came: Path, target: Path) -> Record:
-    """Compare what came with what is known and recorded of it, give it its name, and record it."""
-    measured = RecordedFile.measure(came)
-    found = (measured.nbytes, measured.sha256)
+def _accept(record: Record, fetched: Path, target: Path) -> Record:
+    """Compare a file with what is known and recorded of it, give it its name, and record it."""
+    digest = digest_file(fetched)
     for expected in (KNOWN_FILES.get((_REPOSITORY, target.name)), record.files.get(target.name)):
-        if expected is not None and found != (expected.nbytes, expected.sha256):
+        if expected is not None and (digest.nbytes, digest.sha256) != (expected.nbytes, expected.sha256):
             raise FetchError(
-                f"the vendor's {target.name} has {found[0]} bytes with sha256 {found[1]}, known are "
-                f"{expected.nbytes} bytes with sha256 {expected.sha256}; it is refused: try again, or into "
-                "another folder (--to) if the vendor has a new one"
+                f"the vendor's {target.name} has {digest.nbytes} bytes with sha256 {digest.sha256}, "
+                f"known are {expected.nbytes} bytes with sha256 {expected.sha256}; it is refused: try again, "
+                "or into another folder (--to) if the vendor has a new one"
             )
-    move_whole(came, target)
-    return record.with_file(target.name, RecordedFile(*found, target.stat().st_mtime_ns))
+    move_whole(fetched, target)
+    changed_ns = target.stat().st_mtime_ns
+    return record.with_file(target.name, RecordedFile(digest.nbytes, digest.sha256, changed_ns))

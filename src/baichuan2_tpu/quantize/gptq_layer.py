@@ -3,7 +3,7 @@
 Each linear is rounded for the inputs that the quantised linears before it give it, of this layer and of those
 below, and for the outputs that the float model would have there, so that it makes up for some of what they
 lost. Both models' states go along: P = 2 paths, the quantised one first.
-Not here: choosing the integers (``gptq``), files and resuming (``calibrated``).
+Not here: choosing the integers (``gptq``), files and resuming (``gptq_run``).
 Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al., "GPTAQ" (2025).
 """
 
@@ -73,7 +73,7 @@ class CalibratedLayer:
         """Return the packed linears by name. Shapes: states (W, P, T, E).
 
         Side effect: ``states`` become those behind the quantised layer.
-        Raises: CheckpointError for a weight that is not allowed, or inputs that are no finite numbers.
+        Raises: CheckpointError for a weight that is not allowed, or inputs that are not finite.
         """
         self._attention(states)
         self._mlp(states)
@@ -157,19 +157,19 @@ def _curvature(checkpoint: FloatCheckpoint, name: str, columns: int, inputs: Ite
     """Return what the inputs of a linear say about its columns. Shapes: W times (P, T, K)."""
     gram, lack = np.zeros((columns, columns), np.float32), np.zeros((columns, columns), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        for quantized, wished in inputs:
+        for quantized, target in inputs:
             gram += quantized.T @ quantized
-            lack += (wished - quantized).T @ quantized
+            lack += (target - quantized).T @ quantized
     if not (np.isfinite(gram).all() and np.isfinite(lack).all()):
         raise CheckpointError(
-            f"{checkpoint.path}: the inputs of {name} are no finite numbers on the calibration text; "
+            f"{checkpoint.path}: the inputs of {name} are not finite on the calibration text; "
             "fetch the checkpoint again, or use --method search"
         )
     return Curvature.of_inputs(gram, lack)
 
 
 def _add_products(states: Floats, inputs: Floats, weights: Floats) -> None:
-    """Add what a linear makes of its inputs to the states. Shapes: (W, P, T, E), (W, P, T, K), (P, E, K)."""
-    for window, own in zip(states, inputs, strict=True):
-        for path, each in enumerate(own):
-            window[path] += each @ weights[path].T
+    """Add the outputs of a linear to the states. Shapes: (W, P, T, E), (W, P, T, K), (P, E, K)."""
+    for window, paths in zip(states, inputs, strict=True):
+        for path, rows in enumerate(paths):
+            window[path] += rows @ weights[path].T

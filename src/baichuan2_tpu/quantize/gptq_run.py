@@ -1,8 +1,8 @@
-"""Quantise layers one after another, calibrated, so that it can be stopped and gone on with.
+"""Quantise layers one after another, calibrated, so that it can be stopped and continued.
 
 All windows of calibration text go through a quantised layer, and through the float one, before the next is
 read. Their states behind both lie in a file beside the finished layers, where the next run finds them.
-Not here: one layer (``calibrated_layer``), the text (``calibration``), files without layers (``driver``).
+Not here: one layer (``gptq_layer``), the text (``calibration_text``), files without layers (``driver``).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class CalibratedRun:
     plan: Plan
     journal: Journal
     tokens: Callable[[], NDArray[np.int32]]
-    """Returns the windows of text, (W, T); called only where no states are there to go on with."""
+    """Returns the windows of text, (W, T); called only where there are no states to continue from."""
 
     pool: Executor
 
     def write(self, finished: Callable[[], None]) -> None:
         """Write every layer's file that is not done yet, and a head of 4 bits.
 
-        Raises: CheckpointError for a weight that is not allowed, or inputs that are no finite numbers.
+        Raises: CheckpointError for a weight that is not allowed, or inputs that are not finite.
         """
         shards = self.plan.shards
         if any(shard.file not in self.journal.done for shard in shards):

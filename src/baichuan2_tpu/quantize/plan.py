@@ -63,15 +63,15 @@ def quantization_settings(
             f"group size is {group_size}, allowed are multiples of {GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
         )
     return QuantizationConfig(
-        bits=_checked_bits("bits", bits),
+        bits=_require_bits("bits", bits),
         group_size=group_size,
-        head_bits=_checked_bits("head bits", head_bits),
+        head_bits=_require_bits("head bits", head_bits),
         method=method,
     )
 
 
 def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
-    """Lay out the quantised form of a model: one file for the embedding, one a layer, one for the head.
+    """Lay out the quantised form of a model: one file for the embedding, one per layer, one for the head.
 
     Raises: CheckpointError when a linear's size cannot be packed.
     """
@@ -91,7 +91,7 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
     return Plan(config, quantization, (first, *layers, last))
 
 
-def _checked_bits(name: str, bits: int) -> Literal[4, 8]:
+def _require_bits(name: str, bits: int) -> Literal[4, 8]:
     choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
     if bits not in choices:
         raise RequestError(f"{name} is {bits}, allowed are 4 and 8")
@@ -110,6 +110,6 @@ def _make_shard(
 
 
 def _tensor_bytes(name: str, shape: Shape) -> int:
-    """Return the bytes of one tensor: packed and plain integers and norms take 4 an element, the rest 2."""
+    """Return the bytes of one tensor: packed and plain integers and norms take 4 per element, the rest 2."""
     is_half = name.endswith(".scales") or name == EMBEDDING
     return math.prod(shape) * (2 if is_half else 4)

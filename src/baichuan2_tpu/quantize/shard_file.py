@@ -1,6 +1,6 @@
-"""Write one file of a quantised checkpoint; it is there whole or not at all.
+"""Write one file of a quantised checkpoint.
 
-Not here: which files there are (``plan``), in which order they are made (``driver``, ``calibrated``).
+Not here: which files there are (``plan``), in which order they are made (``driver``, ``gptq_run``).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def write_shard(
         tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
     for name, size in shard.linears.items():
         linear = packed.get(name) or _search(checkpoint, plan, name, size)
-        tensors |= _named(name, linear, size[1])
+        tensors |= _name_tensors(name, linear, size[1])
     path = directory / shard.file
     with whole_file(path) as part:
         save_file(tensors, part, metadata={"format": "pt"})
@@ -55,7 +55,7 @@ def _search(checkpoint: FloatCheckpoint, plan: Plan, name: str, size: tuple[int,
     return quantize_linear(checkpoint, name, size, bits=bits, group_size=plan.quantization.group_size)
 
 
-def _named(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
+def _name_tensors(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
     """Return the tensors of a packed linear; GPTQ readers want the group of every column spelled out."""
     return {
         f"{name}.qweight": linear.qweight,

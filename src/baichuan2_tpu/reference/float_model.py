@@ -1,6 +1,6 @@
 """A float checkpoint's forward pass in float32 numpy: what quantising is calibrated with and judged by.
 
-All windows go through one layer before the next one is read, so memory is that of a layer and of the states,
+All windows go through one layer before the next is read, so memory is that of one layer and of the states,
 however large the model. Not here: quantised weights (``engine``), losses and tables (``evaluate``).
 Source: ``modeling_baichuan.py`` (7B: RoPE, 13B: ALiBi); Hugging Face's ``LlamaForCausalLM``.
 """

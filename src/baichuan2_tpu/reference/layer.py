@@ -34,7 +34,7 @@ Values = NDArray[np.float64]
 
 
 class LayerOutputs(NamedTuple):
-    """What a layer makes of one token. Shapes: (E,), (KV * D,), (KV * D,)."""
+    """The outputs of a layer for one token. Shapes: (E,), (KV * D,), (KV * D,)."""
 
     states: Values
     keys: Values
@@ -50,7 +50,7 @@ def first_token_logits(weights: Weights, token: int) -> Values:
 
 
 def first_layer_outputs(weights: Weights, layer: int, states: Values) -> LayerOutputs:
-    """Return what one layer makes of the first token of a sequence.
+    """Return the outputs of one layer for the first token of a sequence.
 
     Shapes: states (E,).
     """
@@ -65,7 +65,7 @@ def first_layer_outputs(weights: Weights, layer: int, states: Values) -> LayerOu
 
 
 def _multiply(weights: Weights, name: str, x: Values) -> Values:
-    """Multiply by one linear layer, a matrix at a time in memory. Shapes: (K,) → (N,)."""
+    """Multiply by one linear layer, one matrix at a time in memory. Shapes: (K,) → (N,)."""
     product = dequantize(weights.linear(name)) @ x
     weights.release(name)
     return product

@@ -1,7 +1,7 @@
 """Byte-level BPE from a ``tokenizer.json``: the tokenizer of the demo model and of most Llama-layout models.
 
 The ``tokenizers`` library cuts the text; the bytes of a token are looked up here, so that a stream can be
-decoded a token at a time. Not here: role markers and their order (``template``).
+decoded token by token. Not here: role markers and their order (``template``).
 Source: GPT-2's ``bytes_to_unicode``; the ``encode_special_tokens`` attribute of ``tokenizers``.
 """
 
@@ -96,8 +96,8 @@ class BpeTokenizer(Tokenizer):
         """
         check_text(text)
         # Unlike ``encode``, a batch lets other threads run: a text of some MB takes seconds.
-        (found,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
-        return found.ids
+        (encoding,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
+        return encoding.ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of one token, possibly a part of a character; none for a control id.

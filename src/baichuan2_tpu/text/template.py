@@ -83,7 +83,7 @@ class BaichuanTemplate:
         head = self._tokenizer.encode(system)
         is_open = messages[-1].role == "assistant"
         tail = [] if is_open else [self._id_of_role["assistant"]]
-        return _fit(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
 
     def _encode_message(self, message: Message) -> list[int]:
         return [self._id_of_role[message.role], *self._tokenizer.encode(message.content)]
@@ -112,7 +112,7 @@ class ChatMLTemplate:
         system = system or self._default_system
         head = self._encode_message(Message("system", system)) if system else []
         tail = [self._start_id, *self._tokenizer.encode("assistant\n")]
-        return _fit(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
 
     def _encode_message(self, message: Message) -> list[int]:
         text = self._tokenizer.encode(f"{message.role}\n{message.content}")
@@ -145,11 +145,11 @@ def _default_system(directory: Path) -> str:
         template = read_bytes(own_file).decode("utf-8", "replace")
     if not isinstance(template, str):
         return _SMOLLM2_SYSTEM
-    found = _DEFAULT_SYSTEM.search(template)
-    return found.group(1) if found else ""
+    match = _DEFAULT_SYSTEM.search(template)
+    return match[1] if match else ""
 
 
-def _fit(
+def _fit_rounds(
     head: list[int],
     rounds: Sequence[Sequence[Message]],
     tail: list[int],

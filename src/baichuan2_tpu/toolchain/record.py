@@ -1,6 +1,6 @@
 """The record of an installation: what is in it, from which wheel, and every file's size and sha256.
 
-It is written last, into a folder that gets its final name after that: a folder without it is no
+It is written last, into a folder that gets its final name after that: a folder without it is not an
 installation. Not here: making one (``install``), finding one (``locate``).
 """
 

@@ -170,7 +170,7 @@ def test_member_that_leads_out_of_the_folder_is_refused(
 def test_folder_with_other_things_is_left_alone(compiler: Contents, wheel: Path, root: Path) -> None:
     root.mkdir(parents=True)
     (root / "thesis.txt").write_text("years of work")
-    with pytest.raises(RequestError, match="is no TPU-MLIR installation and not empty"):
+    with pytest.raises(RequestError, match="is not a TPU-MLIR installation and not empty"):
         install.install(compiler, root, wheel=wheel)
     assert held(root) == {"thesis.txt"}
 
@@ -314,7 +314,7 @@ def test_removal_deletes_an_installation_and_nothing_else(
     compiler: Contents, wheel: Path, root: Path, tmp_path: Path
 ) -> None:
     install.install(compiler, root, wheel=wheel)
-    with pytest.raises(RequestError, match="is no TPU-MLIR installation; nothing was deleted"):
+    with pytest.raises(RequestError, match="is not a TPU-MLIR installation; nothing was deleted"):
         install.remove(tmp_path)
     assert install.remove(root) == [root]
     assert not root.exists()

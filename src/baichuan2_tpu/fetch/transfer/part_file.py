@@ -38,11 +38,11 @@ class PartFile:
     Side effect: a part of another file, or one whose journal cannot be read, is begun again.
     """
 
-    def __init__(self, folder: Path, wanted: RemoteFile) -> None:
-        self.path = folder / f"{wanted.name}.part"
-        self._journal = folder / f"{wanted.name}.part.journal"
-        self._head = json.dumps({"nbytes": wanted.nbytes, "digest": str(wanted.digest)})
-        self._nbytes = wanted.nbytes
+    def __init__(self, folder: Path, file: RemoteFile) -> None:
+        self.path = folder / f"{file.name}.part"
+        self._journal = folder / f"{file.name}.part.journal"
+        self._head = json.dumps({"nbytes": file.nbytes, "digest": str(file.digest)})
+        self._nbytes = file.nbytes
         self._lock = threading.Lock()
         self._is_closed = False
         self._finished = (
@@ -67,7 +67,10 @@ class PartFile:
         """Return what is not there yet, in pieces of at most that size."""
         pieces: list[Piece] = []
         position = 0
-        for done in [*sorted(self._finished, key=lambda one: one.start), Piece(self._nbytes, self._nbytes)]:
+        for done in [
+            *sorted(self._finished, key=lambda piece: piece.start),
+            Piece(self._nbytes, self._nbytes),
+        ]:
             starts = range(position, done.start, piece_bytes)
             pieces += [Piece(start, min(start + piece_bytes, done.start)) for start in starts]
             position = max(position, done.stop)
@@ -115,7 +118,7 @@ class PartFile:
                 os.close(self._descriptor)
 
     def _write_journal(self) -> None:
-        """Begin the journal with what is known: a half line at its end would join with the next one."""
+        """Begin the journal with the known ranges: half a line at its end would join with the next one."""
         lines = [self._head, *(f"{piece.start} {piece.stop}" for piece in self._finished)]
         write_whole(self._journal, "".join(f"{line}\n" for line in lines))
 
@@ -138,5 +141,5 @@ def _read_ranges(journal: Path, head: str, nbytes: int) -> list[Piece]:
             return []
         pieces.append(Piece(*numbers))
     pieces.sort(key=lambda piece: piece.start)
-    is_apart = all(one.stop <= other.start for one, other in itertools.pairwise(pieces))
+    is_apart = all(piece.stop <= following.start for piece, following in itertools.pairwise(pieces))
     return pieces if is_apart else []
