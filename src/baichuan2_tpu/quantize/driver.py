@@ -176,8 +176,8 @@ def _write_shards(task: _Task, shards: Sequence[Shard], pool: Executor) -> None:
             task.journal.add(done.result())
             task.report()
     finally:
-        for shard in writing:
-            shard.cancel()
+        for future in writing:
+            future.cancel()
 
 
 def _done_bytes(plan: Plan, journal: Journal) -> int:
