@@ -114,7 +114,7 @@ def _open(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is not a readable GGUF file ({error}); it is truncated or damaged, fetch it again"
+            f"{path}: is no readable GGUF file ({error}); it is truncated or damaged, fetch it again"
         ) from error
 
 

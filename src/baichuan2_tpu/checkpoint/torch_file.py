@@ -143,7 +143,7 @@ def _read_zip(file: MappedFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
                 "save it again with a newer torch.save"
             ) from error
         raise CheckpointError(
-            f"{file.path}: is not a readable zip file ({error}); it is truncated or damaged, fetch it again"
+            f"{file.path}: is no readable zip ({error}); it is truncated or damaged, fetch it again"
         ) from error
 
 
@@ -195,13 +195,13 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # noqa: ANN401 - as the base class has it
         """Return our stand-in for what the pickle asks for."""
-        stand_in = self._allowed.get((module_name, global_name))
-        if stand_in is None:
+        found = self._allowed.get((module_name, global_name))
+        if found is None:
             raise CheckpointError(
                 f"{self._path}: its pickle asks for {module_name}.{global_name}, allowed are tensors only; "
                 "nothing was run, do not trust this file"
             )
-        return stand_in
+        return found
 
     def persistent_load(self, pid: object) -> _Storage:
         """Return the storage that a persistent id names."""
@@ -209,14 +209,14 @@ class _Unpickler(pickle.Unpickler):
             case ("storage", _StorageType() as kind, str() as key, str(), int() as elements) if elements >= 0:
                 return _Storage(key, kind.dtype, elements)
             case _:
-                raise pickle.UnpicklingError(f"persistent id {pid!r} is not a storage")
+                raise pickle.UnpicklingError(f"persistent id {pid!r} is no storage")
 
 
 def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
     """Stand in for ``torch._utils._rebuild_tensor_v2``; a view beyond its storage is refused."""
     sizes, steps = _counts(shape), _counts(strides)
     if not isinstance(storage, _Storage) or not isinstance(offset, int) or len(sizes) != len(steps):
-        raise pickle.UnpicklingError("a tensor is rebuilt from something other than a storage")
+        raise pickle.UnpicklingError("a tensor is rebuilt from something else than a storage")
     last = offset + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     if offset < 0 or (math.prod(sizes) > 0 and last >= storage.elements):
         raise pickle.UnpicklingError(
@@ -233,9 +233,9 @@ def _rebuild_parameter(data: object, *_: object) -> object:
 def _counts(value: object) -> tuple[int, ...]:
     """Return a tuple of integers that are not negative."""
     items = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (None,)
-    counts = tuple(item for item in items if isinstance(item, int) and item >= 0)
+    counts = tuple(one for one in items if isinstance(one, int) and one >= 0)
     if len(counts) != len(items):
-        raise pickle.UnpicklingError(f"{value!r} is not a tensor shape")
+        raise pickle.UnpicklingError(f"{value!r} is no tensor shape")
     return counts
 
 

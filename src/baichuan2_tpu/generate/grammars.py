@@ -30,7 +30,7 @@ _MAX_SCHEMA = 65_536
 class Grammars:
     """Compiles grammars for one tokenizer, from any thread.
 
-    Building it takes a second with Baichuan2's vocabulary; compiling a usual grammar takes milliseconds.
+    To build it takes a second by Baichuan2's vocabulary, to compile a usual grammar some milliseconds.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -102,7 +102,7 @@ def test_an_extra_tensor_is_named_with_its_file(tmp_path: Path) -> None:
     tensors = official_tensors(rope_config(), 0) | {"model.layers.2.bias": np.ones(3, np.float32)}
     write_config(tmp_path, rope_config())
     write_bin(tmp_path / "pytorch_model.bin", tensors)
-    assert f"{tmp_path}/pytorch_model.bin: tensor 'model.layers.2.bias' is no part" in refusal(tmp_path)
+    assert f"{tmp_path}/pytorch_model.bin: tensor 'model.layers.2.bias' is not part" in refusal(tmp_path)
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
