@@ -36,7 +36,9 @@ def service(model_directory: Path) -> Generator[Service, None, None]:
     with open_engine(model_directory, engine="cpu", threads=1) as engine:
         model = ServedModel.open(MODEL, model_directory, engine)
         with Scheduler(engine, model.tokenizer) as scheduler:
-            yield Service(model, scheduler)
+            service = Service(model, scheduler)
+            yield service
+            service.stop(grace_s=0)
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,12 @@ def test_float_model_counts_two_bytes_a_weight() -> None:
     assert memory_need(config).weight_bytes / 2 == pytest.approx(7.506e9, rel=1e-3)
 
 
-def test_context_that_fits_is_accepted() -> None:
+def test_context_that_fits_to_the_byte_is_accepted() -> None:
     config = shape_config("tiny", 4)
     need = memory_need(config)
     check_context(config, 100, need.total_bytes(100))
+    with pytest.raises(ContextLengthError, match="use --context 99 or less"):
+        check_context(config, 100, need.total_bytes(100) - 1)
 
 
 def test_context_that_does_not_fit_names_every_number() -> None:

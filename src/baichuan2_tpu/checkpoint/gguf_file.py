@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint.gguf_header import check_header
 from baichuan2_tpu.checkpoint.layout import (
     ATTENTION_NORM,
     ATTENTION_OUTPUT,
@@ -31,6 +32,7 @@ from baichuan2_tpu.checkpoint.layout import (
 from baichuan2_tpu.checkpoint.source import TensorInfo
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quoting import quote, shorten
 
 __all__ = ["GgufFile"]
 
@@ -60,10 +62,8 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader = _open(path)
-        self.metadata = {
-            key: field.contents() for key, field in self._reader.fields.items() if not key.startswith("GGUF.")
-        }
+        check_header(path)
+        self._reader, self.metadata = _open(path)
         self._by_name = {_llama_name(tensor.name): tensor for tensor in self._reader.tensors}
         self.config = _read_config(path, self.metadata, has_head=f"{HEAD}.weight" in self._by_name)
 
@@ -108,13 +108,17 @@ class GgufFile:
             ) from error
 
 
-def _open(path: Path) -> GGUFReader:
-    """Open the file with the library, whose complaints are of many kinds."""
+def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    """Open the file with the library, whose complaints are of many kinds, and return its metadata too."""
     try:
-        return GGUFReader(path)
+        reader = GGUFReader(path)
+        return reader, {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+        }
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is no readable GGUF file ({error}); it is truncated or damaged, fetch it again"
+            f"{path}: is no readable GGUF file ({shorten(str(error))}); "
+            "it is truncated or damaged, fetch it again"
         ) from error
 
 
@@ -128,9 +132,10 @@ def _llama_name(name: str) -> str:
 
 def _read_config(path: Path, metadata: Mapping[str, Any], *, has_head: bool) -> ModelConfig:
     """Translate the metadata to the keys of a config.json, where all checks are."""
-    if metadata.get("general.architecture") != "llama":
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
         raise CheckpointError(
-            f"{path}: general.architecture is {metadata.get('general.architecture')!r}, allowed is 'llama'"
+            f"{path}: general.architecture is {quote(str(architecture))}, allowed is 'llama'"
         )
     scaling = metadata.get("llama.rope.scaling.type")
     values: dict[str, object] = {

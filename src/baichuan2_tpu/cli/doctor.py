@@ -78,20 +78,21 @@ def doctor(
 
 
 def draw(report: Report) -> None:
-    """Print one line a finding, and its next step below where there is one."""
+    """Print one line per finding, and below it the next step where there is one."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=sys.stdout, width=_WIDTH, highlight=False, soft_wrap=True)
-    width = max(len(one.name) for one in report.findings)
+    width = max(len(finding.name) for finding in report.findings)
     for finding in report.findings:
         name = f"{finding.name:<{width}}  "
         first, *others = _lines(finding, _WIDTH - len(finding.status) - 1 - len(name))
         console.print(Text(f"{finding.status} ", style=_STYLES[finding.status]) + Text(name + first))
         for line in others:
             console.print(Text(line if line.startswith(_COMMAND) else f"{'':<{width + 7}}{line}"))
-    failed, doubtful = (sum(one.status == status for one in report.findings) for status in ("fail", "warn"))
-    console.print(Text(f"{failed} failed, {doubtful} to look at", style="bold"))
+    statuses = [finding.status for finding in report.findings]
+    summary = f"failed: {statuses.count('fail')}, warnings: {statuses.count('warn')}"
+    console.print(Text(summary, style="bold"))
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:
@@ -101,7 +102,7 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     """
     is_right = finding.status in ("pass", "info")
     seen = (
-        finding.value if is_right or not finding.allowed else f"{finding.value}; right is {finding.allowed}"
+        finding.value if is_right or not finding.allowed else f"{finding.value}; expected: {finding.allowed}"
     )
     yield from textwrap.wrap(printable(seen), width, break_on_hyphens=False)
     for step in map(printable, finding.next_step):

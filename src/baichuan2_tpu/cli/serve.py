@@ -48,6 +48,15 @@ _CorsOrigin = Annotated[
     list[str] | None,
     typer.Option("--cors-origin", metavar="URL", help="Web page of others that may ask; may be repeated."),
 ]
+_AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="Host name that leads here, as a proxy's in front; may be repeated.",
+        show_default="names of this machine, numeric addresses",
+    ),
+]
 _NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone; saves memory.")]
 _MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers that grow at once.")]
 _MaxQueue = Annotated[
@@ -102,6 +111,7 @@ def serve(
     tls_certificate: _TlsCertificate = None,
     tls_key: _TlsKey = None,
     cors_origin: _CorsOrigin = None,
+    allowed_host: _AllowedHost = None,
     no_page: _NoPage = False,
     max_running: _MaxRunning = 16,
     max_queue: _MaxQueue = 64,
@@ -130,7 +140,9 @@ def serve(
         ) from error
     address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
-    access = serve_run.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))
+    access = serve_run.ServerOptions(
+        keys, tuple(cors_origin or ()), tuple(allowed_host or ()), int(max_body * 1e6)
+    )
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,

@@ -17,7 +17,9 @@ from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,
@@ -27,7 +29,8 @@ from baichuan2_tpu.server.transport.listening import (
     serve,
     tell_supervisor,
 )
-from baichuan2_tpu.server.transport.request_log import LineFormatter, LogForm, RequestLog, log_event
+from baichuan2_tpu.server.transport.request_log import RequestLog
+from baichuan2_tpu.server.transport.site_guard import SiteGuard, own_names
 
 if TYPE_CHECKING:
     import socket
@@ -137,7 +140,9 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
         # Beside the first answers: it takes a second or two, which the first JSON answer would wait for.
         Thread(target=service.warm_up, name="warm-up").start()
 
-    serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
+    names = own_names(plan.address.host) | set(access.allowed_hosts)
+    guarded = SiteGuard(app, names, access.cors_origins)
+    serve(RequestLog(guarded), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 
 
 def _tell_bounds(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:

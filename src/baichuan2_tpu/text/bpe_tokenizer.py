@@ -15,11 +15,10 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import find_json, read_bytes
-from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
+from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
 
-_PROBE = " a  b\n\u00e9\u4f60 "
 _REPLACEMENT = "\ufffd"
 
 
@@ -70,13 +69,11 @@ class BpeTokenizer(Tokenizer):
             raise CheckpointError(
                 f"{path} is not a tokenizer: {exc}; copy it again from the original model"
             ) from exc
+        # What training left on: a cut-off question, or 63 control ids in front of a short one.
+        library.no_truncation()
+        library.no_padding()
         tokenizer = cls(library, _stop_names(path.with_name("tokenizer_config.json")))
-        seen = tokenizer.decode(tokenizer.encode(_PROBE))
-        if seen != _PROBE:
-            raise CheckpointError(
-                f"{path} is not a byte-level BPE without prefix space: {_PROBE!r} comes back as {seen!r}; "
-                "other kinds are not supported"
-            )
+        tokenizer._check_lossless(path)
         return tokenizer
 
     @property
@@ -119,6 +116,22 @@ class BpeTokenizer(Tokenizer):
     def control_id(self, name: str) -> int | None:
         """Return the control id written ``name`` in the vocabulary, or None when there is none."""
         return self._control_of_name.get(name)
+
+    def _check_lossless(self, path: Path) -> None:
+        """Check that text comes back as it was, also around every added token that is text."""
+        normalizer = self._library.normalizer
+        kind = "a byte-level BPE without prefix space"
+        if normalizer is not None:
+            kind = f"lossless: its normalizer is {type(normalizer).__name__}, none is allowed"
+        names = (content.decode() for content in self._bytes_of_added.values() if content)
+        for text in (PROBE, *(f" {name} x {name}\n" for name in names)):
+            ids = self.encode(text)
+            text_seen = self.decode(ids)
+            if text_seen != text or not all(map(self.token_bytes, ids)):
+                raise CheckpointError(
+                    f"{path} is not {kind}: {text!r} comes back as {text_seen!r}; "
+                    "take the tokenizer of the original model"
+                )
 
     def _expressible(self, text: str) -> str:
         data = text.encode("utf-8")

@@ -39,7 +39,10 @@ def test_defaults_are_those_of_the_checkpoint() -> None:
     ],
 )
 def test_what_can_be_compiled_passes(changes: dict[str, object], config: ModelConfig) -> None:
-    replace(SETTINGS, **changes).check(config)  # pyright: ignore[reportArgumentType] - real fields
+    settings = replace(SETTINGS, **changes)  # pyright: ignore[reportArgumentType] - real fields
+    settings.check(config)
+    with pytest.raises(RequestError, match="2 devices cannot share the model"):
+        replace(settings, devices=2).check(config)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.doctor import ProofSettings, child_process, find_tpu, prove, prove_engines
-from baichuan2_tpu.doctor.child_process import Outcome, run_apart, work
+from baichuan2_tpu.doctor.child_process import Outcome, run_in_child, work
 from baichuan2_tpu.doctor.need import read_need
 from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
 from baichuan2_tpu.doctor.prove_toolchain import SelfCheck
@@ -30,8 +30,8 @@ SOC = find_tpu(RecordedMachine(MACHINES / "soc"))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_oracle_is_the_definition_for_one_token(shape: str) -> None:
     weights = random_weights(shape, 4)
-    wanted = reference_logits(weights.config, float_weights(weights), [7])
-    assert relative_error(first_token_logits(weights, 7), wanted.reshape(-1)) < 1e-6
+    expected = reference_logits(weights.config, float_weights(weights), [7])
+    assert relative_error(first_token_logits(weights, 7), expected.reshape(-1)) < 1e-6
 
 
 def test_this_processor_computes() -> None:
@@ -59,14 +59,14 @@ def test_a_bundle_is_run_by_every_engine_that_is_there(
 
     def run(*words: str) -> Outcome:
         asked.append(words)
-        return Outcome(told="well")
+        return Outcome(result="well")
 
-    monkeypatch.setattr(prove_engines, "run_apart", run)
+    monkeypatch.setattr(prove_engines, "run_in_child", run)
     settings = ProofSettings.of(
         read_need(str(tmp_path)), checkpoint=Path("checkpoint"), device=1, simulator=False
     )
     findings = prove(dataclasses.replace(HOST, sail="3.10.7"), SOC, settings)
-    assert [one.name for one in findings] == [
+    assert [finding.name for finding in findings] == [
         "computes: cpu",
         "computes: tpu",
         "computes: bmrt",
@@ -94,13 +94,13 @@ def test_without_a_checkpoint_the_tpu_is_needed() -> None:
 
 @pytest.mark.skipif(HARDWARE_LIBRARIES.exists(), reason="libsophon is installed")
 def test_a_tpu_that_is_not_there_is_told_by_the_child() -> None:
-    outcome = run_apart("memory", "0")
+    outcome = run_in_child("memory", "0")
     assert "libbmlib.so.0: not found; install libsophon 0.5.1" in outcome.problem
 
 
 def test_a_child_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "_TIMEOUT_S", 0.001)
-    assert run_apart("memory", "0").problem == "did not end within 0.001 s"
+    assert run_in_child("memory", "0").problem == "did not finish within 0.001 s"
 
 
 def test_an_error_of_ours_is_an_outcome(tmp_path: Path) -> None:
@@ -118,14 +118,15 @@ def test_the_simulator_is_asked_for_only_by_name(is_right: bool, monkeypatch: py
     monkeypatch.setattr(prove_engines, "find_toolchain", lambda: None)
     monkeypatch.setattr(prove_engines, "check_toolchain", check)
     finding = prove(HOST, NONE, ProofSettings(has_simulator=True))[-1]
-    told = "a layer, compiled in 1.5 s, simulated in 11.2 s, is off by 6.0e-04 beside numpy"
-    assert finding.value == (told if is_right else "a simulated layer differs from numpy")
+    result = "one layer, compiled in 1.5 s and simulated in 11.2 s, differs from numpy by 6.0e-04"
+    assert finding.value == (result if is_right else "a simulated layer differs from numpy")
     assert finding.status == ("pass" if is_right else "fail")
 
 
 def test_a_child_that_dies_is_told_with_its_last_line() -> None:
-    outcome = run_apart("memory", "nonsense")
-    assert outcome.problem.startswith("ended with code 1, its last line: ValueError: invalid literal")
+    outcome = run_in_child("memory", "nonsense")
+    last_line = "ValueError: invalid literal"
+    assert outcome.problem.startswith(f"the child process ended with code 1; its last line: {last_line}")
 
 
 def test_a_child_imports_nothing_from_the_users_folder(
@@ -136,15 +137,17 @@ def test_a_child_imports_nothing_from_the_users_folder(
     root = Path(child_process.__file__).parents[2]
     monkeypatch.setattr("sys.path", ["", str(root), *filter(None, sys.path)])
     monkeypatch.chdir(tmp_path)
-    assert run_apart("memory", "nonsense").problem.startswith("ended with code 1, its last line: ValueError")
+    assert run_in_child("memory", "nonsense").problem.startswith(
+        "the child process ended with code 1; its last line: ValueError"
+    )
 
 
 def test_an_engine_must_say_the_same_twice() -> None:
     with ScriptedEngine(16) as engine:
         engine.enqueue_ids([1, 1])
-        assert check_twice(engine).startswith("3 tokens run twice give the same answer")
+        assert check_twice(engine).startswith("the same 3 tokens gave equal logits twice")
         engine.enqueue_ids([1, 2])
-        with pytest.raises(BackendError, match="gave two answers to the same 3 tokens"):
+        with pytest.raises(BackendError, match="gave different logits for the same 3 tokens"):
             check_twice(engine)
 
 
@@ -154,7 +157,7 @@ def test_only_a_bundle_has_a_checkpoints_integers(tmp_path: Path) -> None:
 
 
 def test_a_tpu_that_fails_does_not_fail_a_model_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prove_engines, "run_apart", lambda *_: Outcome(problem="broken"))
+    monkeypatch.setattr(prove_engines, "run_in_child", lambda *_: Outcome(problem="broken"))
     needed = ProofSettings.of(None, checkpoint=None, device=0, simulator=False)
     idle = ProofSettings.of(read_need("demo"), checkpoint=None, device=0, simulator=False)
-    assert [prove(HOST, SOC, one)[-1].status for one in (needed, idle)] == ["fail", "warn"]
+    assert [prove(HOST, SOC, settings)[-1].status for settings in (needed, idle)] == ["fail", "warn"]

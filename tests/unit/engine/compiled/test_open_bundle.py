@@ -158,7 +158,10 @@ def test_large_files_are_compared_by_size_alone(write: Callable[..., Path]) -> N
         "embedding.bin": digest_file(folder / "embedding.bin"),
     }
     replace(MANIFEST, files=files).write(folder)
-    open_bundle(folder, Opener()).close()
+    opener = Opener()
+    with open_bundle(folder, opener) as engine:
+        assert engine.max_context == CONTEXT
+    assert [bmodel.stat().st_size for bmodel, _ in opener.asked] == [large]
 
 
 def test_a_bundle_for_several_devices_is_refused(write: Callable[..., Path]) -> None:

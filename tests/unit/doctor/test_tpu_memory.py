@@ -29,7 +29,7 @@ def test_firmware_of_the_vpu_above_the_kernel_takes_128_mib_more(tmp_path: Path)
 def test_three_ranges_are_those_of_a_12_gb_box(tmp_path: Path) -> None:
     tree = copy_machine("soc", tmp_path)
     reg = tree / "proc/device-tree/memory/reg"
-    reg.write_bytes(b"".join(struct.pack(">QQ", one << 32, 1 << 32) for one in (1, 3, 4)))
+    reg.write_bytes(b"".join(struct.pack(">QQ", start << 32, 1 << 32) for start in (1, 3, 4)))
     assert read_limits(RecordedMachine(tree)).largest == Layout(4096 - 577, 3071, 4096)
 
 
@@ -79,7 +79,7 @@ def test_a_plan_holds_what_is_needed_and_takes_nothing_away(
     now = Layout(*sizes)
     planned = plan_layout(now, SE7, need_mib * MIB)
     if planned is None:
-        grown = [max(one, most) for one, most in zip(sizes, (7615, 3071, 4096), strict=True)]
+        grown = [max(size, most) for size, most in zip(sizes, (7615, 3071, 4096), strict=True)]
         assert sum(grown) < need_mib
         return
     assert planned.total == max(now.total, need_mib)

@@ -43,9 +43,9 @@ def opener(checkpoint: Path, scale: float = 1) -> Callable[[Path, int], NumpyDev
 
 
 def test_a_layer_with_the_checkpoints_integers_agrees(bundle: Path, checkpoint: Path) -> None:
-    told = check_layer(bundle, checkpoint, opener(checkpoint))
-    assert told.startswith("a layer beside numpy is off by ")
-    assert told.endswith("(<= 0.02)")
+    result = check_layer(bundle, checkpoint, opener(checkpoint))
+    assert result.startswith("the first net differs from numpy by ")
+    assert result.endswith(", at most 0.02 is allowed")
 
 
 def test_other_weights_in_one_matrix_are_noticed(bundle: Path, checkpoint: Path) -> None:

@@ -50,7 +50,11 @@ OLD = {
 
 
 def test_a_version_with_views_is_taken() -> None:
-    check_version(module_with(Tensor=NewTensor, EngineLLM=object))
+    newest = module_with(Tensor=NewTensor, EngineLLM=object)
+    check_version(newest)
+    vars(newest).pop("EngineLLM")
+    with pytest.raises(BackendUnavailable, match="too old"):
+        check_version(newest)
 
 
 @pytest.mark.parametrize("version", OLD)

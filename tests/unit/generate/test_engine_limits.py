@@ -7,17 +7,17 @@ import pytest
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.engine_limits import check_candidates
-from baichuan2_tpu.generate.loop import Result, generate
+from baichuan2_tpu.generate.loop import Result, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from doubles.fakes import ByteTokenizer, FakeEngine, ScriptedEngine
+from doubles.fakes import ByteTokenizer, ScriptedEngine
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
 GREEDY = SamplingSettings(temperature=0)
 
 
-def engine_of(candidates: int) -> FakeEngine:
+def engine_of(candidates: int) -> ScriptedEngine:
     engine = ScriptedEngine(VOCABULARY)
     engine.candidates = candidates
     return engine
@@ -67,12 +67,20 @@ def test_a_sample_head_draws_among_the_tokens_it_knows() -> None:
 @pytest.mark.parametrize("candidates", [1, 64, VOCABULARY])
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingSettings(top_k=1)])
 def test_the_likeliest_token_can_always_be_had(candidates: int, sampling: SamplingSettings) -> None:
-    check_candidates(engine_of(candidates), GenerationSettings(sampling))
+    engine = engine_of(candidates)
+    for token in b"yes":
+        engine.enqueue(row_of({token: 0.0}))
+    assert answer(engine, sampling, 3).text == "yes"
 
 
 def test_all_is_allowed_where_all_is_known() -> None:
-    settings = GenerationSettings(SamplingSettings(repetition_penalty=0.9), logprobs=5)
-    check_candidates(engine_of(VOCABULARY), settings)
+    engine = engine_of(VOCABULARY)
+    engine.enqueue_ids(b"y")
+    settings = GenerationSettings(SamplingSettings(repetition_penalty=0.9), max_tokens=1, logprobs=5)
+    with TrackedSequence(engine) as sequence:
+        first, *_ = generate(sequence, TOKENIZER, list(b"h"), settings)
+    assert isinstance(first, TokenChosen)
+    assert (first.token_id, len(first.top_logprobs)) == (ord("y"), 5)
 
 
 @pytest.mark.parametrize(
