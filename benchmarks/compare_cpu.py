@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 from peers.client import PeerMissingError, RunningPeer
 from peers.gguf_model import make_gguf
 from peers.protocol import Description, Job

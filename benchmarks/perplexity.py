@@ -19,7 +19,7 @@ from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
-from baichuan2_tpu.evaluate.report import markdown_table
+from baichuan2_tpu.markdown import markdown_table
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 from peers.gguf_model import make_gguf
 from servers.asking import Answer, AnswerError, ask_stream, new_client
 from servers.running import RunningServer, ServerMissingError

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 
 GRAPHS = Path(__file__).resolve().parents[1] / "tests" / "models" / "vendor_graphs.py"
 CONTEXT = 512

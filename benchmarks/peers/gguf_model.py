@@ -16,8 +16,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.shapes import SHAPES
 from peers.protocol import GgufModel
 
 __all__ = ["make_gguf"]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import create_app
@@ -22,6 +22,7 @@ from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import Address, bind, serve
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.text.template import BaichuanTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 

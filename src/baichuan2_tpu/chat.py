@@ -5,10 +5,7 @@ Not here: reading from a terminal (``cli``), many conversations on one engine (`
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +15,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.files import read_json, write_json
 from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
@@ -162,14 +160,9 @@ class Conversation:
         Raises: RequestError when it cannot be written.
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
-        content = json.dumps({"format": _FORMAT, "messages": messages}, ensure_ascii=False, indent=2)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            beside.write_text(content + "\n", encoding="utf-8")
-            beside.replace(path)
+            write_json(path, {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
         except OSError as exc:
-            with suppress(OSError):
-                beside.unlink()
             raise RequestError(
                 f"cannot save to {path}: {exc.strerror or exc}; name a file in a directory you can write to"
             ) from exc
@@ -179,16 +172,11 @@ class Conversation:
 
         Raises: RequestError, and nothing changes, if the file cannot be read or is not a saved conversation.
         """
+        content = read_json(path, RequestError, "name a saved file")
         try:
-            value: object = json.loads(path.read_bytes())
-        except OSError as exc:
-            raise RequestError(f"cannot load {path}: {exc.strerror or exc}; name a saved file") from exc
-        except (ValueError, RecursionError) as exc:
-            raise RequestError(f"cannot load {path}: it is not JSON: {exc}; name a saved file") from exc
-        try:
-            messages = _messages(value)
+            messages = _messages(content)
         except RequestError as exc:
-            raise RequestError(f"cannot load {path}: {exc}") from exc
+            raise RequestError(f"{path}: {exc}") from exc
         has_system = bool(messages) and messages[0].role == "system"
         self._system = messages[0] if has_system else None
         self._rounds = messages[has_system:]
@@ -220,9 +208,8 @@ class Conversation:
             yield piece
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def _messages(content: Mapping[str, object]) -> tuple[Message, ...]:
     """Check a loaded conversation and return its messages."""
-    content = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     if content.get("format") != _FORMAT:
         raise RequestError(f"its format is {content.get('format')!r}; {_FORMAT!r} is allowed")
     items = content.get("messages")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.identify import Located, identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
@@ -30,6 +29,7 @@ from baichuan2_tpu.fetch import (
     cache_folder,
     fetch_demo,
 )
+from baichuan2_tpu.shapes import SHAPES
 
 if TYPE_CHECKING:
     from baichuan2_tpu.quantize import Progress

@@ -14,10 +14,10 @@ from baichuan2_tpu.checkpoint.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch.record import Record, RecordedFile
+from baichuan2_tpu.files import read_json
 from baichuan2_tpu.generate.settings import read_settings
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.quantize import quantize

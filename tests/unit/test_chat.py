@@ -242,7 +242,8 @@ SYSTEM = {"role": "system", "content": "S"}
     ("content", "fault"),
     [
         ("{", "not JSON"),
-        ("[]", "its format is None"),
+        ("[]", "holds a list, not a JSON object"),
+        ("{}", "its format is None"),
         (json.dumps({"format": "other"}), "its format is 'other'"),
         (json.dumps({**document(), "messages": {}}), "no list of messages"),
         (json.dumps(document("a")), "a message is 'a'"),
@@ -261,13 +262,13 @@ def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path: Path, content: 
     with open_conversation(scripted(b"yes"), system="S") as conversation:
         conversation.chat("a")
         before = conversation.messages
-        with pytest.raises(RequestError, match=rf"cannot load .*chat\.json.*{fault}"):
+        with pytest.raises(RequestError, match=rf"chat\.json: .*{fault}"):
             conversation.load(path)
         assert conversation.messages == before
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    missing = pytest.raises(RequestError, match=r"cannot load .*none\.json: No such file")
+    missing = pytest.raises(RequestError, match=r"none\.json: cannot be read \(No such file")
     with open_conversation(scripted()) as conversation, missing:
         conversation.load(tmp_path / "none.json")
 

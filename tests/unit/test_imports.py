@@ -18,8 +18,9 @@ Table = list[set[str]]
 LAYERS: Table = [
     {"quoting"},
     {"errors"},
+    {"files", "markdown", "programs"},
     {"config"},
-    {"manifest", "bmodel", "files"},
+    {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
     {"fetch"},
     {"toolchain"},

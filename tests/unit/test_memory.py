@@ -8,9 +8,10 @@ import pytest
 
 from baichuan2_tpu import memory
 from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
-from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.memory import check_context, machine_memory_bytes, memory_need
+from baichuan2_tpu.shapes import SHAPES, shape_config
 
 
 def test_kv_cache_of_the_7b_is_half_a_mebibyte_a_token() -> None:

@@ -16,6 +16,19 @@ from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.gguf_header import check_header
+from baichuan2_tpu.checkpoint.layout import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT,
+    DOWN,
+    EMBEDDING,
+    FINAL_NORM,
+    GATE,
+    HEAD,
+    MLP_NORM,
+    QKV,
+    UP,
+    layer_prefix,
+)
 from baichuan2_tpu.checkpoint.source import TensorInfo
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
@@ -24,20 +37,20 @@ from baichuan2_tpu.quoting import quote, shorten
 __all__ = ["GgufFile"]
 
 _PLAIN_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd.weight": f"{EMBEDDING}.weight",
+    "output_norm.weight": f"{FINAL_NORM}.weight",
+    "output.weight": f"{HEAD}.weight",
 }
 _LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_norm": ATTENTION_NORM,
+    "ffn_norm": MLP_NORM,
+    "attn_q": QKV[0],
+    "attn_k": QKV[1],
+    "attn_v": QKV[2],
+    "attn_output": ATTENTION_OUTPUT,
+    "ffn_gate": GATE,
+    "ffn_up": UP,
+    "ffn_down": DOWN,
 }
 
 
@@ -52,7 +65,7 @@ class GgufFile:
         check_header(path)
         self._reader, self.metadata = _open(path)
         self._by_name = {_llama_name(tensor.name): tensor for tensor in self._reader.tensors}
-        self.config = _read_config(path, self.metadata, has_head="lm_head.weight" in self._by_name)
+        self.config = _read_config(path, self.metadata, has_head=f"{HEAD}.weight" in self._by_name)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -113,7 +126,7 @@ def _llama_name(name: str) -> str:
     """Translate a tensor name; one that is not known stays as it is, for the layout check to refuse."""
     parts = name.split(".")
     if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+        return f"{layer_prefix(parts[1])}{_LAYER_NAMES[parts[2]]}.{parts[3]}"
     return _PLAIN_NAMES.get(name, name)
 
 

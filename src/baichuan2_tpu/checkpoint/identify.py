@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import read_json
 from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel, is_bundle
 
 __all__ = ["BIN_NAME", "SAFETENSORS_NAME", "Located", "ModelKind", "has_weights", "identify"]

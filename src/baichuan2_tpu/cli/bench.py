@@ -178,9 +178,10 @@ def _bench_shape(
 ) -> BenchReport:
     """Make random weights before the clock runs; the load time is then the engine's own."""
     from baichuan2_tpu.bench import run_bench, vendor_prompt_ids
-    from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+    from baichuan2_tpu.checkpoint.random_weights import RandomWeights
     from baichuan2_tpu.engine.cpu import CpuEngine
     from baichuan2_tpu.memory import fit_context
+    from baichuan2_tpu.shapes import shape_config
 
     if opening.engine not in ("auto", "cpu"):
         raise typer.BadParameter("--shape runs on the cpu engine alone")

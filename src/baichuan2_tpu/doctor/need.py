@@ -13,8 +13,6 @@ from typing import Literal
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.compile.plan import make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -24,6 +22,7 @@ from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.resolve import KNOWN_MODELS
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["VENDOR_MINIMUM_BYTES", "Need", "read_need"]
 
@@ -80,8 +79,7 @@ def read_need(model: str, context: int | None = None) -> Need:
         return _bmodel_need(located.bmodel, context)
     if located.kind == "gguf":
         return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
-    file = path / "config.json"
-    return _checkpoint_need(path.name, ModelConfig.from_json(read_json(file), file=str(file)), context)
+    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context)
 
 
 def _known_need(model: str, context: int | None) -> Need:

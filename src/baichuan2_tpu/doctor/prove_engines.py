@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.doctor.child_process import Outcome, run_in_child
 from baichuan2_tpu.doctor.finding import Finding, Status
 from baichuan2_tpu.doctor.host import Host
@@ -20,7 +20,9 @@ from baichuan2_tpu.doctor.tpu import Tpu
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import BackendError, CompileError
-from baichuan2_tpu.reference.layer import first_token_logits, relative_error
+from baichuan2_tpu.reference.layer import first_token_logits
+from baichuan2_tpu.reference.operations import relative_error
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import find_toolchain
 
 __all__ = ["ProofSettings", "prove"]

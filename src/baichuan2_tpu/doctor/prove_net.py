@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint.layout import EMBEDDING
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.compiled.block_loop import BlockLoop, widened
@@ -20,7 +21,8 @@ from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice, buffer_bytes, 
 from baichuan2_tpu.engine.device.base import Device
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.manifest import Manifest, is_bundle
-from baichuan2_tpu.reference.layer import first_layer_outputs, relative_error
+from baichuan2_tpu.reference.layer import first_layer_outputs
+from baichuan2_tpu.reference.operations import relative_error
 
 __all__ = ["check_layer", "check_twice"]
 
@@ -75,7 +77,7 @@ def check_layer(folder: Path, checkpoint: Path, open_device: OpenDevice) -> str:
             f"{checkpoint}: has layers, hidden size and vocabulary {sizes[1]}, the bundle {sizes[0]}; "
             f"name the checkpoint it was compiled from ({manifest.source})"
         )
-    row = weights.array("model.embed_tokens")[_TOKENS[0]].astype(np.float64)
+    row = weights.array(EMBEDDING)[_TOKENS[0]].astype(np.float64)
     with open_device(folder / manifest.bmodel, buffer_bytes(manifest)) as device:
         states = _first_states(device, folder, manifest)
     error = relative_error(states - row, first_layer_outputs(weights, 0, row).states - row)

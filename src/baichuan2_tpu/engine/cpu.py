@@ -17,6 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu import _native
+from baichuan2_tpu.checkpoint.layout import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    LAYER_LINEARS,
+    LAYER_NORMS,
+    layer_prefix,
+)
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
@@ -30,20 +38,6 @@ from baichuan2_tpu.engine.checks import (
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
 __all__ = ["CpuEngine", "available_kernels", "available_threads"]
-
-_EMBEDDING = "model.embed_tokens"
-_HEAD = "lm_head"
-_FINAL_NORM = "model.norm"
-_LAYER_LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 _MAX_SEQUENCES = 256
 _MAX_THREADS = 1024
@@ -250,19 +244,19 @@ def _load(model: _native.Model, weights: Weights) -> None:
     for layer, name in _norm_names(weights.config):
         model.set_norm(layer, name.rpartition(".")[2], weights.array(name))
         weights.release(name)
-    model.set_embedding(weights.array(_EMBEDDING).view(np.uint16))
+    model.set_embedding(weights.array(EMBEDDING).view(np.uint16))
 
 
 def _linear_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
     # The head is by far the largest: with it first, memory peaks at 1.02 x the packed size, not 1.15 x.
-    yield 0, _HEAD
+    yield 0, HEAD
     for layer in range(config.layers):
-        for part in _LAYER_LINEARS:
-            yield layer, f"model.layers.{layer}.{part}"
+        for part in LAYER_LINEARS:
+            yield layer, f"{layer_prefix(layer)}{part}"
 
 
 def _norm_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
     for layer in range(config.layers):
-        for part in _LAYER_NORMS:
-            yield layer, f"model.layers.{layer}.{part}"
-    yield 0, _FINAL_NORM
+        for part in LAYER_NORMS:
+            yield layer, f"{layer_prefix(layer)}{part}"
+    yield 0, FINAL_NORM

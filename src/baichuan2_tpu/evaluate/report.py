@@ -5,15 +5,15 @@ Not here: measuring it (``subject``, ``tasks``), printing it (``cli``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baichuan2_tpu.evaluate.bootstrap import interval_json, interval_text
 from baichuan2_tpu.evaluate.perplexity import Perplexity
 from baichuan2_tpu.evaluate.scored_text import ScoredText, check_same_cut
 from baichuan2_tpu.evaluate.task_scores import TaskScore
+from baichuan2_tpu.markdown import markdown_table
 
-__all__ = ["Evaluation", "Report", "markdown_table", "perplexity_row"]
+__all__ = ["Evaluation", "Report", "perplexity_row"]
 
 _PERPLEXITY_COLUMNS = ("model", "engine", "weights", "perplexity", "95 % interval")
 _RISE_COLUMNS = ("rise", "95 % interval", "same first choice")
@@ -115,12 +115,6 @@ def perplexity_row(
     rise = perplexity.rise_over(reference)
     interval = interval_text(rise.interval, "+.3f", " %")
     return (*cells, f"{rise.percent:+.3f} %", interval, f"{rise.same_choice:.2%}")
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; a bar inside a cell would break it."""
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (columns, *rows)]
-    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def _distinct_names(own: Evaluation, other: Evaluation) -> tuple[str, str]:

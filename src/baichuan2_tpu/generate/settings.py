@@ -15,8 +15,8 @@ from typing import TypedDict, cast
 from typing_extensions import Unpack
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import find_json
 from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.text.files import read_json_object
 
 __all__ = ["GenerationSettings", "GivenSettings", "SamplingSettings", "read_settings"]
 
@@ -145,7 +145,7 @@ def read_settings(directory: Path) -> GenerationSettings:
     Raises: CheckpointError when the file is damaged or a value in it is not allowed.
     """
     path = directory / "generation_config.json"
-    values = read_json_object(path)
+    values = find_json(path) or {}
     try:
         return GenerationSettings(
             sampling=_sampling(values),

@@ -1,7 +1,7 @@
 """Byte-level BPE from a ``tokenizer.json``: the tokenizer of the demo model and of most Llama-layout models.
 
 The ``tokenizers`` library cuts the text; the bytes of a token are looked up here, so that a stream can be
-decoded a token at a time. Not here: role markers and their order (``template``).
+decoded token by token. Not here: role markers and their order (``template``).
 Source: GPT-2's ``bytes_to_unicode``; the ``encode_special_tokens`` attribute of ``tokenizers``.
 """
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.text.files import read_bytes, read_json_object
+from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
@@ -93,8 +93,8 @@ class BpeTokenizer(Tokenizer):
         """
         check_text(text)
         # Unlike ``encode``, a batch lets other threads run: a text of some MB takes seconds.
-        (found,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
-        return found.ids
+        (encoding,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
+        return encoding.ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of one token, possibly a part of a character; none for a control id.
@@ -143,7 +143,7 @@ class BpeTokenizer(Tokenizer):
 
 def _stop_names(path: Path) -> frozenset[str]:
     """Return the end token's name: a string, or an object with its content."""
-    name = read_json_object(path).get("eos_token")
+    name = (find_json(path) or {}).get("eos_token")
     if isinstance(name, dict):
         name = cast("dict[str, object]", name).get("content")
     return frozenset({name}) if isinstance(name, str) else frozenset()

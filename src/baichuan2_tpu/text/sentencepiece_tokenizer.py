@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.text.files import read_bytes
+from baichuan2_tpu.files import read_bytes
 from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["SentencePieceTokenizer"]

@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
         """Return the control id written ``name`` in the vocabulary, or None when there is none."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD.
 
         Raises: RequestError for an id outside the vocabulary.
         """

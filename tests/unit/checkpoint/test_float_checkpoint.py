@@ -102,7 +102,7 @@ def test_an_extra_tensor_is_named_with_its_file(tmp_path: Path) -> None:
     tensors = official_tensors(rope_config(), 0) | {"model.layers.2.bias": np.ones(3, np.float32)}
     write_config(tmp_path, rope_config())
     write_bin(tmp_path / "pytorch_model.bin", tensors)
-    assert f"{tmp_path}/pytorch_model.bin: tensor 'model.layers.2.bias' is no part" in refusal(tmp_path)
+    assert f"{tmp_path}/pytorch_model.bin: tensor 'model.layers.2.bias' is not part" in refusal(tmp_path)
 
 
 def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_wrong_index_is_refused(tmp_path: Path) -> None:
     moved = edit_index(lambda m: m.update({"model.embed_tokens.weight": second}), tmp_path)
     assert f"says tensor 'model.embed_tokens.weight' is in {second}" in moved
     assert "has no weight_map" in edit_index(lambda _: {"weight_map": []}, tmp_path)
-    assert "holds no JSON object" in edit_index(lambda _: [1], tmp_path)
+    assert "holds a list, not a JSON object" in edit_index(lambda _: [1], tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_path_without_a_checkpoint_says_what_was_looked_for(tmp_path: Path) ->
     assert "holds neither model.safetensors nor pytorch_model.bin" in refusal(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "config.json").write_text("{")
-    assert "config.json: cannot be read as JSON" in refusal(tmp_path)
+    assert "config.json: is not JSON" in refusal(tmp_path)

@@ -172,7 +172,7 @@ def test_missing_metadata_and_tensors_are_named(tmp_path: Path) -> None:
 def test_a_tensor_of_no_model_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer_weights = float_weights(CONFIG, 0) | {"model.layers.7.mlp.up_proj.weight": np.ones((2, 32), "f4")}
-    assert "tensor 'model.layers.7.mlp.up_proj.weight' is no part" in refusal(
+    assert "tensor 'model.layers.7.mlp.up_proj.weight' is not part" in refusal(
         write_gguf(path, writer_weights)
     )
 

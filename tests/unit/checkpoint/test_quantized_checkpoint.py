@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_tool_is_read(made: Path, tmp_path: Path) -> Non
     [
         (lambda t: t.pop(f"{UP}.qzeros"), f"tensor '{UP}.qzeros' of shape (2, 24) is missing"),
         (lambda t: t.pop("lm_head.qweight"), "tensor 'lm_head.qweight' of shape (32, 320) is missing"),
-        (lambda t: t.update(x=np.ones(3)), "tensor 'x' is no part of this model"),
+        (lambda t: t.update(x=np.ones(3)), "tensor 'x' is not part of this model"),
         (
             lambda t: t.update({f"{UP}.scales": np.ones((1, 192), np.float16)}),
             f"tensor '{UP}.scales' has shape (1, 192), config.json asks for (2, 192)",

@@ -97,11 +97,11 @@ def test_damage_is_shown_and_repaired(run: Run, hub: FaultyHub) -> None:
     size = len(hub.files["config.json"])
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == (
-        f"{folder / 'config.json'}: has 2 bytes, recorded are {size}\n"
+        f"{folder / 'config.json'}: has 2 bytes, {size} are recorded\n"
         f"error: {NAME} is damaged in 1 file(s); repair it with: baichuan2 fetch {NAME}\n"
     )
     facts = json.loads(run("fetch", NAME, "--verify", "--json").out)
-    assert facts["damage"] == {"config.json": f"has 2 bytes, recorded are {size}"}
+    assert facts["damage"] == {"config.json": f"has 2 bytes, {size} are recorded"}
     repaired = run("fetch", NAME)
     assert "config.json is cut short or changed and is fetched again\n" in repaired.err
     assert json.loads(run("fetch", NAME, "--verify", "--json").out)["damage"] == {}
@@ -138,12 +138,14 @@ def test_folder_of_another_model_or_revision_is_not_verified(
         outcome = run("fetch", other, "--to", folder, "--verify")
         assert (outcome.code, outcome.out) == (1, "")
         assert outcome.err == (
-            f"error: {folder} holds baichuan-inc/Baichuan2-7B-Base, asked was {other}; "
+            f"error: {folder} holds baichuan-inc/Baichuan2-7B-Base, {other} was asked for; "
             "name its own folder with --to\n"
         )
     assert run("fetch", NAME, "--to", folder, "--verify", "--revision", COMMIT).code == 0
     outcome = run("fetch", NAME, "--to", folder, "--verify", "--revision", "v2")
-    assert outcome.err == (f"error: {folder} holds revision {COMMIT}, asked was v2; leave --revision out\n")
+    assert outcome.err == (
+        f"error: {folder} holds revision {COMMIT}, v2 was asked for; leave --revision out\n"
+    )
 
 
 def test_failure_is_one_line(run: Run, hub: FaultyHub) -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.shapes import shape_config
 from models.tiny_checkpoint import alibi_config
 
 CONFIG = shape_config("tiny", 4)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.doctor import Finding, Host, Report, examine
+from baichuan2_tpu.shapes import shape_config
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 from models.bundle_manifest import bundle_manifest
 from models.tiny_bundle import write_tiny_checkpoint

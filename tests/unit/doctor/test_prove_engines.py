@@ -15,7 +15,8 @@ from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
 from baichuan2_tpu.doctor.prove_toolchain import SelfCheck
 from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
 from baichuan2_tpu.errors import BackendError, RequestError
-from baichuan2_tpu.reference.layer import first_token_logits, relative_error
+from baichuan2_tpu.reference.layer import first_token_logits
+from baichuan2_tpu.reference.operations import relative_error
 from doubles.fakes import ScriptedEngine
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
 from models.bundle_manifest import bundle_manifest

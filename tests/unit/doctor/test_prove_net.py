@@ -10,7 +10,8 @@ import pytest
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.doctor.prove_net import check_layer
 from baichuan2_tpu.errors import BackendError, RequestError
-from baichuan2_tpu.manifest import Manifest, digest_file
+from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.manifest import Manifest
 from doubles.numpy_device import NumpyDevice
 from models.bundle_manifest import bundle_manifest
 from models.random_model import float_weights

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.cli.doctor import draw
 from baichuan2_tpu.doctor import Finding, Report, examine
 from baichuan2_tpu.doctor.tpu import read_libsophon_version
+from baichuan2_tpu.shapes import shape_config
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
 from models.bundle_manifest import bundle_manifest
 

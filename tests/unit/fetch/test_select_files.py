@@ -3,9 +3,9 @@
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.models import select_files
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.files import Digest
 
 SMALL = ["config.json", "tokenizer.model"]
 

@@ -289,7 +289,7 @@ def test_inputs_beyond_all_numbers_are_told(tmp_path: Path, given: Calibration) 
         file.unlink()
     write_bin(source / "pytorch_model.bin", tensors)
     message = refusal(source, given, CheckpointError)
-    assert "are no finite numbers on the calibration text; fetch the checkpoint again" in message
+    assert "are not finite on the calibration text; fetch the checkpoint again" in message
 
 
 def test_windows_are_spread_over_the_whole_text(source: Path, given: Calibration) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.reference.float_model import FloatModel, swiglu
+from baichuan2_tpu.reference.float_model import FloatModel
+from baichuan2_tpu.reference.operations import swiglu
 from models.reference import reference_logits, reference_states
 from models.tiny_checkpoint import (
     alibi_config,

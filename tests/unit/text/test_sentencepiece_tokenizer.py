@@ -63,7 +63,7 @@ def test_a_damaged_model_is_refused_by_name(tmp_path: Path, content: bytes) -> N
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer\.model"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: cannot be read"):
         open_tokenizer(tmp_path)
 
 

@@ -14,7 +14,8 @@ from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 from baichuan2_tpu.errors import ArtifactError, BackendError, ContextLengthError
-from baichuan2_tpu.manifest import FileDigest, Manifest, digest_file
+from baichuan2_tpu.files import FileDigest, digest_file
+from baichuan2_tpu.manifest import Manifest
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights
 from models.reference import reference_logits

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest
 from doubles.fault_server import COMMIT, MODEL, PIECE_BYTES, WEIGHTS, FaultyHub
 
 PASSING = [
@@ -59,8 +59,8 @@ STAYING = {
     "no range given": "another range than bytes .*: nothing",
     "garbled range": "another range than bytes .*: bytes all of it",
     "truncated file": "it has 40998 bytes, listed are 81997, 2 times; nothing of it is kept",
-    "flip": "what came has sha256 [0-9a-f]{64}, listed is sha256 [0-9a-f]{64}, 2 times",
-    "wrong bytes": "what came has sha256 [0-9a-f]{64}, listed is sha256 [0-9a-f]{64}, 2 times",
+    "flip": "the file has sha256 [0-9a-f]{64}, sha256 [0-9a-f]{64} is listed, 2 times",
+    "wrong bytes": "the file has sha256 [0-9a-f]{64}, sha256 [0-9a-f]{64} is listed, 2 times",
     "whole of another size": "it has 81996 bytes, listed are 81997, 2 times",
     "ignore range and drop": "failed 4 times, at last with",
     "encoded": "comes encoded, which was not asked for",
@@ -205,7 +205,9 @@ def test_full_disk_keeps_what_came(
         return real(descriptor, block, offset)
 
     monkeypatch.setattr(os, "pwrite", write)
-    with pytest.raises(FetchError, match="No space left on device; what came is kept: free some space"):
+    with pytest.raises(
+        FetchError, match="No space left on device; what was fetched is kept: free some space"
+    ):
         fetch(replace(settings, download=replace(settings.download, connections=1)))
     assert WEIGHTS not in content(folder)
     monkeypatch.setattr(os, "pwrite", real)
@@ -303,7 +305,7 @@ def test_progress_ends_at_the_total_whatever_is_given_up(hub: FaultyHub, setting
 
 
 def test_long_wait_is_told(hub: FaultyHub, settings: FetchSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baichuan2_tpu.fetch.transfer.download._TOLD_WAIT_S", 0.005)
+    monkeypatch.setattr("baichuan2_tpu.fetch.transfer.download._NOTICE_WAIT_S", 0.005)
     hub.faults.extend(["", "", "", "429 60", "500"])
     notices: list[str] = []
     fetch_model(MODEL, settings, notice=notices.append)

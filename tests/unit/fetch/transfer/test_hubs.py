@@ -90,7 +90,7 @@ def test_file_without_a_digest_is_refused(
         return rows
 
     hub.tamper = tamper
-    with pytest.raises(FetchError, match=f"lists {WEIGHTS} with the digest sha256 .*, which is none"):
+    with pytest.raises(FetchError, match=f"lists {WEIGHTS} with the malformed digest sha256 "):
         fetch(settings, source)
 
 
@@ -249,7 +249,7 @@ def test_environment_can_forbid_the_network(
     monkeypatch.setenv(name, value)
     assert fetch(settings, "huggingface") == settings.folder
     (settings.folder / WEIGHTS).unlink()  # pyright: ignore[reportOptionalOperand]
-    with pytest.raises(FetchError, match="HF_HUB_OFFLINE forbids to fetch it; unset it"):
+    with pytest.raises(FetchError, match="HF_HUB_OFFLINE forbids fetching it; unset it"):
         fetch(settings, "huggingface")
     assert hub.requests == []
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest
 
 WANTED = RemoteFile("file", 100, Digest("sha256", "0" * 64))
 

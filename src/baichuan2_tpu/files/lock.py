@@ -1,6 +1,6 @@
 """A folder in which one process works at a time and leaves what is finished for the next.
 
-Not here: what lies in it (``quantize``, ``compile``).
+Not here: what lies in it (``quantize``, ``compile``, ``fetch``, ``toolchain``).
 """
 
 from __future__ import annotations
