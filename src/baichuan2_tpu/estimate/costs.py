@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.compiled.net_plan import cut_tokens
+from baichuan2_tpu.engine.compiled.stage_costs import cut_tokens
 from baichuan2_tpu.errors import ArtifactError
 from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost
 
@@ -139,10 +139,11 @@ def estimate(manifest: Manifest, prompts: Sequence[int] | None = None) -> Estima
     launches = _Launches(manifest, {(cost.net, cost.tokens): cost for cost in manifest.costs})
     stages = (1, *manifest.prefill)
     lengths = prompt_lengths(manifest.context) if prompts is None else prompts
+    layer_ms = {tokens: launches.of("block_cache_0", tokens).time_ms for tokens in stages}
     return Estimate(
         manifest,
         stages={tokens: launches.step((tokens,)) for tokens in stages},
-        first_tokens={length: launches.step(cut_tokens(length, stages)) for length in lengths},
+        first_tokens={length: launches.step(cut_tokens(length, layer_ms)) for length in lengths},
     )
 
 

@@ -90,8 +90,11 @@ def test_an_opened_bundle_computes(write: Callable[..., Path], place: str) -> No
     ("changes", "message"),
     [
         ({"model": replace(MODEL.config, layers=3)}, "layers is 2, the manifest says 3"),
-        ({"context": 31}, "context is 32, the manifest says 31"),
-        ({"prefill": (8, 16)}, r"stages is \[1, 16\], the manifest says \[1, 8, 16\]"),
+        ({"context": 31}, "rows of history is 32, the manifest says 31"),
+        (
+            {"prefill": (8, 16)},
+            r"stages is \[\(1, 32\), \(16, 32\)\], the manifest says \[\(1, 32\), \(8, 32\)",
+        ),
         ({"head_output": "token"}, "output of the head is logits, the manifest says token"),
         ({"dtype": "bfloat16"}, "dtype is float16, the manifest says bfloat16"),
         ({"embedding": "device"}, "has an embedding is False, the manifest says True"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
+from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.device.base import DTYPES, Device
 from baichuan2_tpu.errors import ArtifactError, BackendError
 from baichuan2_tpu.manifest import Manifest
@@ -26,6 +27,7 @@ OpenDevice = Callable[[Path, int], Device]
 _EMBEDDING_FILE = "embedding.bin"
 _DIGEST_LIMIT_BYTES = 1 << 20  # the sha256 of 4 GB would take seconds at every start
 _FLOAT32_BYTES = 4
+_FIRST_BLOCK, _HEAD = "block_cache_0", "lm_head"
 
 
 def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = None) -> BmodelEngine:
@@ -37,7 +39,7 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     """
     manifest = Manifest.read(folder)
     manifest.verify(folder, digest_limit_bytes=_DIGEST_LIMIT_BYTES)
-    manifest.checked_context(context)
+    context = manifest.checked_context(context)
     if manifest.devices > 1:
         raise BackendError(
             f"{folder}: was compiled for {manifest.devices} devices, this engine drives one; "
@@ -48,7 +50,16 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     try:
         plan = plan_nets(device.nets)
         _check_plan(folder, manifest, plan)
-        return BmodelEngine(device, plan, manifest.model, embedding=embedding, context=context)
+        costs = StageCosts(
+            plan,
+            {
+                (cost.tokens, cost.history): cost.time_ms
+                for cost in manifest.costs
+                if cost.net == _FIRST_BLOCK
+            },
+            {cost.tokens: cost.time_ms for cost in manifest.costs if cost.net == _HEAD},
+        )
+        return BmodelEngine(device, plan, manifest.model, costs=costs, embedding=embedding, context=context)
     except BaseException:
         device.close()
         raise
@@ -56,8 +67,9 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
 
 def buffer_bytes(manifest: Manifest) -> int:
     """Count what the engine allocates on the device: the head's outputs and the embedding's inputs."""
-    ids = sum((*manifest.prefill, 1)) if manifest.embedding == "device" else 0
-    return (manifest.model.vocabulary_size + ids) * _FLOAT32_BYTES
+    ids = sum({tokens for tokens, _ in _stages(manifest)}) if manifest.embedding == "device" else 0
+    logits = sum(_head_rows(manifest)) * manifest.model.vocabulary_size
+    return (logits + ids) * _FLOAT32_BYTES
 
 
 def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
@@ -83,9 +95,10 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
         "hidden size": model.hidden_size,
         "key-value heads": model.kv_heads,
         "head size": model.head_size,
-        "context": manifest.context,
+        "rows of history": _rows(manifest),
         "dtype": manifest.dtype,
-        "stages": [1, *manifest.prefill],
+        "stages": list(_stages(manifest)),
+        "rows of the head": list(_head_rows(manifest)),
         "output of the head": manifest.head_output,
         "has an embedding": manifest.embedding == "device",
     }
@@ -94,9 +107,10 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
         "hidden size": plan.hidden_size,
         "key-value heads": plan.kv_heads,
         "head size": plan.head_size,
-        "context": plan.context,
+        "rows of history": plan.rows,
         "dtype": plan.dtype,
-        "stages": [stage.tokens for stage in plan.stages],
+        "stages": [(stage.tokens, stage.history) for stage in plan.stages],
+        "rows of the head": [stage.tokens for stage in plan.head.stages],
         "output of the head": plan.head.output,
         "has an embedding": bool(plan.embeddings),
     }
@@ -109,3 +123,18 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
                 f"{folder / manifest.bmodel}: {name} is {found[name]}, the manifest says {value}; "
                 "compile the bundle again"
             )
+
+
+def _stages(manifest: Manifest) -> tuple[tuple[int, int], ...]:
+    """Return new tokens and history rows of every stage of a block, ascending by rows and tokens."""
+    return tuple((tokens, manifest.context) for tokens in (1, *manifest.prefill))
+
+
+def _rows(manifest: Manifest) -> int:
+    """Return the rows of the history that all sequences share."""
+    return manifest.context
+
+
+def _head_rows(_manifest: Manifest) -> tuple[int, ...]:
+    """Return the rows of every stage of the head, ascending."""
+    return (1,)
