@@ -1,6 +1,6 @@
 """Put a bundle together: the bmodel out of its nets, the embedding's file, the tokenizer, the manifest.
 
-Not here: compiling the nets (``driver``), reading a bundle (``artifact``).
+Not here: compiling the nets (``driver``), reading a bundle (``manifest``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.compile.float_rows import Source, float_rows
 from baichuan2_tpu.compile.journal import Journal
-from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
 from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest, digest_file
@@ -114,7 +114,11 @@ def write_manifest(
         embedding=settings.embedding,
         dtype=settings.dtype,
         context=settings.context,
-        prefill=settings.prefill,
+        rows=settings.rows,
+        stages=settings.stages,
+        head_rows=settings.head_rows,
+        layers_per_net=settings.layers_per_net,
+        group_size=compiled_group_size(facts.source.config),
         devices=settings.devices,
         chip=summary.chip.lower(),
         bmodel=journal.bmodel.name,

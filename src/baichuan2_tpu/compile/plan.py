@@ -7,15 +7,24 @@ other machines differ in time, and hardly in memory and disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from baichuan2_tpu.checkpoint.layout import layer_linears
-from baichuan2_tpu.compile.nets import EMBEDDING, HEAD, Net, block_net, embedding_net, head_net
-from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
+from baichuan2_tpu.compile.nets import (
+    EMBEDDING,
+    HEAD,
+    Net,
+    block_net,
+    embedding_net,
+    head_net,
+    layers_of,
+)
+from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Stage
 
-__all__ = ["Plan", "Unit", "make_plan"]
+__all__ = ["Plan", "Unit", "default_layers_per_net", "make_plan"]
 
 _FLOAT_BYTES = 2
 _SKELETON_BYTES = 7 << 20  # a net without its weights: 5.6 MB of firmware, and instructions
@@ -28,6 +37,10 @@ _UNIT_S, _UNIT_S_PER_GB = 0.6, 12.0
 _STAGE_S, _STAGE_S_PER_GB = 0.6, 8.0
 _JOIN_S_PER_GB = 3.0
 
+_LAYERS_PER_NET = (4, 2, 1)
+_DEFAULT_JOBS, _MOST_MEMORY_BYTES = 2, 8e9
+"""More layers per net save launches and take memory: the default stays below this with so many jobs."""
+
 # Memory of one job: of the compiler and of this process while it lays out the weights.
 _TOOL_BYTES, _TOOL_BYTES_PER_BYTE = 100 << 20, 4.1
 _LAYOUT_BYTES, _LAYOUT_BYTES_PER_BYTE = 150 << 20, 2.6
@@ -37,24 +50,26 @@ _LAYOUT_BYTES, _LAYOUT_BYTES_PER_BYTE = 150 << 20, 2.6
 class Unit:
     """One net with all its stages: what is compiled, kept and verified as a whole.
 
-    Units: ``stages`` new tokens of each, the largest first; ``weight_bytes`` in the bmodel.
+    Units: ``weight_bytes`` in the bmodel.
     """
 
     name: str
     kind: Literal["block", "head", "embedding"]
-    layer: int
-    stages: tuple[int, ...]
+    number: int
+    """Of a block net, counted from 0."""
+    stages: tuple[Stage, ...]
+    """The largest first: it decides where inputs and outputs lie."""
     weight_bytes: int
     input_bytes: int
     """Of the weights as the compiler reads them."""
 
-    def net(self, config: ModelConfig, settings: CompileSettings, tokens: int) -> Net:
+    def net(self, config: ModelConfig, settings: CompileSettings, stage: Stage) -> Net:
         """Return the text of one stage."""
         if self.kind == "head":
-            return head_net(config, settings)
+            return head_net(config, settings, stage.tokens)
         if self.kind == "embedding":
-            return embedding_net(config, settings, tokens)
-        return block_net(config, settings, self.layer, tokens)
+            return embedding_net(config, settings, stage.tokens)
+        return block_net(config, settings, self.number, stage)
 
     @property
     def work_bytes(self) -> int:
@@ -99,11 +114,20 @@ class Plan:
         return sum(len(unit.stages) for unit in self.units)
 
     @property
+    def launches(self) -> int:
+        """Launches for one token: one of each net, but for an embedding that the host gathers."""
+        return len(self.units)
+
+    @property
+    def instruction_bytes(self) -> int:
+        """Device memory, and disk, for the instructions of all stages."""
+        return self.stages * _INSTRUCTION_BYTES
+
+    @property
     def result_bytes(self) -> int:
         """Disk of the finished bundle."""
         weights = sum(unit.weight_bytes for unit in self.units)
-        instructions = self.stages * _INSTRUCTION_BYTES
-        return weights + instructions + _SKELETON_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
+        return weights + self.instruction_bytes + _SKELETON_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -123,7 +147,8 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """Device memory for weights, instructions and the history; a little less than all of it."""
-        return sum(unit.weight_bytes for unit in self.units) + self.history_bytes
+        weights = sum(unit.weight_bytes for unit in self.units)
+        return weights + self.instruction_bytes + self.history_bytes
 
     @property
     def time_s(self) -> float:
@@ -135,36 +160,49 @@ class Plan:
 def make_plan(config: ModelConfig, settings: CompileSettings, jobs: int) -> Plan:
     """List the nets of a bundle; the largest come first, so that none runs alone at the end."""
     table_bytes = config.vocabulary_size * config.hidden_size * _FLOAT_BYTES
-    stages = settings.stages[::-1]  # the largest says where inputs and outputs lie
-    blocks = [_block(config, settings, layer, stages) for layer in range(config.layers)]
-    units = [_head(config, settings), *blocks]
+    nets = range(-(-config.layers // settings.layers_per_net))
+    units = [_head(config, settings), *(_block(config, settings, number) for number in nets)]
     is_on_device = settings.embedding == "device"
     if is_on_device:
+        tokens = sorted({stage.tokens for stage in settings.stages}, reverse=True)
+        stages = tuple(Stage(count, 0) for count in tokens)
         units.insert(0, Unit(EMBEDDING, "embedding", 0, stages, table_bytes, 2 * table_bytes))
-    history = 2 * settings.context * config.kv_heads * config.head_size * _FLOAT_BYTES
+    history = 2 * settings.rows * config.kv_heads * config.head_size * _FLOAT_BYTES
     return Plan(
         tuple(units), min(jobs, len(units)), 0 if is_on_device else table_bytes, config.layers * history
     )
 
 
-def _block(config: ModelConfig, settings: CompileSettings, layer: int, stages: tuple[int, ...]) -> Unit:
-    sizes = layer_linears(config, layer).values()
+def default_layers_per_net(config: ModelConfig, settings: CompileSettings) -> int:
+    """Return how many layers one net holds by default: 4, or fewer where that takes too much memory."""
+    for count in _LAYERS_PER_NET[:-1]:
+        unit = _block(config, replace(settings, layers_per_net=count), 0)
+        if _DEFAULT_JOBS * unit.memory_bytes <= _MOST_MEMORY_BYTES:
+            return count
+    return _LAYERS_PER_NET[-1]
+
+
+def _block(config: ModelConfig, settings: CompileSettings, number: int) -> Unit:
+    layers = layers_of(config, settings, number)
+    sizes = [size for layer in layers for size in layer_linears(config, layer).values()]
     # Norms, and the table of cosines and sines.
-    floats = 2 * config.hidden_size + 2 * settings.context * config.head_size
-    weight, given = _bytes(sum(rows * columns for rows, columns in sizes), settings.bits, floats)
-    return Unit(f"block_cache_{layer}", "block", layer, stages, weight, given)
+    floats = len(layers) * 2 * config.hidden_size + 2 * settings.context * config.head_size
+    count = sum(rows * columns for rows, columns in sizes)
+    weight, given = _bytes(count, settings.bits, floats, compiled_group_size(config))
+    return Unit(f"block_cache_{number}", "block", number, settings.stages[::-1], weight, given)
 
 
 def _head(config: ModelConfig, settings: CompileSettings) -> Unit:
-    count = config.vocabulary_size * config.hidden_size
-    weight, given = _bytes(count, _HEAD_BITS[settings.head], config.hidden_size)
-    return Unit(HEAD, "head", 0, (1,), weight, given)
+    count, bits = config.vocabulary_size * config.hidden_size, _HEAD_BITS[settings.head]
+    weight, given = _bytes(count, bits, config.hidden_size, compiled_group_size(config))
+    stages = tuple(Stage(rows, 0) for rows in reversed(settings.head_rows))
+    return Unit(HEAD, "head", 0, stages, weight, given)
 
 
-def _bytes(count: int, bits: int, floats: int) -> tuple[int, int]:
+def _bytes(count: int, bits: int, floats: int, group_size: int) -> tuple[int, int]:
     """Return the bytes of weights and single floats in the bmodel, and as the compiler reads them."""
     if bits == 16:
         return (count + floats) * _FLOAT_BYTES, (count + 2 * floats) * _FLOAT_BYTES
-    groups = count // GROUP_SIZE
+    groups = count // group_size
     packed = count * bits // 8 + groups  # a byte for each zero
     return packed + (groups + floats) * _FLOAT_BYTES, packed + 2 * (groups + floats) * _FLOAT_BYTES

@@ -16,7 +16,7 @@ from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.compile.plan import make_plan
-from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
+from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.engine.compiled.open_bundle import buffer_bytes
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
@@ -132,14 +132,15 @@ def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Nee
 
 
 def _compiled_bytes(config: ModelConfig, context: int) -> int | None:
-    """Return what a bundle would take on the device, None where none can be compiled."""
+    """Return what a bundle of as many rows as the context would take; None where none can be compiled."""
     if config.quantization is None:
         return None
     settings = CompileSettings(
         bits=config.quantization.bits,
         head="w8" if config.quantization.head_bits == 8 else "w4",
         context=context,
-        prefill=default_prefill(context),
+        rows=context,
+        stages=default_stages(context, context),
     )
     try:
         settings.check(config)
