@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baichuan2_tpu.engine.compiled.net_plan import plan_nets
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts, cut_stages, cut_tokens
+from baichuan2_tpu.manifest import Stage
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights
 
@@ -61,13 +62,13 @@ def test_no_other_cut_costs_less_and_only_the_last_piece_is_padded(
 
 
 def test_a_long_prompt_reads_longer_histories_as_it_grows() -> None:
-    costs = {(tokens, rows): tokens + rows / 100 for tokens in (1, 16) for rows in (16, 64)}
+    costs = {Stage(tokens, rows): tokens + rows / 100 for tokens in (1, 16) for rows in (16, 64)}
     assert cut_stages(33, 0, costs) == ((16, 16), (16, 16), (1, 64))
     assert cut_stages(1, 17, costs) == ((1, 64),)
 
 
 def test_a_stage_that_is_not_there_for_every_history_is_used_where_it_is() -> None:
-    costs = {(1, 16): 1.0, (16, 16): 2.0, (1, 64): 2.0, (32, 64): 3.0}
+    costs = {Stage(1, 16): 1.0, Stage(16, 16): 2.0, Stage(1, 64): 2.0, Stage(32, 64): 3.0}
     assert cut_stages(16, 16, costs) == ((16, 16),)
     assert cut_stages(16, 17, costs) == ((32, 64),)
 

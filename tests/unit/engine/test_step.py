@@ -13,6 +13,7 @@ from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
 from baichuan2_tpu.engine.compiled.rows import RowAllocator
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.compiled.step import Launch, Step, Work
+from baichuan2_tpu.manifest import Stage
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights
 
@@ -141,7 +142,7 @@ def test_scattered_free_rows_are_filled_by_copies_where_that_costs_less() -> Non
 def test_scattered_free_rows_are_filled_one_by_one_where_that_costs_less() -> None:
     memory = Memory(OWN, list(range(0, ROWS, 2)))
     works = [memory.work(1, 1), memory.work(1, 1)]
-    costs = StageCosts(OWN, {(1, 32): 0.5, (16, 32): 3.0, (32, 32): 4.0})
+    costs = StageCosts(OWN, {Stage(1, 32): 0.5, Stage(16, 32): 3.0, Stage(32, 32): 4.0})
     launches = list(Step(OWN, costs, memory.allocator, works).launches())
     check(launches, works, memory)
     assert [launch.stage.tokens for launch in launches] == [1, 1]

@@ -27,7 +27,7 @@ OpenDevice = Callable[[Path, int], Device]
 _EMBEDDING_FILE = "embedding.bin"
 _DIGEST_LIMIT_BYTES = 1 << 20  # the sha256 of 4 GB would take seconds at every start
 _FLOAT32_BYTES = 4
-_FIRST_BLOCK, _HEAD = "block_cache_0", "lm_head"
+_HEAD = "lm_head"
 
 
 def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = None) -> BmodelEngine:
@@ -50,15 +50,7 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     try:
         plan = plan_nets(device.nets)
         _check_plan(folder, manifest, plan)
-        costs = StageCosts(
-            plan,
-            {
-                (cost.tokens, cost.history): cost.time_ms
-                for cost in manifest.costs
-                if cost.net == _FIRST_BLOCK
-            },
-            {cost.tokens: cost.time_ms for cost in manifest.costs if cost.net == _HEAD},
-        )
+        costs = _stage_costs(manifest, plan)
         return BmodelEngine(device, plan, manifest.model, costs=costs, embedding=embedding, context=context)
     except BaseException:
         device.close()
@@ -67,8 +59,9 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
 
 def buffer_bytes(manifest: Manifest) -> int:
     """Count what the engine allocates on the device: the head's outputs and the embedding's inputs."""
-    ids = sum({tokens for tokens, _ in _stages(manifest)}) if manifest.embedding == "device" else 0
-    logits = sum(_head_rows(manifest)) * manifest.model.vocabulary_size
+    sizes = {stage.tokens for stage in manifest.stages}
+    ids = sum(sizes) if manifest.embedding == "device" else 0
+    logits = sum(manifest.head_rows) * manifest.model.vocabulary_size
     return (logits + ids) * _FLOAT32_BYTES
 
 
@@ -87,23 +80,34 @@ def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
+def _stage_costs(manifest: Manifest, plan: NetPlan) -> StageCosts:
+    """Return what the manifest says of the first block net and of the head."""
+    block, head = (
+        {cost.stage: cost.time_ms for cost in manifest.costs if cost.net == net}
+        for net in (manifest.block_nets[0], _HEAD)
+    )
+    return StageCosts(plan, block, {stage.tokens: time_ms for stage, time_ms in head.items()})
+
+
 def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
     """Compare the nets with the manifest."""
     model = manifest.model
     wanted: Mapping[str, object] = {
         "layers": model.layers,
+        "block nets": len(manifest.block_nets),
         "hidden size": model.hidden_size,
         "key-value heads": model.kv_heads,
         "head size": model.head_size,
-        "rows of history": _rows(manifest),
+        "rows of history": manifest.rows,
         "dtype": manifest.dtype,
-        "stages": list(_stages(manifest)),
-        "rows of the head": list(_head_rows(manifest)),
+        "stages": [tuple(stage) for stage in manifest.stages],
+        "rows of the head": list(manifest.head_rows),
         "output of the head": manifest.head_output,
         "has an embedding": manifest.embedding == "device",
     }
     found: Mapping[str, object] = {
         "layers": plan.layers,
+        "block nets": len(plan.layers_of_net),
         "hidden size": plan.hidden_size,
         "key-value heads": plan.kv_heads,
         "head size": plan.head_size,
@@ -123,18 +127,3 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
                 f"{folder / manifest.bmodel}: {name} is {found[name]}, the manifest says {value}; "
                 "compile the bundle again"
             )
-
-
-def _stages(manifest: Manifest) -> tuple[tuple[int, int], ...]:
-    """Return new tokens and history rows of every stage of a block, ascending by rows and tokens."""
-    return tuple((tokens, manifest.context) for tokens in (1, *manifest.prefill))
-
-
-def _rows(manifest: Manifest) -> int:
-    """Return the rows of the history that all sequences share."""
-    return manifest.context
-
-
-def _head_rows(_manifest: Manifest) -> tuple[int, ...]:
-    """Return the rows of every stage of the head, ascending."""
-    return (1,)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
+from baichuan2_tpu.manifest import Stage
 
 __all__ = ["StageCosts", "cut_stages", "cut_tokens"]
 
@@ -26,20 +27,22 @@ _EXACT_MULTIPLE = 4
 class StageCosts:
     """The costs of a plan's stages.
 
-    Units: milliseconds of the first block net. ``measured`` are costs by (new tokens, history rows), for that
-    net; ``head_measured`` those of the head, by rows.
+    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those of
+    the head by rows.
     """
 
     def __init__(
         self,
         plan: NetPlan,
-        measured: Mapping[tuple[int, int], float] | None = None,
+        measured: Mapping[Stage, float] | None = None,
         head_measured: Mapping[int, float] | None = None,
     ) -> None:
         layers = plan.layers_of_net[0]
         known, known_heads = measured or {}, head_measured or {}
         self._stages: dict[BlockStage, float] = {
-            stage: known.get((stage.tokens, stage.history), layers * _formula_ms(stage.tokens, stage.history))
+            stage: known.get(
+                Stage(stage.tokens, stage.history), layers * _formula_ms(stage.tokens, stage.history)
+            )
             for stage in (*plan.stages, *([plan.prompt] if plan.prompt else []))
         }
         self._histories = sorted({stage.history for stage in plan.stages})
@@ -75,18 +78,19 @@ class StageCosts:
         return {stage.tokens: stage for stage in reversed(fitting)}
 
 
-def cut_stages(tokens: int, rows: int, costs: Mapping[tuple[int, int], float]) -> tuple[tuple[int, int], ...]:
+def cut_stages(tokens: int, rows: int, costs: Mapping[Stage, float]) -> tuple[Stage, ...]:
     """Return the stages to launch for ``tokens`` new tokens of one sequence behind ``rows`` rows.
 
-    Units: a stage is new tokens and history rows; ``costs`` by stage.
+    Units: ``costs`` by stage. The longest histories cover all rows.
     """
-    chosen: list[tuple[int, int]] = []
+    most_rows = max(stage.history for stage in costs)
+    chosen: list[Stage] = []
     while tokens > 0:
-        fitting = sorted((stage for stage in costs if stage[1] >= rows), key=costs.__getitem__, reverse=True)
-        by_tokens = {stage[0]: stage for stage in fitting}
+        fitting = [stage for stage in costs if stage.history >= min(rows, most_rows)]
+        by_tokens = {stage.tokens: stage for stage in sorted(fitting, key=costs.__getitem__, reverse=True)}
         size = cut_tokens(tokens, {size: costs[stage] for size, stage in by_tokens.items()})[0]
         chosen.append(by_tokens[size])
-        rows += min(size, tokens)
+        rows += size
         tokens -= size
     return tuple(chosen)
 
