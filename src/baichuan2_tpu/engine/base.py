@@ -125,6 +125,11 @@ class Engine(ABC):
         """The memory that all sequences share, in rows; None where each has memory of its own."""
         return None
 
+    def sequences_of(self, length: int) -> int:
+        """Return how many sequences of ``length`` tokens, 1 or more, can be held at once."""
+        rows = self.row_use
+        return self.max_sequences if rows is None else min(self.max_sequences, rows.total // length)
+
     def spare_tokens(self, answers: int) -> int:  # noqa: ARG002 - for engines that know more
         """Return how many tokens of prompts a step of ``answers`` tokens takes along for little more time.
 
