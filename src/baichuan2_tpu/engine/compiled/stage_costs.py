@@ -27,8 +27,8 @@ _EXACT_MULTIPLE = 4
 class StageCosts:
     """The costs of a plan's stages.
 
-    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those of
-    the head by rows.
+    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those
+    of the head by rows.
     """
 
     def __init__(
