@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,19 +85,19 @@ def test_answers_together_are_those_of_each_alone_in_as_many_launches_as_the_lon
     alone = [answer_alone(engine, prompt) for prompt in PROMPTS]
     sequences = [engine.open_sequence() for _ in PROMPTS]
     news = PROMPTS
-    before = replace(engine.counts)
+    before = replace(engine.device_counts)
     for step in range(NEW_TOKENS):
         found = engine.forward([Chunk(one, new) for one, new in zip(sequences, news, strict=True)])
         for logits, expected in zip(found, alone, strict=True):
             assert_same(logits[0], expected[step])
         news = [[int(expected[step].argmax())] for expected in alone]
         if step == 0:  # the prompts are read
-            before = replace(engine.counts)
+            before = replace(engine.device_counts)
     nets = -(-engine.config.layers // TINY_SETTINGS.layers_per_net)
-    assert engine.counts.launches - before.launches == (NEW_TOKENS - 1) * (nets + 1)
-    assert engine.counts.copies == before.copies
+    assert engine.device_counts.launches - before.launches == (NEW_TOKENS - 1) * (nets + 1)
+    assert engine.device_counts.copies == before.copies
     if engine.name != "sail":
-        assert engine.counts.waits - before.waits == NEW_TOKENS - 1
+        assert engine.device_counts.waits - before.waits == NEW_TOKENS - 1
     assert engine.row_use.used == sum(PROMPT_LENGTHS) + len(PROMPTS) * (NEW_TOKENS - 1)
     for sequence in sequences:
         sequence.close()
@@ -114,6 +115,22 @@ def test_a_shared_beginning_continues_in_two_ways(engine: BmodelEngine) -> None:
         found = engine.forward([Chunk(first, prompt[60:]), Chunk(second, prompt[50:])])
     assert_same(found[0][0], expected)
     assert_same(found[1][0], expected)
+
+
+def test_scattered_free_rows_are_filled_without_a_word(engine: BmodelEngine) -> None:
+    """Where no run of free rows is long enough for a stage, new rows are copied to where there is room."""
+    expected = answer_alone(engine, PROMPTS[1])[0]
+    with ExitStack() as stack:
+        others = [stack.enter_context(engine.open_sequence()) for _ in range(engine.row_use.total // 8)]
+        for first in range(0, len(others), 8):
+            engine.forward([Chunk(other, random_tokens(8, first), 0) for other in others[first : first + 8]])
+        for other in others[::2]:
+            other.truncate(0)
+        copies = engine.device_counts.copies
+        with engine.open_sequence() as sequence:
+            found = engine.forward([Chunk(sequence, PROMPTS[1])])[0]
+        assert engine.device_counts.copies > copies
+    assert_same(found[0], expected)
 
 
 def test_a_sequence_that_overflows_ends_alone(engine: BmodelEngine) -> None:

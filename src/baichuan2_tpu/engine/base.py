@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.device.base import DeviceCounts
 from baichuan2_tpu.errors import BackendError, ContextLengthError
 
 __all__ = ["Chunk", "Engine", "RowUse", "Sequence", "check_room"]
@@ -123,6 +124,11 @@ class Engine(ABC):
     @property
     def row_use(self) -> RowUse | None:
         """The memory that all sequences share, in rows; None where each has memory of its own."""
+        return None
+
+    @property
+    def device_counts(self) -> DeviceCounts | None:
+        """What a device has done since it was opened; None for an engine without one."""
         return None
 
     def sequences_of(self, length: int) -> int:
