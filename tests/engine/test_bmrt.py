@@ -51,6 +51,7 @@ def test_a_process_keeps_its_output_its_arithmetic_and_a_clean_end(bmodel: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "(1, 448) True\n"), done.stderr
     assert "cmodel" in done.stderr  # it did print
+    assert "do_allreduce" not in done.stderr, "a line for every launch hid everything else"
 
 
 def test_the_header_tells_chip_and_memory(bmodel: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
+from baichuan2_tpu.engine.compiled.stage_costs import cut_stages, cut_tokens
 from baichuan2_tpu.errors import ArtifactError
 from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost, Stage
 
@@ -138,13 +139,13 @@ class _Launches:
     def step(self, tokens: int, rows: int, outputs: int) -> Step:
         """Return the cost of ``tokens`` new tokens beside so many rows, and of the head for ``outputs``."""
         times = {stage: cost.time_ms for stage, cost in self.stages.items()}
-        stages = _cut(tokens, times, rows, self._manifest.rows)
-        heads = {stage: cost.time_ms for stage, cost in self._heads.items()}
+        stages = cut_stages(tokens, rows, times)
+        heads = {stage.tokens: cost.time_ms for stage, cost in self._heads.items()}
         has_embedding = self._manifest.embedding == "device"
         return Step(
             stages,
             sum((self.stages[stage] for stage in stages), Cost()),
-            Cost.of(self._heads[stage] for stage in _cut(outputs, heads, 0, 0)),
+            Cost.of(self._heads[Stage(count, 0)] for count in cut_tokens(outputs, heads)),
             Cost.of(self._of("embedding", Stage(stage.tokens, 0)) for stage in stages if has_embedding),
         )
 
@@ -186,24 +187,6 @@ def prompt_lengths(context: int) -> tuple[int, ...]:
     doubles = (64 << shift for shift in range(context.bit_length()))
     lengths = {1, _VENDOR_PROMPT_TOKENS, context, *doubles}
     return tuple(sorted(length for length in lengths if length <= context))
-
-
-def _cut(tokens: int, times: Mapping[Stage, float], rows: int, most_rows: int) -> tuple[Stage, ...]:
-    """Return the stages that take ``tokens`` new tokens in the least time.
-
-    A stage reads the rows in use and those of the tokens before it, at most ``most_rows``; the last one may
-    be padded. The largest come first, as a stage with few tokens is rarely the cheaper one.
-    """
-    best: list[tuple[float, tuple[Stage, ...]]] = [(0.0, ())]
-    for count in range(1, tokens + 1):
-        choices: list[tuple[float, tuple[Stage, ...]]] = []
-        for stage, time_ms in times.items():
-            before = max(0, count - stage.tokens)
-            if stage.history >= min(rows + before, most_rows):
-                spent, stages = best[before]
-                choices.append((spent + time_ms, (*stages, stage)))
-        best.append(min(choices, key=lambda choice: (choice[0], len(choice[1]))))
-    return best[tokens][1]
 
 
 def _roofline_ms(launch: NetCost) -> float:

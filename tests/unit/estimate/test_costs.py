@@ -60,12 +60,12 @@ def test_a_prompt_runs_its_stages_and_the_head_once() -> None:
         length: [stage.tokens for stage in step.stages] for length, step in found.first_tokens.items()
     } == {
         14: [16],
-        65: [1, 64],
+        65: [64, 1],
         128: [64, 64],
     }
     assert found.first_tokens[14].total.time_ms == 2 * LAYER_MS[Stage(16, 128)] + HEAD_MS[1]
-    # The first of 65 tokens finds an empty memory, for which the short stage is enough.
-    assert found.first_tokens[65].stages[0] == SHORT
+    # The last of 65 tokens sees those before it, for which the short stage is not enough.
+    assert found.first_tokens[65].stages[-1] == LONG
     assert found.first_tokens[128].head.launches == 1
 
 

@@ -26,6 +26,7 @@ from baichuan2_tpu.engine.device.base import (
     DTYPES,
     Buffer,
     Device,
+    DeviceCounts,
     DeviceMemory,
     NetInfo,
     Shape,
@@ -116,6 +117,7 @@ class SailDevice(Device):
         check_version(sail)
         self._sail = sail
         self._lock = threading.RLock()
+        self.counts = DeviceCounts()
         self._buffers: weakref.WeakSet[SailBuffer] = weakref.WeakSet()
         self._dtypes = {name: getattr(sail.Dtype, f"BM_{name.upper()}") for name in DTYPES}
         self._device = device
@@ -183,6 +185,7 @@ class SailDevice(Device):
             return
         # SAIL would convert float16 to float32, so 16 bits of any kind go as uint16.
         plain = values.view(np.uint16) if values.dtype.itemsize == 2 else values
+        self.counts.uploaded_bytes += own.nbytes
         with self._calling("upload to a buffer"):
             tensor.update_data(np.ascontiguousarray(plain))
 
@@ -193,6 +196,7 @@ class SailDevice(Device):
             staged = self.allocate(own.dtype, own.shape)
             self.copy(staged, own)
             return self.download(staged)
+        self.counts.downloaded_bytes += own.nbytes
         with self._calling("download a buffer"):
             values = tensor.asnumpy()
         return values.view(DTYPES[own.dtype])
@@ -204,11 +208,12 @@ class SailDevice(Device):
         check_copy(to, of)
         if to.overlaps(of):
             raise DeviceError("the two buffers of a copy overlap; copy through a third one")
+        self.counts.copies += 1
         with self._calling("copy on the device"):
             to_tensor.sync_d2d(of_tensor, 0, 0, math.prod(of.shape))
 
     def launch(self, net: str, stage: int, inputs: Items[Buffer], outputs: Items[Buffer]) -> None:
-        """Run one stage of a net and wait for it; SAIL finds the stage by the shapes of the inputs.
+        """Run one stage of a net, which SAIL waits for; it finds the stage by the shapes of the inputs.
 
         A net with memory of its own copies every other buffer into it first, KV history too, and out of it
         afterwards: hand over ``input(...)`` itself for whatever should stay where it is.
@@ -223,6 +228,11 @@ class SailDevice(Device):
         with self._calling(f"run stage {stage} of net {net}"):
             outs = {index: tensor for index, (_, tensor) in enumerate(filled)}
             self._open_engine().process(net, dict(enumerate(fed)), outs)
+        self.counts.launches += 1
+        self.counts.waits += 1
+
+    def wait(self) -> None:
+        """Return at once: nothing runs on behind a launch."""
 
     def close(self) -> None:
         """Free the nets and all memory; closing twice is allowed."""

@@ -1,6 +1,6 @@
-"""Where a loaded library keeps the addresses of the functions it calls in other libraries.
+"""Where a loaded library keeps the addresses of the functions it calls in other libraries, and its texts.
 
-Enough of the format for one thing: to find the slots of one function.
+Enough of the format for two things: to find the slots of one function, and one text.
 Not here: changing them (``simulator``).
 Source: System V ABI, AMD64 supplement, "Object Files"; proc(5) for ``/proc/self/maps``.
 """
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["call_slots", "load_address"]
+__all__ = ["call_slots", "load_address", "text_address"]
 
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _HEADER = struct.Struct("<6s10xHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _RELOCATION = struct.Struct("<QQq")
 _SYMBOL = struct.Struct("<IBBHQQ")
-_RELOCATIONS, _DYNAMIC_SYMBOLS = 4, 11  # SHT_RELA, SHT_DYNSYM
+_RELOCATIONS, _NOT_IN_FILE, _DYNAMIC_SYMBOLS = 4, 8, 11  # SHT_RELA, SHT_NOBITS, SHT_DYNSYM
 _GLOBAL_DATA, _JUMP_SLOT = 6, 7  # R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT
 
 
@@ -52,6 +52,25 @@ def call_slots(path: Path, function: str) -> list[int]:
         for slot, symbol in _imports(data, section)
         if _symbol_name(data, sections, section.link, symbol) == function.encode()
     ]
+
+
+def text_address(path: Path, text: bytes) -> int | None:
+    """Return the address, from the library's start, of a text that ends with a zero; None where it has none.
+
+    Raises: ValueError when ``path`` is no such library.
+    """
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        raise ValueError(f"{path}: is no 64-bit ELF library")
+    place = data.find(b"\0" + text + b"\0") + 1
+    holding = [
+        section
+        for section in _sections(data)
+        if section.address
+        and section.kind != _NOT_IN_FILE
+        and section.offset <= place < section.offset + section.nbytes
+    ]
+    return place - holding[0].offset + holding[0].address if place and holding else None
 
 
 def load_address(path: Path) -> int:
