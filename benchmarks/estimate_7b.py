@@ -126,11 +126,11 @@ def main() -> None:
         results = dict(measure(bench, builds))
         vendors = [vendor_estimate(bench, bits) for bits in arguments.bits]
     print("\n".join([*build_table(results), "", *vendor_table(vendors)]))
-    for build, found in results.items():
-        print("\n".join(["", f"{build.name}: ms per step (tok/s)", "", *users_table(found)]))
+    for build, figures in results.items():
+        print("\n".join(["", f"{build.name}: ms per step (tok/s)", "", *users_table(figures)]))
     print("\n".join(["", *goal_table(goals(results))]))
     if arguments.json:
-        print(json.dumps({build.name: result_json(found) for build, found in results.items()}))
+        print(json.dumps({build.name: result_json(figures) for build, figures in results.items()}))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -248,23 +248,23 @@ def vendor_arrays(arrays: Arrays) -> Arrays:
 def goals(results: dict[Build, Estimate]) -> list[Goal]:
     """Return what was to be reached, beside what the builds reach; goals of other builds are left out."""
     listed: list[Goal] = []
-    if found := results.get(Build(4, 64, "w8")):
-        listed.append(Goal("one user, 8-bit head, up to 512 rows", 84, step_ms(found, 1, 512), "ms"))
-        listed.append(Goal("launches per token, one user", 9, found.decode.total.launches, ""))
-    if found := results.get(Build(4, 128, "w4")):
+    if figures := results.get(Build(4, 64, "w8")):
+        listed.append(Goal("one user, 8-bit head, up to 512 rows", 84, step_ms(figures, 1, 512), "ms"))
+        listed.append(Goal("launches per token, one user", 9, figures.decode.total.launches, ""))
+    if figures := results.get(Build(4, 128, "w4")):
         title = "one user, 4-bit head, groups of 128, up to 128 rows"
-        listed.append(Goal(title, 72, step_ms(found, 1, 128), "ms"))
-    if found := results.get(Build(4, 64, "w4")):
-        listed.append(Goal("16 users, 4-bit head, 2048 rows", 105, step_ms(found, 16, 2048), "ms"))
-        listed.append(Goal("32 users, 4-bit head, 2048 rows", 108, step_ms(found, 32, 2048), "ms"))
-        beside = found.loaded[16, 2048].total.time_ms / step_ms(found, 16, 2048)
+        listed.append(Goal(title, 72, step_ms(figures, 1, 128), "ms"))
+    if figures := results.get(Build(4, 64, "w4")):
+        listed.append(Goal("16 users, 4-bit head, 2048 rows", 105, step_ms(figures, 16, 2048), "ms"))
+        listed.append(Goal("32 users, 4-bit head, 2048 rows", 108, step_ms(figures, 32, 2048), "ms"))
+        beside = figures.loaded[16, 2048].total.time_ms / step_ms(figures, 16, 2048)
         listed.append(Goal("a prompt of 48 beside 16 answers, 2048 rows", 1.2, beside, "x"))
     return listed
 
 
-def step_ms(found: Estimate, users: int, rows: int) -> float:
+def step_ms(figures: Estimate, users: int, rows: int) -> float:
     """Return the time of one token for each user."""
-    return found.answers[users, rows].total.time_ms
+    return figures.answers[users, rows].total.time_ms
 
 
 def build_table(results: dict[Build, Estimate]) -> list[str]:
@@ -272,9 +272,9 @@ def build_table(results: dict[Build, Estimate]) -> list[str]:
     histories = next(iter(results.values())).histories
     columns = [f"{rows} rows" for rows in histories] + [f"first token of {tokens}" for tokens in PROMPTS]
     lines = markdown_head(["build", *columns])
-    for build, found in results.items():
-        times = [step_ms(found, 1, rows) for rows in histories]
-        prompts = [step.total.time_ms for step in found.first_tokens.values()]
+    for build, figures in results.items():
+        times = [step_ms(figures, 1, rows) for rows in histories]
+        prompts = [step.total.time_ms for step in figures.first_tokens.values()]
         lines.append(
             markdown_row([build.name, *(f"{ms:.1f} ms" for ms in times), *(f"{ms:.0f} ms" for ms in prompts)])
         )
@@ -291,11 +291,11 @@ def vendor_table(vendors: Sequence[Vendor]) -> list[str]:
     return lines
 
 
-def users_table(found: Estimate) -> list[str]:
+def users_table(figures: Estimate) -> list[str]:
     """Return the lines of a Markdown table: steps by users and rows in use."""
     lines = markdown_head(["rows in use", *(str(users) for users in USERS)])
-    for rows in found.histories:
-        times = [(users, step_ms(found, users, rows)) for users in USERS]
+    for rows in figures.histories:
+        times = [(users, step_ms(figures, users, rows)) for users in USERS]
         lines.append(
             markdown_row([str(rows), *(f"{ms:.1f} ({1000 * users / ms:.0f})" for users, ms in times)])
         )
@@ -325,14 +325,14 @@ def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def result_json(found: Estimate) -> dict[str, object]:
+def result_json(figures: Estimate) -> dict[str, object]:
     """Return an estimate under names that say their units."""
     return {
         "step_ms": {
-            f"{users} users, {rows} rows": step_ms(found, users, rows) for users, rows in found.answers
+            f"{users} users, {rows} rows": step_ms(figures, users, rows) for users, rows in figures.answers
         },
-        "first_token_ms": {str(tokens): step.total.time_ms for tokens, step in found.first_tokens.items()},
-        "launches": found.decode.total.launches,
+        "first_token_ms": {str(tokens): step.total.time_ms for tokens, step in figures.first_tokens.items()},
+        "launches": figures.decode.total.launches,
     }
 
 

@@ -48,7 +48,7 @@ _LAYOUT_BYTES, _LAYOUT_BYTES_PER_BYTE = 150 << 20, 2.6
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One net with all its stages: what is compiled, kept and verified as a whole.
+    """One net with all its stages: what is compiled, kept and verified together.
 
     Units: ``weight_bytes`` in the bmodel.
     """

@@ -21,7 +21,7 @@ KV_BYTES = 32 * 2 * 4096 * 2
 def test_a_bundle_needs_what_its_manifest_says(tmp_path: Path) -> None:
     bundle_manifest(device_bytes=10**9).write(tmp_path)
     need = read_need(str(tmp_path))
-    assert need.device_bytes == 10**9 + 512 * 4  # the logits of the head
+    assert need.device_bytes == 10**9 + 17 * 512 * 4  # logits of all stages of the head
     assert need.host_bytes == 512 * 128 * 2  # the embedding
     assert (need.runs_on, need.context, need.chip, need.is_estimate) == ("tpu", 128, "bm1684x", False)
 
