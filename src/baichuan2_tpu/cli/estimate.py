@@ -45,13 +45,13 @@ def estimate(
     from baichuan2_tpu.estimate import estimate as add_up
     from baichuan2_tpu.manifest import Manifest
 
-    found = add_up(Manifest.read(bundle))
+    figures = add_up(Manifest.read(bundle))
     if as_json:
-        write_result(json.dumps(to_json(found), ensure_ascii=False) + "\n")
+        write_result(json.dumps(to_json(figures), ensure_ascii=False) + "\n")
     else:
-        _show(found)
+        _show(figures)
     if picture is not None:
-        picture.write_text(draw(found, title=_title(found.manifest)), "utf-8")
+        picture.write_text(draw(figures, title=_title(figures.manifest)), "utf-8")
         notice(f"[picture: {picture}]")
 
 
@@ -62,32 +62,32 @@ def _title(manifest: Manifest) -> str:
     return f"{manifest.chip}: {layers}, {manifest.head} head, {lengths}"
 
 
-def _show(found: Estimate) -> None:
+def _show(figures: Estimate) -> None:
     """Print the tables and what the model leaves out."""
     from rich.console import Console
 
     from baichuan2_tpu.estimate import CEILINGS, HELD_AGAINST, LEFT_OUT, method
 
     console = Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False, markup=False)
-    write_result(f"{_title(found.manifest)}\nestimated, not measured, by the {method(found.manifest)}\n")
+    write_result(f"{_title(figures.manifest)}\nestimated, not measured, by the {method(figures.manifest)}\n")
     tables = (_token_table, _answers_table, _loaded_table, _stage_table, _prompt_table)
     for make_table in tables:
         write_result("\n")
-        console.print(make_table(found))
+        console.print(make_table(figures))
     write_result(f"\nroofline: {'; '.join(CEILINGS)}\n")
     write_result("left out:\n" + "".join(f"- {line}\n" for line in LEFT_OUT))
     write_result("held against:\n" + "".join(f"- {line}\n" for line in HELD_AGAINST))
 
 
-def _token_table(found: Estimate) -> Table:
+def _token_table(figures: Estimate) -> Table:
     """Show one token of a single conversation by part, and the whole."""
-    total = found.decode.total
+    total = figures.decode.total
     rows = [
-        (name, cost, f"{cost.time_ms / total.time_ms:.1%}") for name, cost in found.decode.parts().items()
+        (name, cost, f"{cost.time_ms / total.time_ms:.1%}") for name, cost in figures.decode.parts().items()
     ]
-    rows.append(("a token", total, f"{found.decode_tok_per_s:.2f} tok/s"))
+    rows.append(("a token", total, f"{figures.decode_tok_per_s:.2f} tok/s"))
     return _table(
-        (f"one user, {found.histories[0]} rows", "launches", "ms", "share", "MB read", "roofline ms"),
+        (f"one user, {figures.histories[0]} rows", "launches", "ms", "share", "MB read", "roofline ms"),
         (
             (
                 name,
@@ -102,51 +102,51 @@ def _token_table(found: Estimate) -> Table:
     )
 
 
-def _answers_table(found: Estimate) -> Table:
+def _answers_table(figures: Estimate) -> Table:
     """Show a step of all answers, which is a token for each user: its time, and tokens per second."""
     from baichuan2_tpu.estimate import USERS
 
     def cell(users: int, rows: int) -> str:
-        time_ms = found.answers[users, rows].total.time_ms
+        time_ms = figures.answers[users, rows].total.time_ms
         return f"{time_ms:.1f} ({1000 * users / time_ms:.0f})"
 
     return _table(
         ("ms per step (tok/s), rows in use", *(f"{users} user{'s' if users > 1 else ''}" for users in USERS)),
-        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in found.histories),
+        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in figures.histories),
     )
 
 
-def _loaded_table(found: Estimate) -> Table:
+def _loaded_table(figures: Estimate) -> Table:
     """Show the first token of a prompt that rides along with answers, and what it costs them."""
     from baichuan2_tpu.estimate import PROMPT_BESIDE_ANSWERS, USERS
 
     def cell(users: int, rows: int) -> str:
-        time_ms = found.loaded[users, rows].total.time_ms
-        return f"{time_ms:.1f} ({time_ms / found.answers[users, rows].total.time_ms:.2f}x)"
+        time_ms = figures.loaded[users, rows].total.time_ms
+        return f"{time_ms:.1f} ({time_ms / figures.answers[users, rows].total.time_ms:.2f}x)"
 
     heading = f"with a prompt of {PROMPT_BESIDE_ANSWERS}, rows in use"
     return _table(
         (heading, *(f"{users} answer{'s' if users > 1 else ''}" for users in USERS)),
-        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in found.histories),
+        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in figures.histories),
     )
 
 
-def _stage_table(found: Estimate) -> Table:
+def _stage_table(figures: Estimate) -> Table:
     """Show one layer, as the mean of all, by new tokens and rows of the history."""
-    layers = found.manifest.model.layers
-    tokens = sorted({stage.tokens for stage in found.stages})
-    times = {tuple(stage): f"{cost.time_ms / layers:.3f}" for stage, cost in found.stages.items()}
+    layers = figures.manifest.model.layers
+    tokens = sorted({stage.tokens for stage in figures.stages})
+    times = {tuple(stage): f"{cost.time_ms / layers:.3f}" for stage, cost in figures.stages.items()}
     return _table(
         ("ms per layer, rows read", *(f"{count} new" for count in tokens)),
-        ((f"{rows}", *(times.get((count, rows), "-") for count in tokens)) for rows in found.histories),
+        ((f"{rows}", *(times.get((count, rows), "-") for count in tokens)) for rows in figures.histories),
     )
 
 
-def _prompt_table(found: Estimate) -> Table:
+def _prompt_table(figures: Estimate) -> Table:
     """Show the first token by the length of the prompt."""
     from baichuan2_tpu.estimate import kv_bytes_per_token
 
-    kv_bytes = kv_bytes_per_token(found.manifest)
+    kv_bytes = kv_bytes_per_token(figures.manifest)
     return _table(
         ("prompt tokens", "in launches of", "first token ms", "roofline ms", "KV cache MB"),
         (
@@ -157,7 +157,7 @@ def _prompt_table(found: Estimate) -> Table:
                 f"{step.total.roofline_ms:.1f}",
                 _megabytes(length * kv_bytes),
             )
-            for length, step in found.first_tokens.items()
+            for length, step in figures.first_tokens.items()
         ),
     )
 

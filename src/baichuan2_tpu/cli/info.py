@@ -163,11 +163,11 @@ def _times(manifest: Manifest) -> dict[str, object]:
 
     if not manifest.costs:
         return {}
-    found = estimate(manifest, ())
+    figures = estimate(manifest, ())
     return {
-        "launches_per_token": found.decode.total.launches,
+        "launches_per_token": figures.decode.total.launches,
         "estimated_token_ms": {
-            f"{rows} rows": round(found.answers[1, rows].total.time_ms, 1) for rows in found.histories
+            f"{rows} rows": round(figures.answers[1, rows].total.time_ms, 1) for rows in figures.histories
         },
     }
 

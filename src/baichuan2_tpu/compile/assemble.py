@@ -80,7 +80,7 @@ def join_nets(compiler: Compiler, journal: Journal, *, keeps_work: bool) -> Mode
     fill_skeleton(skeleton, journal.bmodel, places, end)
     for name, start in starts.items():
         _move_weights(journal, name, start, keeps_work=keeps_work)
-    return _verified(compiler, journal)
+    return _verify(compiler, journal)
 
 
 def write_embedding(source: Source, dtype: Float, folder: Path) -> None:
@@ -144,7 +144,7 @@ def _move_weights(journal: Journal, name: str, start: int, *, keeps_work: bool) 
         weights.unlink()
 
 
-def _verified(compiler: Compiler, journal: Journal) -> ModelSummary:
+def _verify(compiler: Compiler, journal: Journal) -> ModelSummary:
     """Check that the joined bmodel has the stages of its parts, and return what it holds."""
     summary = compiler.summarize(journal.bmodel)
     parts = [compiler.summarize(journal.skeleton(name)).stages for name in journal.units]

@@ -2,7 +2,7 @@
 
 A static compile leaves ``compiler_profile_0.txt``: every instruction of both engines, and at the end totals
 of cycles, of bytes by direction and of floating point operations. Only the totals are read. They leave out
-dynamic parts, so a net must be static as a whole, as all of ours are. Not here: what a token costs
+dynamic parts, so every part of a net must be static, as all of ours are. Not here: what a token costs
 (``estimate``). Source: the backend of TPU-MLIR 1.30.2, whose format is nowhere documented.
 """
 

@@ -165,7 +165,7 @@ class _Build:
         write_manifest(self.journal, self.settings, facts, summary)
 
     def _compile(self, unit: Unit) -> FinishedUnit:
-        """Compile all stages of one net; what is kept of it is there whole or not at all."""
+        """Compile all stages of one net; what is kept of it is complete or absent."""
         folder = self.journal.folder / "scratch" / unit.name
         folder.mkdir(parents=True)
         np.savez(folder / _WEIGHTS, **self._arrays(unit))  # pyright: ignore[reportArgumentType] - any name

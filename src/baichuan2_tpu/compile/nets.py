@@ -40,7 +40,7 @@ COSINES, SINES = "rotary_cos", "rotary_sin"
 HEAD, FINAL_NORM, EMBEDDING = "lm_head", "norm", "embedding"
 
 Heads = tuple[Value, Value, Value]
-"""Queries, keys and values; of a whole layer states, keys and values."""
+"""Queries, keys and values; as the result of a layer states, keys and values."""
 
 _ELEMENTS: dict[Float, Element] = {"float16": "f16", "bfloat16": "bf16"}
 
@@ -141,19 +141,18 @@ class _Block:
         graph, config = self.graph, self.config
         old = (1, self.history, config.kv_heads, config.head_size)
         states = graph.input("input_states", (1, self.tokens, config.hidden_size))
-        shared = self.shared()
+        shared = self.read_shared()
         past = [
             (graph.input(f"{layer}.history_k", old), graph.input(f"{layer}.history_v", old))
             for layer in range(layers)
         ]
         rows: list[Value] = []
         for layer in range(layers):
-            written = _Layer(self, f"{layer}.", shared)
-            states, keys, values = written.write(states, past[layer])
+            states, keys, values = _Layer(self, f"{layer}.", shared).write(states, past[layer])
             rows += [keys, values]
         return graph.text([states, *rows])
 
-    def shared(self) -> _Shared:
+    def read_shared(self) -> _Shared:
         """Read positions and mask, and make of the positions what every layer needs."""
         graph, config = self.graph, self.config
         positions = graph.input("position_ids", (1, self.tokens), "si32")

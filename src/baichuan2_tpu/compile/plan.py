@@ -27,8 +27,8 @@ from baichuan2_tpu.manifest import Stage
 __all__ = ["Plan", "Unit", "default_layers_per_net", "make_plan"]
 
 _FLOAT_BYTES = 2
-_SKELETON_BYTES = 7 << 20  # a net without its weights: 5.6 MB of firmware, and instructions
-_INSTRUCTION_BYTES = 160 << 10  # of one stage
+_FIRMWARE_BYTES = 5_600_000  # in every file of a net
+_INSTRUCTION_BYTES = 300_000  # of a stage, per layer; the mean of 25 stages of the 7B
 _SMALL_FILES_BYTES = 32 << 20  # tokenizer, manifest, logs
 _HEAD_BITS = {"w4": 4, "w8": 8, "f16": 16}
 
@@ -48,7 +48,7 @@ _LAYOUT_BYTES, _LAYOUT_BYTES_PER_BYTE = 150 << 20, 2.6
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One net with all its stages: what is compiled, kept and verified as a whole.
+    """One net with all its stages: what is compiled, kept and verified together.
 
     Units: ``weight_bytes`` in the bmodel.
     """
@@ -62,6 +62,8 @@ class Unit:
     weight_bytes: int
     input_bytes: int
     """Of the weights as the compiler reads them."""
+    layers: int = 1
+    """Of a block net; head and embedding count as one."""
 
     def net(self, config: ModelConfig, settings: CompileSettings, stage: Stage) -> Net:
         """Return the text of one stage."""
@@ -72,9 +74,20 @@ class Unit:
         return block_net(config, settings, self.number, stage)
 
     @property
+    def instruction_bytes(self) -> int:
+        """Instructions of all stages."""
+        return len(self.stages) * self.layers * _INSTRUCTION_BYTES
+
+    @property
+    def skeleton_bytes(self) -> int:
+        """The finished net without its weights."""
+        return _FIRMWARE_BYTES + self.instruction_bytes
+
+    @property
     def work_bytes(self) -> int:
         """Disk that compiling it takes, beside its weights: the compiler's input and its newest result."""
-        return self.input_bytes + self.weight_bytes + len(self.stages) * _SKELETON_BYTES
+        stages = len(self.stages) * _FIRMWARE_BYTES + self.instruction_bytes
+        return self.input_bytes + self.weight_bytes + stages
 
     @property
     def processor_s(self) -> float:
@@ -121,13 +134,13 @@ class Plan:
     @property
     def instruction_bytes(self) -> int:
         """Device memory, and disk, for the instructions of all stages."""
-        return self.stages * _INSTRUCTION_BYTES
+        return sum(unit.instruction_bytes for unit in self.units)
 
     @property
     def result_bytes(self) -> int:
         """Disk of the finished bundle."""
         weights = sum(unit.weight_bytes for unit in self.units)
-        return weights + self.instruction_bytes + _SKELETON_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
+        return weights + self.instruction_bytes + _FIRMWARE_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -135,9 +148,8 @@ class Plan:
         busy = sum(sorted((unit.work_bytes for unit in self.units), reverse=True)[: self.jobs])
         moving = max(unit.weight_bytes for unit in self.units)
         # The embedding's file is written after the last net is compiled.
-        return (
-            self.result_bytes + len(self.units) * _SKELETON_BYTES + max(moving, busy - self.embedding_bytes)
-        )
+        skeletons = sum(unit.skeleton_bytes for unit in self.units)
+        return self.result_bytes + skeletons + max(moving, busy - self.embedding_bytes)
 
     @property
     def memory_bytes(self) -> int:
@@ -189,7 +201,8 @@ def _block(config: ModelConfig, settings: CompileSettings, number: int) -> Unit:
     floats = len(layers) * 2 * config.hidden_size + 2 * settings.context * config.head_size
     count = sum(rows * columns for rows, columns in sizes)
     weight, given = _bytes(count, settings.bits, floats, compiled_group_size(config))
-    return Unit(f"block_cache_{number}", "block", number, settings.stages[::-1], weight, given)
+    name, stages = f"block_cache_{number}", settings.stages[::-1]
+    return Unit(name, "block", number, stages, weight, given, len(layers))
 
 
 def _head(config: ModelConfig, settings: CompileSettings) -> Unit:

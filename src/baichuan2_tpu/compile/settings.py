@@ -31,7 +31,7 @@ __all__ = [
 Bits = Literal[4, 8, 16]
 
 MOST_CONTEXT = 4096
-"""The longest context that was compiled and compared; Baichuan2 itself knows no longer one."""
+"""The longest context that was compiled and compared; Baichuan2's own limit."""
 MOST_ROWS = 8192
 """The longest history that was compiled: the compiler takes it, and its keys of a layer fill 64 MB."""
 SAMPLE_CANDIDATES = 64
@@ -41,7 +41,7 @@ HEAD_ROWS = (1, 16, 32)
 
 _USUAL_TOKENS = (1, 16, 32, 64, 128, 256)
 _USUAL_HISTORIES = (128, 512, 1024, 2048, 4096, 8192)
-# By the cycle model of a 7B layer: stages left out here would save less than 3 % of a launch.
+# By the cycle model of a 7B layer, stages that are left out here would save 5 % of a launch at most.
 _SHORT_HISTORY, _TOKENS_OF_SHORT = 128, (1, 16)
 _LONG_HISTORY, _NOT_OF_LONG = 4096, (16,)  # 32 tokens take as long
 _GROUP_SIZES = (256, 128, 64)
@@ -98,7 +98,7 @@ class CompileSettings:
         if self.layers_per_net < 1:
             raise RequestError(f"{self.layers_per_net} layers per net cannot be compiled: choose 1 or more")
         if self.head_rows[:1] != (1,) or list(self.head_rows) != sorted(set(self.head_rows)):
-            raise RequestError(f"rows of the head {_listed(self.head_rows)} must rise from 1")
+            raise RequestError(f"rows of the head {_join_numbers(self.head_rows)} must rise from 1")
 
     def _check_stages(self) -> None:
         for tokens, history in self.stages:
@@ -219,7 +219,7 @@ def _is_useful(stage: Stage, rows: int) -> bool:
 
 
 def _check_shape(name: str, shape: tuple[int, int]) -> None:
-    """Check that a packed layer has whole groups of columns and of rows.
+    """Check that rows and columns of a packed layer are multiples of 64.
 
     With other rows the compiler (1.30.2) would store floats in place of the integers, without a word.
     """
@@ -230,5 +230,5 @@ def _check_shape(name: str, shape: tuple[int, int]) -> None:
         )
 
 
-def _listed(values: tuple[int, ...]) -> str:
+def _join_numbers(values: tuple[int, ...]) -> str:
     return ", ".join(str(value) for value in values)

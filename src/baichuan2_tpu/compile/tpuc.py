@@ -1,4 +1,4 @@
-"""Call TPU-MLIR's programs: one tpuc-opt a stage of a net, model_tool to combine and to describe.
+"""Call TPU-MLIR's programs: one tpuc-opt per stage of a net, model_tool to combine and to describe.
 
 Every call has a log; a call that fails becomes a CompileError that says everything about it. Not here: what
 is compiled (``nets``), in which order (``driver``), where the programs are (``toolchain``).
@@ -214,13 +214,13 @@ def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
 
 def _stages(text: str) -> list[StageSummary]:
     """Read the stages out of the text of ``model_tool --info``."""
-    found: list[StageSummary] = []
+    summaries: list[StageSummary] = []
     for part in re.split(r"^net \d+: ", text, flags=re.MULTILINE)[1:]:
         name = part[1 : part.index("]")]
         for stage in re.split(r"^stage \d+, ", part, flags=re.MULTILINE)[1:]:
             shapes = tuple(tuple(map(int, shape.split(", "))) for _, shape, _ in _STAGE.findall(stage))
-            found.append(StageSummary(name, shapes))
-    return found
+            summaries.append(StageSummary(name, shapes))
+    return summaries
 
 
 def _ending(code: int) -> str:

@@ -36,11 +36,11 @@ class _Panel:
     bars: list[_Bar]
 
 
-def draw(found: Estimate, *, title: str) -> str:
+def draw(figures: Estimate, *, title: str) -> str:
     """Return the SVG text of the picture; ``title`` must hold no markup."""
-    answers, prompts = list(_answer_panels(found)), _prompt_panel(found)
+    answers, prompts = list(_answer_panels(figures)), _prompt_panel(figures)
     shared_scale = _scale(bar for panel in answers for bar in panel.bars)
-    top, shapes = 70, [_text(12, 24, title, "bold"), _text(12, 42, _ORIGIN), *_legend(found.decode, 56)]
+    top, shapes = 70, [_text(12, 24, title, "bold"), _text(12, 42, _ORIGIN), *_legend(figures.decode, 56)]
     for panel in (*answers, prompts):
         scale = _scale(panel.bars) if panel is prompts else shared_scale
         shapes += [_text(12, top + 24, panel.heading, "bold"), *_bars(panel.bars, top + 36, scale)]
@@ -56,10 +56,10 @@ def draw(found: Estimate, *, title: str) -> str:
     )
 
 
-def _answer_panels(found: Estimate) -> Iterator[_Panel]:
+def _answer_panels(figures: Estimate) -> Iterator[_Panel]:
     """Yield a panel for each number of rows in use: a token for each user."""
-    for rows in found.histories:
-        bars = [_answer_bar(users, found.answers[users, rows]) for users in USERS]
+    for rows in figures.histories:
+        bars = [_answer_bar(users, figures.answers[users, rows]) for users in USERS]
         yield _Panel(f"One token for each user, up to {rows} rows in use", bars)
 
 
@@ -68,8 +68,8 @@ def _answer_bar(users: int, step: Step) -> _Bar:
     return _Bar(label, step, f", {1000 * users / step.total.time_ms:,.0f} tok/s")
 
 
-def _prompt_panel(found: Estimate) -> _Panel:
-    bars = [_Bar(str(tokens), step) for tokens, step in found.first_tokens.items()]
+def _prompt_panel(figures: Estimate) -> _Panel:
+    bars = [_Bar(str(tokens), step) for tokens, step in figures.first_tokens.items()]
     return _Panel("First token, by tokens of the prompt", bars)
 
 

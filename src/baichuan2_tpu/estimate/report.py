@@ -39,11 +39,11 @@ HELD_AGAINST = (
 """What is known of real devices. Source: docs/performance-bm1684x.md; the 0.3 ms are inferred."""
 
 
-def to_json(found: Estimate) -> dict[str, object]:
+def to_json(figures: Estimate) -> dict[str, object]:
     """Return every figure under a name that says its unit."""
-    manifest, total = found.manifest, found.decode.total
+    manifest, total = figures.manifest, figures.decode.total
     kv_bytes = kv_bytes_per_token(manifest)
-    first_tokens = found.first_tokens
+    first_tokens = figures.first_tokens
     return {
         "is_measured": False,
         "method": method(manifest),
@@ -60,14 +60,14 @@ def to_json(found: Estimate) -> dict[str, object]:
         "context": manifest.context,
         "rows": manifest.rows,
         "decode_ms": round(total.time_ms, 3),
-        "decode_tok_per_s": round(found.decode_tok_per_s, 3),
+        "decode_tok_per_s": round(figures.decode_tok_per_s, 3),
         "decode_roofline_ms": round(total.roofline_ms, 3),
         "decode_launches": total.launches,
-        "decode_parts": _parts_json(found.decode),
+        "decode_parts": _parts_json(figures.decode),
         "bytes_per_token": total.read_bytes,
-        "head_share": round(found.decode.head.time_ms / total.time_ms, 4),
-        "answers": [_answers_json(users, rows, step) for (users, rows), step in found.answers.items()],
-        "beside_answers": _loaded_json(found),
+        "head_share": round(figures.decode.head.time_ms / total.time_ms, 4),
+        "answers": [_answers_json(users, rows, step) for (users, rows), step in figures.answers.items()],
+        "beside_answers": _loaded_json(figures),
         "first_token_ms": {str(n): round(step.total.time_ms, 3) for n, step in first_tokens.items()},
         "first_token_roofline_ms": {
             str(n): round(step.total.roofline_ms, 3) for n, step in first_tokens.items()
@@ -75,7 +75,7 @@ def to_json(found: Estimate) -> dict[str, object]:
         "first_token_stages": {str(n): list(step.stages) for n, step in first_tokens.items()},
         "kv_bytes_per_token": kv_bytes,
         "kv_bytes": {str(n): n * kv_bytes for n in first_tokens},
-        "stages": [stage._asdict() | _cost_json(cost) for stage, cost in found.stages.items()],
+        "stages": [stage._asdict() | _cost_json(cost) for stage, cost in figures.stages.items()],
         "read_ceiling_bytes_per_s": READ_BYTES_PER_S,
         "flops_ceiling_per_s": FLOPS_PER_S,
         "left_out": list(LEFT_OUT),
@@ -106,7 +106,7 @@ def _answers_json(users: int, rows: int, step: Step) -> dict[str, object]:
     }
 
 
-def _loaded_json(found: Estimate) -> list[dict[str, object]]:
+def _loaded_json(figures: Estimate) -> list[dict[str, object]]:
     """Return what a prompt costs that rides along with answers, as its first token and as a share."""
     return [
         {
@@ -114,9 +114,9 @@ def _loaded_json(found: Estimate) -> list[dict[str, object]]:
             "rows_in_use": rows,
             "prompt_tokens": PROMPT_BESIDE_ANSWERS,
             "first_token_ms": round(step.total.time_ms, 3),
-            "of_answers_alone": round(step.total.time_ms / found.answers[users, rows].total.time_ms, 4),
+            "of_answers_alone": round(step.total.time_ms / figures.answers[users, rows].total.time_ms, 4),
         }
-        for (users, rows), step in found.loaded.items()
+        for (users, rows), step in figures.loaded.items()
     ]
 
 
