@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.device.base import DeviceCounts
 from baichuan2_tpu.errors import BackendError, ContextLengthError
 
 __all__ = ["Chunk", "Engine", "RowUse", "Sequence", "check_room"]
@@ -124,6 +125,16 @@ class Engine(ABC):
     def row_use(self) -> RowUse | None:
         """The memory that all sequences share, in rows; None where each has memory of its own."""
         return None
+
+    @property
+    def device_counts(self) -> DeviceCounts | None:
+        """What a device has done since it was opened; None for an engine without one."""
+        return None
+
+    def sequences_of(self, length: int) -> int:
+        """Return how many sequences of ``length`` tokens, 1 or more, can be held at once."""
+        rows = self.row_use
+        return self.max_sequences if rows is None else min(self.max_sequences, rows.total // length)
 
     def spare_tokens(self, answers: int) -> int:  # noqa: ARG002 - for engines that know more
         """Return how many tokens of prompts a step of ``answers`` tokens takes along for little more time.

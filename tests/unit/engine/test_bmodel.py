@@ -289,3 +289,40 @@ def test_a_launch_reads_the_shortest_history_that_covers_what_it_sees() -> None:
         assert history_read() == 16, "others' rows above it are not looked at"
         engine.forward([Chunk(low, [1], 0)])
         assert history_read() == 64, "its newest row lies behind the other's"
+
+
+def test_a_step_tells_how_many_tokens_of_prompts_ride_along() -> None:
+    engine = open_engine(stages=(1, 2, 16, 64, 128))
+    costs = engine._costs
+    for answers in (1, 5, 20):
+        spare = engine.spare_tokens(answers)
+        alone = costs.cheapest(answers, 0)
+        assert spare > 0
+        assert costs.cheapest(answers + spare, 0) <= 1.2 * alone < costs.cheapest(128, 0)
+    assert engine.spare_tokens(128) == 0
+
+
+@pytest.mark.parametrize("name", ["bmrt-simulator", "bmrt"])
+def test_a_simulator_says_once_how_long_a_token_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NumpyDevice, "name", name)
+    engine = open_engine()
+    notices: list[str] = []
+    engine.on_notice = notices.append
+    for _ in range(2):
+        whole_logits(engine, [1, 2])
+    is_simulated = name.endswith("simulator")
+    assert len(notices) == is_simulated
+    if is_simulated:
+        assert "for the first of 3 nets: expect about" in notices[0]
+
+
+def test_how_many_sequences_fit_is_told_by_their_length(engine: BmodelEngine) -> None:
+    assert [engine.sequences_of(length) for length in (1, 40, CONTEXT)] == [ROWS, 4, 2]
+
+
+def test_a_closed_sequence_takes_no_prefix(engine: BmodelEngine) -> None:
+    with engine.open_sequence() as source:
+        sequence = engine.open_sequence()
+        sequence.close()
+        with pytest.raises(BackendError, match="closed"):
+            sequence.copy_prefix(source, 0)

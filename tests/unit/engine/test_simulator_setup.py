@@ -110,15 +110,14 @@ def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86_64 machine: so is the simulator")
 def test_a_text_of_a_loaded_library_is_found_where_it_lies() -> None:
     library = loaded_library("libm.so")
-    address = simulator_yield.text_address(library, b"pow")
-    assert address is not None
+    (address,) = simulator_yield.text_addresses(library, b"pow")
     assert ctypes.string_at(simulator_yield.load_address(library) + address) == b"pow"
-    assert simulator_yield.text_address(library, b"[%d] do_allreduce: %d.\n") is None
+    assert simulator_yield.text_addresses(library, b"[%d] do_allreduce: %d.\n") == []
 
 
 def test_a_file_that_is_no_library_has_no_texts(folder: Path) -> None:
     with pytest.raises(ValueError, match="is no 64-bit ELF library"):
-        simulator_yield.text_address(folder / LIBRARIES[0], b"pow")
+        simulator_yield.text_addresses(folder / LIBRARIES[0], b"pow")
 
 
 def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:

@@ -96,10 +96,9 @@ class BmodelSequence(Sequence):
 
     def copy_prefix(self, source: Sequence, length: int) -> None:
         """Own the rows of another sequence's first tokens with it: nothing is copied or computed."""
-        engine = self._engine
-        if not isinstance(source, BmodelSequence) or engine is None or source is self:
-            raise RequestError("only another sequence of this engine can be copied")
-        if not source.belongs_to(engine):
+        if self._engine is None:
+            raise BackendError("this sequence is closed; open a new one")
+        if not isinstance(source, BmodelSequence) or source is self or not source.belongs_to(self._engine):
             raise RequestError("only another sequence of this engine can be copied")
         check_truncation(source, length)
         self._allocator.share(source.rows[:length])
@@ -161,7 +160,7 @@ class BmodelEngine(Engine):
         return self._rows.use
 
     @property
-    def counts(self) -> DeviceCounts:
+    def device_counts(self) -> DeviceCounts:
         """What the device has done since it was opened."""
         return self._device.counts
 

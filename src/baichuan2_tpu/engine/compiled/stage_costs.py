@@ -7,7 +7,7 @@ Not here: which nets there are (``net_plan``), what a bundle's launches add up t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
@@ -27,8 +27,8 @@ _EXACT_MULTIPLE = 4
 class StageCosts:
     """The costs of a plan's stages.
 
-    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those of
-    the head by rows.
+    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those
+    of the head by rows.
     """
 
     def __init__(
@@ -48,6 +48,10 @@ class StageCosts:
         self._histories = sorted({stage.history for stage in plan.stages})
         self._copies_ms = layers * _TENSORS_PER_LAYER * _COPY_MS
         self._cheapest = {history: self._cheapest_stages(history) for history in self._histories}
+        self._cuts = {
+            history: _Cuts(tuple((size, self._stages[stage]) for size, stage in stages.items()))
+            for history, stages in self._cheapest.items()
+        }
         self.heads = {stage.tokens: known_heads.get(stage.tokens, 1.0) for stage in plan.head.stages}
         """The head's costs by the rows of its stages; without figures all cost the same, nearly so."""
 
@@ -65,8 +69,7 @@ class StageCosts:
 
     def cheapest(self, tokens: int, rows: int) -> float:
         """Return the least cost of ``tokens`` new tokens that see only the first ``rows`` rows."""
-        costs = {size: self._stages[stage] for size, stage in self.stages(rows).items()}
-        return sum(costs[size] for size in cut_tokens(tokens, costs))
+        return self._cuts[self._level(rows)].cost(tokens)
 
     def _level(self, rows: int) -> int:
         return next(history for history in self._histories if history >= rows)
@@ -101,37 +104,56 @@ def cut_tokens(tokens: int, costs: Mapping[int, float]) -> tuple[int, ...]:
     Units: ``costs`` by the new tokens of each stage. The largest come first; all together may be more than
     ``tokens``, by less than the last.
     """
-    if tokens == 0:
-        return ()
-    largest = max(costs)
-    steady = min(costs, key=lambda size: costs[size] / size)
-    spare = max(0, tokens - _EXACT_MULTIPLE * largest) // steady
-    table = tuple(sorted(costs.items()))
-    pieces = [steady] * spare + list(_cut_exactly(tokens - spare * steady, table))
-    return tuple(sorted(pieces, reverse=True))
+    return _cuts_of(tuple(sorted(costs.items()))).pieces(tokens)
 
 
-@lru_cache(maxsize=4096)
-def _cut_exactly(tokens: int, costs: tuple[tuple[int, float], ...]) -> tuple[int, ...]:
-    """Weigh every cut, the shortest numbers of tokens first. Of equal costs, the fewest launches win."""
-    least: list[tuple[float, int]] = [(0.0, 0)]
-    chosen = [0]
-    for count in range(1, tokens + 1):
-        options = (_add(least[max(0, count - size)], cost, size) for size, cost in costs)
-        best, size = min(options)
-        least.append(best)
-        chosen.append(size)
-    return tuple(_walk(tokens, chosen))
+@lru_cache(maxsize=64)
+def _cuts_of(costs: tuple[tuple[int, float], ...]) -> _Cuts:
+    """Return the cuts into these stages; what was weighed once is kept."""
+    return _Cuts(costs)
 
 
-def _add(rest: tuple[float, int], cost: float, size: int) -> tuple[tuple[float, int], int]:
-    return (round(rest[0] + cost, 9), rest[1] + 1), size
+class _Cuts:
+    """The cheapest cut of every number of tokens, weighed the first time that it is asked for.
 
+    ``costs`` are sizes and what each costs. Of cuts of equal cost, that with the fewest launches is taken.
+    """
 
-def _walk(tokens: int, chosen: list[int]) -> Iterable[int]:
-    while tokens > 0:
-        yield chosen[tokens]
-        tokens -= chosen[tokens]
+    def __init__(self, costs: tuple[tuple[int, float], ...]) -> None:
+        self._costs = costs
+        self._largest = max(size for size, _ in costs)
+        self._steady, self._steady_cost = min(costs, key=lambda stage: stage[1] / stage[0])
+        self._least: list[tuple[float, int]] = [(0.0, 0)]
+        self._last = [0]
+
+    def cost(self, tokens: int) -> float:
+        """Return the least cost."""
+        steady, rest = self._split(tokens)
+        return steady * self._steady_cost + self._least[rest][0]
+
+    def pieces(self, tokens: int) -> tuple[int, ...]:
+        """Return the sizes, the largest first."""
+        steady, rest = self._split(tokens)
+        pieces = [self._steady] * steady
+        while rest > 0:
+            pieces.append(self._last[rest])
+            rest -= pieces[-1]
+        return tuple(sorted(pieces, reverse=True))
+
+    def _split(self, tokens: int) -> tuple[int, int]:
+        """Return how many launches of the steady stage come first, and the tokens that are weighed."""
+        steady = max(0, tokens - _EXACT_MULTIPLE * self._largest) // self._steady
+        rest = tokens - steady * self._steady
+        for count in range(len(self._least), rest + 1):
+            best, size = min(self._options(count))
+            self._least.append(best)
+            self._last.append(size)
+        return steady, rest
+
+    def _options(self, count: int) -> Iterator[tuple[tuple[float, int], int]]:
+        for size, cost in self._costs:
+            spent, launches = self._least[max(0, count - size)]
+            yield (round(spent + cost, 9), launches + 1), size
 
 
 def _formula_ms(tokens: int, history: int) -> float:

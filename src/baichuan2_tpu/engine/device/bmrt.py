@@ -172,6 +172,7 @@ class BmrtDevice(Device):
         self._library = BmrtLibrary(simulator or libraries)
         self._handles = request_device(self._library, device)
         self.counts = self._handles.counts
+        self._latest_launch = ""
         # Without it the simulator's threads outlive the interpreter and crash the process at its end.
         self._finalizer = weakref.finalize(self, self._handles.close)
         try:
@@ -268,12 +269,13 @@ class BmrtDevice(Device):
         if not is_launched:
             raise DeviceError(f"libbmrt could not launch stage {stage} of {net}; see its message above")
         self._handles.is_busy = True
+        self._latest_launch = f"stage {stage} of {net}"
         self.counts.launches += 1
 
     def wait(self) -> None:
         """Wait until everything that was launched has ended."""
         self._open()
-        self._check(self._handles.wait(), "running nets")
+        self._check(self._handles.wait(), f"running nets up to {self._latest_launch}")
 
     def close(self) -> None:
         """Free the nets and all memory."""

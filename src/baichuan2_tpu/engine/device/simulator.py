@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 from baichuan2_tpu.engine.device.c_library import send_c_output_to_stderr
-from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address, text_address
+from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address, text_addresses
 from baichuan2_tpu.errors import BackendUnavailable
 
 __all__ = ["prepare_simulator", "simulator_memory_bytes"]
@@ -107,11 +107,10 @@ def _make_threads_yield(chip: Path) -> None:
 
 def _silence(chip: Path) -> None:
     """Make the text of the line that the chip prints at every launch empty; its faults are still printed."""
-    address = text_address(chip, _CHATTER)
-    if address is not None:
-        address += load_address(chip)
-        _protect(address, _READ_WRITE)
-        ctypes.memset(address, 0, 1)
+    for address in text_addresses(chip, _CHATTER):
+        start = load_address(chip) + address
+        _protect(start, _READ_WRITE)
+        ctypes.memset(start, 0, 1)
 
 
 def _yielding_unlock() -> bytes:

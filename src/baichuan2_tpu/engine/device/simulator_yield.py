@@ -7,12 +7,13 @@ Source: System V ABI, AMD64 supplement, "Object Files"; proc(5) for ``/proc/self
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["call_slots", "load_address", "text_address"]
+__all__ = ["call_slots", "load_address", "text_addresses"]
 
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _HEADER = struct.Struct("<6s10xHHIQQQIHHHHHH")
@@ -54,23 +55,21 @@ def call_slots(path: Path, function: str) -> list[int]:
     ]
 
 
-def text_address(path: Path, text: bytes) -> int | None:
-    """Return the address, from the library's start, of a text that ends with a zero; None where it has none.
+def text_addresses(path: Path, text: bytes) -> list[int]:
+    """Return the addresses, from the library's start, of a text that ends with a zero.
 
     Raises: ValueError when ``path`` is no such library.
     """
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise ValueError(f"{path}: is no 64-bit ELF library")
-    place = data.find(b"\0" + text + b"\0") + 1
-    holding = [
-        section
-        for section in _sections(data)
-        if section.address
-        and section.kind != _NOT_IN_FILE
-        and section.offset <= place < section.offset + section.nbytes
+    loaded = [section for section in _sections(data) if section.address and section.kind != _NOT_IN_FILE]
+    return [
+        match.start() + 1 - section.offset + section.address
+        for match in re.finditer(re.escape(b"\0" + text + b"\0"), data)
+        for section in loaded
+        if section.offset <= match.start() < section.offset + section.nbytes
     ]
-    return place - holding[0].offset + holding[0].address if place and holding else None
 
 
 def load_address(path: Path) -> int:
