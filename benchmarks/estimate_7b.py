@@ -26,7 +26,7 @@ from baichuan2_tpu.compile.nets import Net, block_net, head_net
 from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.compile.tpuc import Addresses, Compiler
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.estimate import USERS, Estimate, estimate
+from baichuan2_tpu.estimate import USERS, Estimate, draw, estimate
 from baichuan2_tpu.manifest import HeadKind, Manifest, NetCost
 from baichuan2_tpu.toolchain import find_toolchain
 from vendor_form import vendor_block
@@ -68,6 +68,8 @@ BUILDS = (
     Build(4, 128, "w4"),
     Build(8, 64, "w8"),
 )
+
+DRAWN = Build(4, 64, "w4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ def main() -> None:
     for build, figures in results.items():
         print("\n".join(["", f"{build.name}: ms per step (tok/s)", "", *users_table(figures)]))
     print("\n".join(["", *goal_table(goals(results))]))
+    if arguments.picture and DRAWN in results:
+        arguments.picture.write_text(draw(results[DRAWN], title=f"{SHAPE}, {DRAWN.name}"), "utf-8")
     if arguments.json:
         print(json.dumps({build.name: result_json(figures) for build, figures in results.items()}))
 
@@ -141,6 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8), default=[4, 8])
     parser.add_argument("--toolchain", type=Path, help="where TPU-MLIR is installed")
     parser.add_argument("--scratch", type=Path, help="folder for some gigabytes, which are removed")
+    parser.add_argument("--picture", type=Path, help="SVG to draw, of 4 bits with a 4-bit head")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
 

@@ -34,7 +34,7 @@ _HEAD_BITS = {"w4": 4, "w8": 8, "f16": 16}
 
 # Processor seconds: of a unit and of a stage, each at no weights and for every GB of them; of the end of all.
 _UNIT_S, _UNIT_S_PER_GB = 0.6, 12.0
-_STAGE_S, _STAGE_S_PER_GB = 0.6, 8.0
+_STAGE_S, _STAGE_S_PER_GB = 0.6, 7.0
 _JOIN_S_PER_GB = 3.0
 
 _LAYERS_PER_NET = (4, 2, 1)
@@ -133,14 +133,15 @@ class Plan:
 
     @property
     def instruction_bytes(self) -> int:
-        """Device memory, and disk, for the instructions of all stages."""
+        """Device memory for the instructions of all stages; on the disk equal nets share them."""
         return sum(unit.instruction_bytes for unit in self.units)
 
     @property
     def result_bytes(self) -> int:
         """Disk of the finished bundle."""
         weights = sum(unit.weight_bytes for unit in self.units)
-        return weights + self.instruction_bytes + _FIRMWARE_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
+        instructions = max(unit.instruction_bytes for unit in self.units)
+        return weights + instructions + _FIRMWARE_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
 
     @property
     def peak_disk_bytes(self) -> int:
