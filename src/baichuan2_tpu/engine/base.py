@@ -62,7 +62,7 @@ class Sequence(ABC):
 class Chunk:
     """New tokens of one sequence, and how many of its last rows want logits.
 
-    ``logit_rows`` is 0 for a piece of a prompt, 1 to go on from here, ``len(tokens)`` to check or score
+    ``logit_rows`` is 0 for a piece of a prompt, 1 to continue from here, ``len(tokens)`` to check or score
     every token.
     """
 
@@ -154,7 +154,7 @@ class Engine(ABC):
     def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
         """Append every chunk's tokens to its sequence and return the logits that were asked for.
 
-        Shapes: one array a chunk, (logit_rows, vocabulary), the last row for the chunk's last token. Where
+        Shapes: one array per chunk, (logit_rows, vocabulary), the last row for the chunk's last token. Where
         fewer ``candidates`` are known than that, all others are -inf; a single one has the logit 0. NaN are
         the logits of a sequence whose tokens overflow; the others' are not touched by it.
         Side effect: every sequence has grown by its chunk; on an error none has.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from baichuan2_tpu.engine.base import RowUse
-from baichuan2_tpu.engine.compiled.rows import RowAllocator, Run, fewest_runs, lowest_run, split_runs
+from baichuan2_tpu.engine.compiled.rows import FreeRuns, RowAllocator, Run
 
 ROWS = 24
 
@@ -35,12 +35,13 @@ class Allocations(RuleBasedStateMachine):
         if count > len(free):
             return
         runs = self.allocator.free_runs()
-        run = lowest_run(runs, count + padding)
+        run = runs.lowest(count + padding)
         if run is not None:
             rows = run.rows()[:count].tolist()
             assert set(run.rows().tolist()) <= set(free)
         else:
-            chosen = fewest_runs(runs, count)
+            chosen = runs.fewest(count)
+            assert len(chosen) == runs.number(count)
             rows = [row for part in chosen for row in part.rows().tolist()]
             assert len(chosen) == 1 or all(part.count < count + padding for part in chosen)
         assert len(rows) == count
@@ -68,7 +69,7 @@ class Allocations(RuleBasedStateMachine):
         owners = self.owners()
         used, shared = sum(count > 0 for count in owners), sum(count > 1 for count in owners)
         assert self.allocator.use == RowUse(total=ROWS, used=used, shared=shared)
-        free = [row for run in self.allocator.free_runs() for row in run.rows().tolist()]
+        free = [row for run in self.allocator.free_runs().all() for row in run.rows().tolist()]
         assert free == [row for row, count in enumerate(owners) if count == 0]
 
     @invariant()
@@ -84,22 +85,26 @@ TestAllocations = Allocations.TestCase
 
 @given(st.lists(st.integers(0, 40), unique=True).map(sorted))
 def test_runs_are_as_long_as_possible(rows: list[int]) -> None:
-    runs = split_runs(np.array(rows, np.int64))
+    runs = FreeRuns(np.array(rows, np.int64)).all()
     assert [row for run in runs for row in run.rows().tolist()] == rows
     ends = [run.start + run.count for run in runs]
     assert all(end < run.start for end, run in zip(ends, runs[1:], strict=False))
 
 
+FREE = FreeRuns(np.array([3, 4, *range(8, 13), *range(20, 29)]))
+
+
 def test_the_lowest_run_that_is_long_enough_is_taken() -> None:
-    runs = [Run(3, 2), Run(8, 5), Run(20, 9)]
-    assert lowest_run(runs, 2) == Run(3, 2)
-    assert lowest_run(runs, 4) == Run(8, 4)
-    assert lowest_run(runs, 10) is None
+    assert FREE.lowest(2) == Run(3, 2)
+    assert FREE.lowest(4) == Run(8, 4)
+    assert FREE.lowest(10) is None
 
 
 def test_scattered_rows_lie_in_as_few_runs_as_possible() -> None:
-    runs = [Run(3, 2), Run(8, 5), Run(20, 9)]
-    assert fewest_runs(runs, 12) == (Run(20, 9), Run(8, 3))
+    assert FREE.fewest(12) == (Run(20, 9), Run(8, 3))
+    assert FREE.fewest(9) == (Run(20, 9),)
+    assert FREE.fewest(16) == (Run(20, 9), Run(8, 5), Run(3, 2))
+    assert FREE.fewest(0) == ()
 
 
 def test_giving_a_row_away_twice_is_a_fault_of_our_own() -> None:

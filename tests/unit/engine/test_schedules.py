@@ -141,7 +141,7 @@ class ConverterSchedules(Schedules):
     options = {"stages": (1, 32), "form": "converter"}  # noqa: RUF012
 
 
-SETTINGS = settings(max_examples=25, stateful_step_count=25, deadline=None)
+SETTINGS = settings(max_examples=12, stateful_step_count=20, deadline=None)
 Schedules.TestCase.settings = AlibiSchedules.TestCase.settings = ConverterSchedules.TestCase.settings = (
     SETTINGS
 )

@@ -149,6 +149,15 @@ def test_scattered_free_rows_are_filled_one_by_one_where_that_costs_less() -> No
     assert all(launch.is_in_place for launch in launches)
 
 
+def test_many_tokens_into_scattered_rows_are_not_launched_one_by_one() -> None:
+    """Each launch of one token looked cheap, as if those behind it found a long run of free rows."""
+    memory = Memory(OWN, [row for row in range(ROWS) if row % 4 == 0])
+    work = memory.work(60, 1)
+    launches = memory.launches([work])
+    check(launches, [work], memory)
+    assert len(launches) == 2
+
+
 def test_the_last_free_rows_take_as_many_tokens_as_there_are() -> None:
     memory = Memory(OWN, list(range(ROWS - 5)))
     work = memory.work(5, 5)

@@ -141,23 +141,23 @@ class BlockLoop:
         return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
 
     def _head_rows(
-        self, stage: TokenStage, states: Buffer, first: int, wanted: tuple[int, int]
+        self, stage: TokenStage, states: Buffer, first: int, kept: tuple[int, int]
     ) -> list[NDArray[Any]]:
         """Run a stage of the head on the states from row ``first`` on.
 
-        Return the outputs of ``wanted`` rows: the first of them and their number, counted from ``first``.
+        Return the outputs of ``kept`` rows: the first of them, counted from ``first``, and their number.
         """
-        device, (skipped, count) = self._device, wanted
+        device, (skipped, count) = self._device, kept
         shape = device.nets[stage.net].stages[stage.stage].inputs[0].shape
         source = device.view(states, first * self._plan.hidden_size, shape)
         outputs = self._head_outputs[stage.tokens]
         device.launch(stage.net, stage.stage, [source], outputs)
-        found: list[NDArray[Any]] = []
+        values: list[NDArray[Any]] = []
         for output in outputs:
             width = output.nbytes // DTYPES[output.dtype].itemsize // stage.tokens
             rows = device.view(output, skipped * width, (count, width))
-            found.append(to_float32(rows, device.download(rows)))
-        return found
+            values.append(to_float32(rows, device.download(rows)))
+        return values
 
     def _upload(self, io: _NetIo, launch: Launch) -> None:
         stage = launch.stage

@@ -25,7 +25,7 @@ from baichuan2_tpu.engine.checks import (
 )
 from baichuan2_tpu.engine.compiled.block_loop import BlockLoop
 from baichuan2_tpu.engine.compiled.net_plan import HeadPlan, NetPlan
-from baichuan2_tpu.engine.compiled.rows import RowAllocator, Run, fewest_runs
+from baichuan2_tpu.engine.compiled.rows import RowAllocator, Run
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.compiled.step import Launch, Step, Work
 from baichuan2_tpu.engine.device.base import Device, DeviceCounts
@@ -277,7 +277,7 @@ class BmodelEngine(Engine):
 
     def _spoil(self, work: Work) -> None:
         """Give a work rows that hold nothing, and logits that are no numbers."""
-        runs = fewest_runs(self._rows.free_runs(), len(work.tokens))
+        runs = self._rows.free_runs().fewest(len(work.tokens))
         rows = np.concatenate([run.rows() for run in runs])
         self._rows.take(rows, np.zeros_like(rows))
         work.rows.append(rows)

@@ -70,11 +70,11 @@ def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
     path = folder / _EMBEDDING_FILE
     shape = (manifest.model.vocabulary_size, manifest.model.hidden_size)
     dtype = DTYPES[manifest.dtype]
-    wanted = shape[0] * shape[1] * dtype.itemsize
-    found = path.stat().st_size if path.is_file() else 0
-    if found != wanted:
+    expected_bytes = shape[0] * shape[1] * dtype.itemsize
+    nbytes = path.stat().st_size if path.is_file() else 0
+    if nbytes != expected_bytes:
         raise ArtifactError(
-            f"{path}: has {found} bytes, {list(shape)} of {manifest.dtype} take {wanted}; "
+            f"{path}: has {nbytes} bytes, {list(shape)} of {manifest.dtype} take {expected_bytes}; "
             "copy the bundle again"
         )
     return np.memmap(path, dtype, mode="r", shape=shape)
@@ -92,7 +92,7 @@ def _stage_costs(manifest: Manifest, plan: NetPlan) -> StageCosts:
 def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
     """Compare the nets with the manifest."""
     model = manifest.model
-    wanted: Mapping[str, object] = {
+    expected: Mapping[str, object] = {
         "layers": model.layers,
         "block nets": len(manifest.block_nets),
         "hidden size": model.hidden_size,
@@ -105,7 +105,7 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
         "output of the head": manifest.head_output,
         "has an embedding": manifest.embedding == "device",
     }
-    found: Mapping[str, object] = {
+    actual: Mapping[str, object] = {
         "layers": plan.layers,
         "block nets": len(plan.layers_of_net),
         "hidden size": plan.hidden_size,
@@ -119,11 +119,11 @@ def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
         "has an embedding": bool(plan.embeddings),
     }
     if plan.head.output == "logits":
-        wanted = {**wanted, "vocabulary": model.vocabulary_size}
-        found = {**found, "vocabulary": plan.head.candidates}
-    for name, value in wanted.items():
-        if found[name] != value:
+        expected = {**expected, "vocabulary": model.vocabulary_size}
+        actual = {**actual, "vocabulary": plan.head.candidates}
+    for name, value in expected.items():
+        if actual[name] != value:
             raise ArtifactError(
-                f"{folder / manifest.bmodel}: {name} is {found[name]}, the manifest says {value}; "
+                f"{folder / manifest.bmodel}: {name} is {actual[name]}, the manifest says {value}; "
                 "compile the bundle again"
             )

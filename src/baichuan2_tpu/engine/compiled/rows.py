@@ -7,7 +7,6 @@ Not here: what the rows hold on the device (``history``), which sequence sees wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.base import RowUse
 
-__all__ = ["RowAllocator", "Run", "fewest_runs", "lowest_run", "split_runs"]
+__all__ = ["FreeRuns", "RowAllocator", "Run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +47,9 @@ class RowAllocator:
         """Return the positions of the tokens in the first ``count`` rows; 0 for a free row."""
         return np.where(self._owners[:count] > 0, self._positions[:count], np.int32(0))
 
-    def free_runs(self) -> list[Run]:
-        """Return all free rows in runs as long as possible, the lowest first."""
-        return split_runs(np.flatnonzero(self._owners == 0))
+    def free_runs(self) -> FreeRuns:
+        """Return all free rows."""
+        return FreeRuns(np.flatnonzero(self._owners == 0))
 
     def take(self, rows: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Give free rows their first owner. Shapes: rows, positions (T,)."""
@@ -70,26 +69,34 @@ class RowAllocator:
         self._owners[rows] -= 1
 
 
-def lowest_run(runs: Iterable[Run], count: int) -> Run | None:
-    """Return ``count`` rows at the start of the first run that is long enough, or None."""
-    return next((Run(run.start, count) for run in runs if run.count >= count), None)
+class FreeRuns:
+    """Row numbers in runs as long as possible. Shapes: rows (free rows,), ascending."""
 
+    def __init__(self, rows: NDArray[np.integer[Any]]) -> None:
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        self._starts = rows[starts]
+        self._counts = np.diff(starts, append=len(rows))
+        self._longest_first = np.argsort(-self._counts, kind="stable")
+        self._covered = np.cumsum(self._counts[self._longest_first])
 
-def fewest_runs(runs: Iterable[Run], count: int) -> tuple[Run, ...]:
-    """Return ``count`` rows in as few of the runs as possible, the longest first; there must be as many."""
-    chosen: list[Run] = []
-    for run in sorted(runs, key=lambda run: -run.count):
-        if count == 0:
-            break
-        chosen.append(Run(run.start, min(run.count, count)))
-        count -= chosen[-1].count
-    return tuple(chosen)
+    def all(self) -> list[Run]:
+        """Return every run, the lowest first."""
+        return [Run(int(start), int(count)) for start, count in zip(self._starts, self._counts, strict=True)]
 
+    def lowest(self, count: int) -> Run | None:
+        """Return ``count`` rows at the start of the first run that is long enough, or None."""
+        places = np.flatnonzero(self._counts >= count)
+        return Run(int(self._starts[places[0]]), count) if len(places) else None
 
-def split_runs(rows: NDArray[np.integer[Any]]) -> list[Run]:
-    """Split ascending row numbers into runs of consecutive ones."""
-    if not len(rows):
-        return []
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-    counts = np.diff(np.concatenate([starts, [len(rows)]]))
-    return [Run(int(rows[start]), int(count)) for start, count in zip(starts, counts, strict=True)]
+    def number(self, count: int) -> int:
+        """Return in how few runs ``count`` rows lie; there must be as many."""
+        return int(np.searchsorted(self._covered, count)) + 1 if count else 0
+
+    def fewest(self, count: int) -> tuple[Run, ...]:
+        """Return ``count`` rows in as few runs as possible, the longest first; there must be as many."""
+        places = self._longest_first[: self.number(count)]
+        runs = [Run(int(self._starts[place]), int(self._counts[place])) for place in places]
+        if runs:
+            surplus = int(self._covered[len(runs) - 1]) - count
+            runs[-1] = Run(runs[-1].start, runs[-1].count - surplus)
+        return tuple(runs)

@@ -71,6 +71,10 @@ class StageCosts:
         """Return the least cost of ``tokens`` new tokens that see only the first ``rows`` rows."""
         return self._cuts[self._level(rows)].cost(tokens)
 
+    def first_size(self, tokens: int, rows: int) -> int:
+        """Return the new tokens of the largest stage in that cheapest cut."""
+        return self._cuts[self._level(rows)].pieces(tokens)[0]
+
     def _level(self, rows: int) -> int:
         return next(history for history in self._histories if history >= rows)
 

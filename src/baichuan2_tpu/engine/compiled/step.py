@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
-from baichuan2_tpu.engine.compiled.rows import RowAllocator, Run, fewest_runs, lowest_run
+from baichuan2_tpu.engine.compiled.rows import FreeRuns, RowAllocator, Run
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 
 __all__ = ["Launch", "Part", "Step", "Work"]
@@ -124,15 +124,6 @@ class _Segment:
         return np.arange(first, first + self.count, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Rows for the new tokens of a launch, and what it costs to bring them there."""
-
-    runs: tuple[Run, ...]
-    is_in_place: bool
-    cost: float
-
-
 class Step:
     """Cuts new tokens into launches, and takes rows for them. There must be a free row for every token.
 
@@ -173,29 +164,36 @@ class Step:
 
         def cost(stage: BlockStage) -> float:
             taken = min(stage.tokens, count)
-            rest = self._costs.cheapest(count - taken, rows_seen)
-            return self._costs.of(stage) + self._place(stage, taken, taken, runs).cost + rest
+            rest = self._cost_of_rest(count - taken, rows_seen, runs)
+            return self._costs.of(stage) + self._cost_of_place(stage, taken, runs) + rest
 
         return min(self._costs.stages(rows_seen).values(), key=cost).tokens
 
-    def _place(self, stage: BlockStage, count: int, kept: int, runs: list[Run]) -> _Place:
-        """Choose rows for the last ``kept`` of a launch's ``count`` tokens."""
-        run = lowest_run(runs, stage.tokens) if kept == count else None
-        if run is not None:
-            return _Place((run,), is_in_place=True, cost=0)
-        chosen = fewest_runs(runs, kept)
-        return _Place(chosen, is_in_place=False, cost=self._costs.copies(len(chosen)))
+    def _cost_of_rest(self, count: int, rows_seen: int, runs: FreeRuns) -> float:
+        """Return about what ``count`` more tokens cost, as if the free rows were still those of now."""
+        if count == 0:
+            return 0
+        stages = self._costs.stages(rows_seen)
+        first = stages[self._costs.first_size(count, rows_seen)]
+        together = self._costs.cheapest(count, rows_seen) + self._cost_of_place(first, count, runs)
+        return min(together, count * self._costs.of(stages[1]))
+
+    def _cost_of_place(self, stage: BlockStage, kept: int, runs: FreeRuns) -> float:
+        """Return what it costs to bring new rows to free ones, where the stage cannot write them there."""
+        return 0 if runs.lowest(stage.tokens) else self._costs.copies(runs.number(kept))
 
     def _launch(self, stage: BlockStage, segments: list[_Segment]) -> Launch:
         tokens = np.concatenate([segment.tokens() for segment in segments])
         positions = np.concatenate([segment.positions() for segment in segments])
         kept_from = sum(segment.count for segment in segments if segment.start < 0)
         history_positions = self._rows.positions(stage.history)
-        place = self._place(stage, len(tokens), len(tokens) - kept_from, self._rows.free_runs())
-        rows = np.concatenate([run.rows() for run in place.runs])[: len(tokens) - kept_from]
+        free = self._rows.free_runs()
+        run = free.lowest(stage.tokens) if kept_from == 0 else None
+        runs = (run,) if run else free.fewest(len(tokens) - kept_from)
+        rows = np.concatenate([run.rows() for run in runs])[: len(tokens) - kept_from]
         parts = _parts(segments)
         self._rows.take(rows, positions[kept_from:])
-        self.written += place.runs
+        self.written += runs
         for part in parts:
             part.work.rows.append(rows[part.places[part.places >= kept_from] - kept_from])
         return Launch(
@@ -204,9 +202,9 @@ class Step:
             positions=positions,
             history_positions=history_positions,
             parts=parts,
-            runs=place.runs,
+            runs=runs,
             kept_from=kept_from,
-            is_in_place=place.is_in_place,
+            is_in_place=run is not None,
             logit_rows=sum(segment.count for segment in segments if segment.has_logits),
         )
 
@@ -224,8 +222,8 @@ class Step:
         kept = sum(counts.values())
         if kept == 0:
             return []
-        place = self._place(prompt, kept, kept, self._rows.free_runs())
-        is_worth = self._costs.of(prompt) + place.cost < self._costs.cheapest(kept, self._plan.rows)
+        copies = self._cost_of_place(prompt, kept, self._rows.free_runs())
+        is_worth = self._costs.of(prompt) + copies < self._costs.cheapest(kept, self._plan.rows)
         return _prompt_order(counts) if is_worth else []
 
 

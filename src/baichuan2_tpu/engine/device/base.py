@@ -2,7 +2,7 @@
 
 A device holds the nets of one bmodel and the memory around them. Two libraries provide one: libbmrt
 (``bmrt``, on hardware and on the simulator) and SOPHON-SAIL (``sail``). Not here: tokens, KV caches,
-which net to launch (``bmodel``).
+which net to launch (``engine.compiled``).
 Source: libbmrt's ``bmrt_get_network_info`` of libsophon 0.5.1; SOPHON-SAIL 3.10.7.
 """
 

@@ -2,7 +2,7 @@
 
 Both take the same calls (``bmrt_library``). libbmlib and libbmrt abort the process on many mistakes, and the
 simulator on all of them, so whatever can be checked is checked first.
-Not here: tokens, KV caches (``bmodel``).
+Not here: tokens, KV caches (``engine.compiled``).
 Source: libsophon 0.5.1 and the simulator of tpu_mlir 1.30.2.
 """
 

@@ -1,8 +1,8 @@
 """A device driven through ``EngineLLM`` of SOPHON-SAIL, version 3.9.1 or newer.
 
 SAIL checks little, and what it misses ends in a segmentation fault or in wrong numbers: everything is checked
-here before it is called. It is imported when a device is opened, never before. Not here: the block loop
-(``bmodel``), libbmrt without SAIL (``bmrt``), versions and exceptions of SAIL (``sail_library``).
+here before it is called. It is imported when a device is opened, never before. Not here: the engine
+(``engine.compiled``), libbmrt without SAIL (``bmrt``), versions and exceptions of SAIL (``sail_library``).
 Source: src/bind.cpp, src/tensor.cpp and src/engine_llm.cpp of SOPHON-SAIL 3.10.7, compared with 3.9.1.
 """
 
@@ -222,8 +222,8 @@ class SailDevice(Device):
         check_launch(self._net(net), stage, inputs, outputs)
         fed = [self._own(buffer)[1] for buffer in inputs]
         filled = [self._own(buffer) for buffer in outputs]
-        for (one, _), (other, _) in itertools.combinations(filled, 2):
-            if one.overlaps(other):
+        for (first, _), (second, _) in itertools.combinations(filled, 2):
+            if first.overlaps(second):
                 raise DeviceError(f"two outputs of {net} overlap; give each a buffer of its own")
         with self._calling(f"run stage {stage} of net {net}"):
             outs = {index: tensor for index, (_, tensor) in enumerate(filled)}

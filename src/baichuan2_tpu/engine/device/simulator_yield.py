@@ -87,7 +87,7 @@ def load_address(path: Path) -> int:
 
 def _sections(data: bytes) -> list[_Section]:
     *_, table, _, _, _, _, entry_nbytes, count, _ = _HEADER.unpack_from(data)
-    return [_Section(*_SECTION.unpack_from(data, table + one * entry_nbytes)) for one in range(count)]
+    return [_Section(*_SECTION.unpack_from(data, table + index * entry_nbytes)) for index in range(count)]
 
 
 def _imports(data: bytes, section: _Section) -> Iterator[tuple[int, int]]:
