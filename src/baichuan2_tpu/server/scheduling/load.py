@@ -20,8 +20,8 @@ class SchedulerSettings:
 
     At most ``max_running`` answers are generated at once and ``max_waiting`` more requests wait. ``kv_bytes``
     limits the keys and values of running and kept sequences; with None only the engine limits them, by the
-    memory that its sequences share, or by their number. ``max_pause_s`` is how much longer new prompts may make
-    a step while other answers wait for their next token.
+    memory that its sequences share, or by their number. ``max_pause_s`` is how much longer new prompts may
+    make a step while other answers wait for their next token.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
