@@ -18,7 +18,8 @@ from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import Address, bind, serve
 from baichuan2_tpu.text.template import BaichuanTemplate

@@ -191,15 +191,17 @@ def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, br
 def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve(max_tokens=10).url)
     assert page.answer("hello") == "Hello! How"
-    assert "cut at the longest answer" in page.note
+    assert "cut off at the maximum length" in page.note
     page.find("#settings button").click()
-    field = page.find("input[aria-label='Longest answer, tokens']")
+    field = page.find("input[aria-label='Maximum answer length (tokens)']")
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys("5")
     assert page.answer("hello") == "Hello"
     page.open()
     page.find("#settings button").click()
-    page.wait(lambda: page.find("input[aria-label='Longest answer, tokens']").get_attribute("value") == "5")
+    page.wait(
+        lambda: page.find("input[aria-label='Maximum answer length (tokens)']").get_attribute("value") == "5"
+    )
     assert page.answer("something") == "You s"
 
 
@@ -221,7 +223,7 @@ def test_the_wrong_key_is_refused_and_the_right_one_remembered(serve: Serve, bro
         chrome.get(server.url)
         chrome.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
         page_text = chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text
-        assert page_text == "This key is wrong."
+        assert page_text == "The API key is incorrect."
         assert not chrome.find_elements(By.TAG_NAME, "gradio-app")
     chrome.find_element(By.ID, "key").send_keys("open-sesame", Keys.ENTER)
     page = ChatPage(chrome, server.url)
@@ -268,7 +270,7 @@ def test_the_page_follows_the_browser_and_can_be_switched(
     serve: Serve, browser: Open, language: str, is_dark: bool
 ) -> None:
     page = ChatPage(browser(language=language, is_dark=is_dark), serve().url)
-    texts = {"en-US": ("Ask something", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
+    texts = {"en-US": ("Ask a question", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
     hint, new = texts.pop(language)
     assert page.find("#box textarea").get_attribute("placeholder") == hint
     assert page.is_dark is is_dark

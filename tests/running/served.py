@@ -16,7 +16,8 @@ from starlette.types import ASGIApp
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import Connection
 from baichuan2_tpu.text.template import BaichuanTemplate

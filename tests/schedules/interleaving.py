@@ -12,7 +12,9 @@ from baichuan2_tpu.errors import DeadlineError
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.memory import memory_need
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from schedules.serving import Clock, finish, solo, submit
 

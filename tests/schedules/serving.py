@@ -9,10 +9,11 @@ from baichuan2_tpu.generate.events import Event, Result
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, Ticket
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Clock", "finish", "greedy", "read", "request", "said", "solo", "submit"]
+__all__ = ["Clock", "finish", "greedy", "read", "request", "result_of", "solo", "submit"]
 
 
 class Clock:
@@ -61,16 +62,16 @@ def read(ticket: Ticket) -> list[Event]:
     return list(ticket)
 
 
-def said(ticket: Ticket) -> Result:
+def result_of(ticket: Ticket) -> Result:
     """Return the answer of a ticket that is over."""
     result = read(ticket)[-1]
     assert isinstance(result, Result)
     return result
 
 
-def solo(engine: Engine, tokenizer: Tokenizer, one: Request) -> Result:
+def solo(engine: Engine, tokenizer: Tokenizer, single: Request) -> Result:
     """Return the answer to a request that has an engine for itself."""
     with TrackedSequence(engine) as sequence:
-        *_, result = generate(sequence, tokenizer, one.prompt_ids, one.settings)
+        *_, result = generate(sequence, tokenizer, single.prompt_ids, single.settings)
     assert isinstance(result, Result)
     return result

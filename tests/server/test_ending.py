@@ -98,7 +98,7 @@ def test_an_answer_that_outlasts_the_grace_ends_with_an_error(
         begin(client, ENDLESS, never_stop) as stream,
     ):
         server.signal(signal.SIGTERM)
-        with pytest.raises(openai.APIError, match="the server stopped before the answer was ready"):
+        with pytest.raises(openai.APIError, match="the server shut down before the answer was complete"):
             list(stream)
         assert server.wait() == 0
 

@@ -43,7 +43,7 @@ def task_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(f"{json.dumps(one)}\n" for one in QUESTIONS))
+    questions.write_text("".join(f"{json.dumps(question)}\n" for question in QUESTIONS))
     (tmp_path / "tiny.yaml").write_text(TASK.format(questions=questions))
     return tmp_path
 
@@ -53,15 +53,15 @@ def evaluate(url: str, task_folder: Path, **arguments: object) -> dict[str, Any]
     model_args = {"base_url": f"{url}/v1/completions", "model": "Tiny-Chat", "max_retries": 1, **arguments}
     # The stubs have only what the package itself uses.
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)  # pyright: ignore[reportCallIssue]
-    found = simple_evaluate(
+    results = simple_evaluate(
         "local-completions",
         model_args=model_args,  # pyright: ignore[reportCallIssue]
         tasks=["tiny"],
         task_manager=manager,
         bootstrap_iters=0,
     )
-    assert found is not None
-    return found
+    assert results is not None
+    return results
 
 
 def score(model_directory: Path, context: str, choice: str) -> tuple[float, bool]:
@@ -79,13 +79,14 @@ def score(model_directory: Path, context: str, choice: str) -> tuple[float, bool
 def test_the_harness_finds_the_scores_of_the_engine(
     url: str, model_directory: Path, task_folder: Path, arguments: dict[str, int]
 ) -> None:
-    found = evaluate(url, task_folder, **arguments)
-    samples = sorted(found["samples"]["tiny"], key=lambda sample: sample["doc_id"])
+    results = evaluate(url, task_folder, **arguments)
+    samples = sorted(results["samples"]["tiny"], key=lambda sample: sample["doc_id"])
     assert len(samples) == len(QUESTIONS)
     right = 0
     for question, sample in zip(QUESTIONS, samples, strict=True):
-        wanted = [score(model_directory, question["question"], choice) for choice in question["choices"]]
-        assert [one[0][1] for one in sample["resps"]] == [is_greedy for _, is_greedy in wanted]
-        assert [one[0][0] for one in sample["resps"]] == pytest.approx([one for one, _ in wanted], abs=1e-4)
-        right += int(np.argmax([one for one, _ in wanted])) == question["answer"]
-    assert found["results"]["tiny"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
+        scores = [score(model_directory, question["question"], choice) for choice in question["choices"]]
+        assert [response[0][1] for response in sample["resps"]] == [is_greedy for _, is_greedy in scores]
+        logprobs = [logprob for logprob, _ in scores]
+        assert [response[0][0] for response in sample["resps"]] == pytest.approx(logprobs, abs=1e-4)
+        right += int(np.argmax(logprobs)) == question["answer"]
+    assert results["results"]["tiny"]["acc,none"] == pytest.approx(right / len(QUESTIONS))

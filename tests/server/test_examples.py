@@ -31,16 +31,16 @@ def run_example(server: ServerProcess, *command: str, key: str = KEY) -> subproc
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def said(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def read_lines(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     """Return the lines of an example by the words they begin with; random weights say anything."""
     assert done.returncode == 0, done.stderr
     words = ("model", "answer", "tokens", "stream", "json", "error", "chain")
-    found = [line.partition(": ") for line in done.stdout.splitlines()]
-    return {word: text for word, _, text in found if word in words}
+    parts = [line.partition(": ") for line in done.stdout.splitlines()]
+    return {word: text for word, _, text in parts if word in words}
 
 
 def test_the_openai_package_talks_to_the_server(server: ServerProcess) -> None:
-    lines = said(run_example(server, sys.executable, str(EXAMPLES / "openai_chat.py")))
+    lines = read_lines(run_example(server, sys.executable, str(EXAMPLES / "openai_chat.py")))
     assert lines.keys() >= {"model", "answer", "tokens", "stream", "json", "error"}
     assert lines["model"] == "demo"
     assert lines["error"] == "404 model_not_found"
@@ -49,7 +49,7 @@ def test_the_openai_package_talks_to_the_server(server: ServerProcess) -> None:
 
 def test_langchain_talks_to_the_server(server: ServerProcess) -> None:
     pytest.importorskip("langchain_openai", reason="run: pip install langchain-openai")
-    lines = said(run_example(server, sys.executable, str(EXAMPLES / "langchain_chat.py")))
+    lines = read_lines(run_example(server, sys.executable, str(EXAMPLES / "langchain_chat.py")))
     assert lines.keys() >= {"answer", "tokens", "stream", "chain"}
     assert int(lines["tokens"]) > 0
 

@@ -138,7 +138,7 @@ def test_the_client_puts_a_streamed_call_together(client: openai.OpenAI) -> None
 
 
 def test_a_penalty_of_frequency_changes_what_is_said_again(client: openai.OpenAI, service: Service) -> None:
-    (wanted,) = service.model.tokenizer.encode("a")
+    (token_id,) = service.model.tokenizer.encode("a")
 
     def say(penalty: float) -> str:
         answer = client.chat.completions.create(
@@ -146,7 +146,7 @@ def test_a_penalty_of_frequency_changes_what_is_said_again(client: openai.OpenAI
             messages=MESSAGES,
             max_tokens=30,
             temperature=0,
-            logit_bias={str(wanted): 20},
+            logit_bias={str(token_id): 20},
             frequency_penalty=penalty,
             extra_body={"repetition_penalty": 1},
         )

@@ -45,7 +45,7 @@ class Gated:
     scheduler: Scheduler
     client: openai.OpenAI
 
-    def go_on_until_cancelled(self) -> None:
+    def run_until_cancelled(self) -> None:
         """Let the engine go on, step by step, until an answer was cancelled."""
         for _ in range(_LONGEST):
             if self.scheduler.load().totals.cancelled:
@@ -73,7 +73,7 @@ def test_an_answer_ends_when_its_client_stops_waiting(gated: Gated, is_stream: b
         gated.client.completions.create(
             model=MODEL, prompt="a", max_tokens=_LONGEST, stream=is_stream, timeout=0.5
         )
-    gated.go_on_until_cancelled()
+    gated.run_until_cancelled()
 
 
 def test_an_answer_ends_when_its_stream_is_closed(gated: Gated) -> None:
@@ -81,4 +81,4 @@ def test_an_answer_ends_when_its_stream_is_closed(gated: Gated) -> None:
     stream = gated.client.completions.create(model=MODEL, prompt="a", max_tokens=_LONGEST, stream=True)
     next(iter(stream))
     stream.close()
-    gated.go_on_until_cancelled()
+    gated.run_until_cancelled()

@@ -47,8 +47,8 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, tempera
             stream_options={"include_usage": True},
         )
     )
-    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
-    assert said == whole.choices[0].message.content
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == whole.choices[0].message.content
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     usage = chunks[-1].usage
     assert usage is not None
@@ -88,13 +88,13 @@ def test_a_stop_string_ends_an_answer_before_it(client: openai.OpenAI) -> None:
 
 
 def test_a_bias_makes_a_token_certain(client: openai.OpenAI, service: Service) -> None:
-    (wanted,) = service.model.tokenizer.encode("a")
+    (token_id,) = service.model.tokenizer.encode("a")
     answer = client.chat.completions.create(
         model=MODEL,
         messages=MESSAGES,
         max_tokens=3,
         temperature=0,
-        logit_bias={str(wanted): 100},
+        logit_bias={str(token_id): 100},
         extra_body={"repetition_penalty": 1},
     )
     assert answer.choices[0].message.content == "aaa"
@@ -105,8 +105,8 @@ def test_scores_of_a_prompt_are_those_of_the_same_tokens_when_chosen(
 ) -> None:
     prompt = service.model.tokenizer.encode("capital")
     chosen = client.completions.create(model=MODEL, prompt=prompt, max_tokens=4, temperature=0, logprobs=1)
-    said = chosen.choices[0].logprobs
-    assert said is not None
+    expected = chosen.choices[0].logprobs
+    assert expected is not None
     text = "capital" + chosen.choices[0].text
     scored = client.completions.create(
         model=MODEL, prompt=text, max_tokens=1, temperature=0, logprobs=1, echo=True
@@ -117,8 +117,8 @@ def test_scores_of_a_prompt_are_those_of_the_same_tokens_when_chosen(
     assert logprobs.token_logprobs is not None
     assert scored.choices[0].text.startswith(text)
     assert logprobs.token_logprobs[0] is None
-    if logprobs.tokens[len(prompt) : -1] == said.tokens:  # the text may be cut into other tokens
-        assert logprobs.token_logprobs[len(prompt) : -1] == pytest.approx(said.token_logprobs, abs=1e-4)
+    if logprobs.tokens[len(prompt) : -1] == expected.tokens:  # the text may be cut into other tokens
+        assert logprobs.token_logprobs[len(prompt) : -1] == pytest.approx(expected.token_logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize(

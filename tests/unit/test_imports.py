@@ -1,7 +1,7 @@
-"""Imports run one way through the package; an arrow against the design's order fails here.
+"""Imports run one way, between the rooms of the package and inside the large ones.
 
-The order is the table below: a module may import from lower layers, and inside its own part. Two parts of one
-layer do not know each other. ``_native`` holds compiled code and is a leaf with few users.
+The order is the tables below: a module may import from lower rows, and inside its own room. Two rooms of one
+row do not know each other. ``_native`` holds compiled code and is a leaf with few users.
 """
 
 import ast
@@ -14,7 +14,8 @@ import baichuan2_tpu
 
 PACKAGE = "baichuan2_tpu"
 SOURCE = Path(__file__).resolve().parents[2] / "src" / PACKAGE
-LAYERS: list[set[str]] = [
+Table = list[set[str]]
+LAYERS: Table = [
     {"errors"},
     {"config"},
     {"manifest", "bmodel", "files"},
@@ -31,23 +32,48 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
+INSIDE: dict[str, Table] = {
+    "engine": [{"base"}, {"checks", "device"}, {"compiled", "cpu"}, {"registry"}],
+    "fetch": [
+        {"cache", "catalog", "digests"},
+        {"record", "transfer", "wheels"},
+        {"models", "verify"},
+        {"vendor"},
+    ],
+    "server": [
+        {"scheduling"},
+        {"errors", "log_lines", "metrics"},
+        {"service"},
+        {"api", "transport"},
+        {"page", "app"},
+    ],
+}
+"""The order inside a room, by the first name below it."""
 NATIVE_USERS = {"quantize", "engine", "bench"}
 
 
-def part_of(module: str) -> str:
-    """Return the first name below the package: "engine" for "baichuan2_tpu.engine.cpu"."""
-    return module.split(".")[1] if "." in module else ""
+def names_below(folder: Path) -> set[str]:
+    """Return the names of the modules and packages in a folder."""
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    return packages | {path.stem for path in folder.glob("*.py")} - {"__init__"}
 
 
-def layer_of(part: str) -> int:
-    matches = [index for index, parts in enumerate(LAYERS) if part in parts]
-    assert len(matches) == 1, f"{part} has no place in the order of imports; give it one in LAYERS"
-    return matches[0]
+def is_module(folder: Path, name: str) -> bool:
+    """Tell whether a dotted name below a folder is a module or a package."""
+    path = folder.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+def row_of(name: str, table: Table) -> int:
+    rows = [index for index, names in enumerate(table) if name in names]
+    assert len(rows) == 1, f"{name} is in {len(rows)} rows of the table of imports; give it one"
+    return rows[0]
+
+
+def imported_modules(path: Path, *, is_top_only: bool = False) -> Iterator[str]:
     """Yield every module of the package that a file imports, at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in tree.body if is_top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.startswith(f"{PACKAGE}."))
         elif isinstance(node, ast.ImportFrom):
@@ -56,37 +82,62 @@ def imported_modules(path: Path) -> Iterator[str]:
             if module == PACKAGE:
                 yield from (f"{module}.{name.name}" for name in node.names if name.name != "__version__")
             elif module.startswith(f"{PACKAGE}."):
-                yield module
+                names = (f"{module}.{name.name}" for name in node.names)
+                yield from (name if is_module(SOURCE.parent, name) else module for name in names)
 
 
-def arrows() -> list[tuple[str, str]]:
-    """Return (importing part, imported module) for the whole package."""
-    found: list[tuple[str, str]] = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if part != "__init__":
-            found += [(part, module) for module in imported_modules(path)]
-    return found
+def files_of(folder: Path, name: str) -> list[Path]:
+    """Return the files of a module or package in a folder."""
+    module = folder / f"{name}.py"
+    return [module] if module.exists() else sorted(folder.glob(f"{name}/**/*.py"))
 
 
-@pytest.mark.parametrize(("part", "module"), sorted(set(arrows())))
-def test_import_runs_down_the_layers(part: str, module: str) -> None:
-    target = part_of(module)
-    if target == "_native":
-        assert part in NATIVE_USERS, f"{part} imports {module}; only {NATIVE_USERS} may"
-        return
-    is_down = part == target or layer_of(target) < layer_of(part)
-    assert is_down, f"{part} imports {module}, which lies above or beside it"
+def wrong_arrows(room: str, name: str, table: Table) -> list[str]:
+    """Return every import of a module or package in a room that does not point to a lower row of its table.
+
+    The empty room is the package itself.
+    """
+    depth = 2 if room else 1
+    arrows: list[str] = []
+    for path in files_of(SOURCE / room, name):
+        for module in imported_modules(path):
+            parts = module.split(".")[1:]
+            if parts[:1] == ["_native"] or (room and parts[0] != room) or len(parts) < depth:
+                continue
+            target = parts[depth - 1]
+            if target != name and row_of(target, table) >= row_of(name, table):
+                arrows.append(f"{path.relative_to(SOURCE)} imports {module}, which is not in a lower row")
+    return arrows
 
 
-def test_every_module_has_a_place_in_the_order() -> None:
-    parts = {
-        path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+@pytest.mark.parametrize("room", sorted(names_below(SOURCE)))
+def test_imports_of_a_room_run_down_the_layers(room: str) -> None:
+    arrows = wrong_arrows("", room, LAYERS)
+    assert not arrows, "\n".join(arrows)
+
+
+@pytest.mark.parametrize("room", sorted(INSIDE))
+def test_imports_inside_a_room_run_down_its_table(room: str) -> None:
+    names = sorted(names_below(SOURCE / room))
+    arrows = [arrow for name in names for arrow in wrong_arrows(room, name, INSIDE[room])]
+    assert not arrows, "\n".join(arrows)
+
+
+def test_every_module_has_one_place_in_the_order() -> None:
+    for folder, table in [(SOURCE, LAYERS), *((SOURCE / room, table) for room, table in INSIDE.items())]:
+        for name in names_below(folder):
+            row_of(name, table)
+
+
+def test_compiled_code_has_few_users() -> None:
+    users = {
+        path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for path in SOURCE.rglob("*.py")
+        if any(module.split(".")[1] == "_native" for module in imported_modules(path))
     }
-    for part in parts - {"__init__"}:
-        layer_of(part)
+    assert users <= NATIVE_USERS
 
 
-def test_the_package_root_imports_no_part() -> None:
-    assert list(imported_modules(SOURCE / "__init__.py")) == []
+def test_the_package_root_imports_no_part_at_its_top() -> None:
+    assert list(imported_modules(SOURCE / "__init__.py", is_top_only=True)) == []
     assert baichuan2_tpu.__version__

@@ -17,7 +17,9 @@ from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,
@@ -27,7 +29,7 @@ from baichuan2_tpu.server.transport.listening import (
     serve,
     tell_supervisor,
 )
-from baichuan2_tpu.server.transport.request_log import LineFormatter, LogForm, RequestLog, log_event
+from baichuan2_tpu.server.transport.request_log import RequestLog
 
 if TYPE_CHECKING:
     import socket

@@ -1,6 +1,6 @@
 """The HTTP app: routes, keys, limits and errors put together.
 
-Not here: listening on a port (``cli.serve``), the web page.
+Not here: listening on a port (``transport.listening``), the web page (``page.gradio_app``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """Who may ask, and how much.
+    """Who may use the server, and how large a request may be.
 
-    Without ``api_keys`` everybody may; ``cors_origins`` are the web sites whose pages may, as browsers name
-    them: ``https://site.example``, or ``*`` for all.
+    Without ``api_keys`` anybody may use it. ``cors_origins`` are the web sites whose pages may, as browsers
+    name them: ``https://site.example``, or ``*`` for all.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -42,24 +42,24 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         if "" in self.api_keys:
-            raise RequestError("an API key is empty; one character or more is allowed")
+            raise RequestError("an API key is empty; give at least one character")
         if not all(_KEY.fullmatch(key) for key in self.api_keys):
             raise RequestError(
-                "an API key has a space or a character that is not ASCII, which no header can carry; "
-                "letters, digits and punctuation are allowed"
+                "an API key contains a space or a non-ASCII character, which an HTTP header cannot carry; "
+                "use ASCII letters, digits and punctuation"
             )
         wrong = next((origin for origin in self.cors_origins if not _ORIGIN.fullmatch(origin)), None)
         if wrong is not None:
             raise RequestError(
-                f"{wrong!r} is no origin of web pages; give it as browsers do: https://site.example, "
-                "with the port where it is unusual, and without a path"
+                f"{wrong!r} is not a web origin; write it as browsers do: https://site.example, "
+                "with the port if it is not the default one, and without a path"
             )
         if self.max_body_bytes < 1:
             raise RequestError(f"max_body_bytes is {self.max_body_bytes}; 1 or more is allowed")
 
 
 def create_app(service: Service, options: ServerOptions | None = None) -> FastAPI:
-    """Return the app that serves a model; whoever calls starts and stops its scheduler."""
+    """Return the app that serves a model; the caller starts and stops its scheduler."""
     options = options or ServerOptions()
     app = FastAPI(
         title="baichuan2-tpu",
@@ -69,13 +69,13 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
         docs_url=None,
         redoc_url=None,
     )
-    # The guard below checks the key; this only writes it into the description.
+    # The guard below checks the key; this only documents it in the OpenAPI description.
     keys = [Security(HTTPBearer(auto_error=False))] if options.api_keys else []
     app.include_router(answer_routes(service), dependencies=keys)
     app.include_router(model_routes(service), dependencies=keys)
     app.include_router(operation_routes(service))
     add_handlers(app)
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     if options.api_keys:
         app.add_middleware(KeyGuard, keys=options.api_keys)
@@ -84,7 +84,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
             CORSMiddleware,
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["*"],  # OpenAI's client sends a dozen of its own
+            allow_headers=["*"],  # OpenAI's client sends a dozen of them
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app

@@ -1,9 +1,8 @@
-"""Any error as an OpenAI error object with its HTTP status: the only place where that is decided.
+"""Errors as OpenAI error objects with their HTTP status: the only place where that is decided.
 
-400 a request this model cannot serve, or no JSON; 401 no valid key; 404 no such model or path; 408 too slow;
-413 too large; 422 JSON that is no such request; 429 too many requests; 503 out of time, or stopping; 500 the
+400 a request this model cannot serve, or not JSON; 401 no valid key; 404 no such model or path; 408 too slow;
+413 too large; 422 JSON with a wrong field; 429 too many requests; 503 timed out, or shutting down; 500 the
 server's fault.
-Not here: which checks there are.
 Source: OpenAI's guide to error codes, and what its Python client raises for each status.
 """
 
@@ -17,6 +16,7 @@ from typing import cast
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
@@ -28,19 +28,49 @@ from baichuan2_tpu.errors import (
     RequestError,
     ServiceError,
 )
-from baichuan2_tpu.server.api.schema import ErrorBody, ErrorObject
 
-__all__ = ["DOCUMENTED", "ApiError", "Fault", "add_handlers", "describe", "error_response"]
+__all__ = [
+    "DOCUMENTED",
+    "ApiError",
+    "ErrorBody",
+    "ErrorObject",
+    "Fault",
+    "Output",
+    "add_handlers",
+    "describe",
+    "error_response",
+]
 
 _log = logging.getLogger(__name__)
 
-_MAX_FAULTS_TOLD = 3
+_MAX_FAULTS_SHOWN = 3
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
 
+class Output(BaseModel):
+    """Part of a response."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorObject(Output):
+    """What was wrong: ``param`` names the field, ``code`` the kind of error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Output):
+    """The body of every response that reports an error."""
+
+    error: ErrorObject
+
+
 class ApiError(RequestError):
-    """What HTTP or OpenAI's API does not allow; ``param`` is the field that is wrong."""
+    """A request that HTTP or OpenAI's API does not allow; ``param`` is the wrong field."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
@@ -53,7 +83,7 @@ class ApiError(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a client is told."""
+    """What a client is told about an error."""
 
     status: int
     message: str
@@ -64,7 +94,7 @@ class Fault:
 
     @property
     def body(self) -> ErrorBody:
-        """The error object. What a client sent may come back in it, and need not be Unicode."""
+        """The error object. It may quote what a client sent, which need not be valid Unicode."""
         message, param = (
             text and text.encode("utf-8", "backslashreplace").decode() for text in (self.message, self.param)
         )
@@ -77,13 +107,13 @@ DOCUMENTED: dict[int | str, dict[str, object]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 404, 408, 413, 422, 429, 500, 503)
 }
-"""What the API's description says of errors."""
+"""The errors in the API's OpenAPI description."""
 
 
 def describe(error: Exception) -> Fault:
     """Return what to tell a client about an error.
 
-    Side effect: an error nobody expected is logged, and its text kept from the client.
+    Side effect: an unexpected error is logged, and its text is not shown to the client.
     """
     if isinstance(error, ApiError):
         return Fault(error.status, str(error), param=error.param, code=error.code)
@@ -94,11 +124,11 @@ def describe(error: Exception) -> Fault:
     if isinstance(error, Baichuan2Error):
         return _describe_own(error)
     _log.error("a request failed", exc_info=error)
-    return Fault(500, "the server failed; its log says why", _SERVER, code="internal_error")
+    return Fault(500, "the server failed; see its log", _SERVER, code="internal_error")
 
 
 def error_response(error: Exception) -> Response:
-    """Return the response that tells a client about an error."""
+    """Return the HTTP response for an error."""
     fault = describe(error)
     headers: dict[str, str] = {}
     if fault.retry_after_s is not None:
@@ -111,7 +141,7 @@ def error_response(error: Exception) -> Response:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Let every error of an app become an error object."""
+    """Answer every error of an app with an error object."""
 
     def handle(_request: Request, error: Exception) -> Response:
         return error_response(error)
@@ -121,7 +151,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _describe_own(error: Baichuan2Error) -> Fault:
-    """Describe an error of this package, whose text is written to be read by users."""
+    """Describe an error of this package; its text is written for users."""
     message = str(error)
     if isinstance(error, ContextLengthError):
         return Fault(400, message, param="messages", code="context_length_exceeded")
@@ -142,17 +172,18 @@ def _describe_validation(error: RequestValidationError) -> Fault:
     if first["type"] == "json_invalid":
         return Fault(400, f"the body is not JSON: {first.get('ctx')}", code="invalid_json")
     if first["type"] == "model_attributes_type" and not _place(first):
-        message = "the body is no JSON object; send one, with the header Content-Type: application/json"
+        message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
         return Fault(422, message, code="invalid_value")
-    told = [f"{'.'.join(_place(fault)) or 'the body'}: {fault['msg']}" for fault in faults[:_MAX_FAULTS_TOLD]]
+    shown = faults[:_MAX_FAULTS_SHOWN]
+    message = "; ".join(f"{'.'.join(_place(fault)) or 'the body'}: {fault['msg']}" for fault in shown)
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return Fault(422, "; ".join(told), param=next(iter(_place(first)), None), code=code)
+    return Fault(422, message, param=next(iter(_place(first)), None), code=code)
 
 
 def _place(fault: Mapping[str, object]) -> list[str]:
-    """Return the field that is wrong and the way to it, pydantic's names of types included."""
-    where = cast("Sequence[str | int]", fault["loc"])
-    return [str(part) for part in where[1:]]  # the first is "body"
+    """Return the path to the wrong field, with pydantic's names of types in it."""
+    location = cast("Sequence[str | int]", fault["loc"])
+    return [str(part) for part in location[1:]]  # the first is "body"
 
 
 def _code(status: int) -> str:

@@ -1,7 +1,7 @@
-"""What a Prometheus server reads: the scheduler's load and totals, and how long clients wait for tokens.
+"""What Prometheus reads: the load and totals of the scheduler, and how long clients wait for tokens.
 
-Not here: the numbers themselves (``scheduler``). Times are seen from where answers are sent, so they hold the
-wait in the queue; each app has a registry of its own.
+Times are measured where answers are sent, so they include the wait in the queue. Each app has its own
+registry. Not here: counting (``scheduling.scheduler``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Metrics:
-    """Counts and times of one server; ``load`` tells what is done now."""
+    """Counts and times of one server; ``load`` returns the current load and totals."""
 
     def __init__(self, load: Callable[[], Load]) -> None:
         self._registry = CollectorRegistry()
@@ -32,19 +32,19 @@ class Metrics:
         ProcessCollector(registry=self._registry)
         self._first_token_s = Histogram(
             "baichuan2_first_token_seconds",
-            "Time from a request to its first token.",
+            "Time from the arrival of a request to its first token.",
             buckets=_FIRST_TOKEN_S,
             registry=self._registry,
         )
         self._token_s = Histogram(
             "baichuan2_token_seconds",
-            "Time from one token of an answer to the next.",
+            "Time between two tokens of an answer.",
             buckets=_TOKEN_S,
             registry=self._registry,
         )
 
     async def observe(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """Pass the events of an answer on, and note when its tokens came."""
+        """Pass the events of an answer on, and record when its tokens came."""
         histogram = self._first_token_s
         last_s = time.perf_counter()
         try:
@@ -63,7 +63,7 @@ class Metrics:
 
 
 class _LoadCollector(Collector):
-    """Asks the scheduler when Prometheus asks."""
+    """Reads the load whenever Prometheus scrapes."""
 
     def __init__(self, load: Callable[[], Load]) -> None:
         self._load = load
@@ -74,9 +74,7 @@ class _LoadCollector(Collector):
             yield GaugeMetricFamily(f"baichuan2_{name}", help_text, value)
         for name, help_text, count in _counters(load):
             yield CounterMetricFamily(f"baichuan2_{name}", help_text, count)
-        requests = CounterMetricFamily(
-            "baichuan2_requests", "Requests by how they ended.", labels=["outcome"]
-        )
+        requests = CounterMetricFamily("baichuan2_requests", "Requests by outcome.", labels=["outcome"])
         totals = load.totals
         for outcome in ("finished", "cancelled", "failed", "refused"):
             requests.add_metric([outcome], getattr(totals, outcome))
@@ -84,22 +82,26 @@ class _LoadCollector(Collector):
 
 
 def _gauges(load: Load) -> Iterator[tuple[str, str, float]]:
-    yield "requests_running", "Answers that grow now.", load.running
-    yield "requests_waiting", "Requests in the queue.", load.waiting
-    yield "sequences_idle", "Sequences kept for prompts that begin alike.", load.idle_sequences
-    yield "kv_bytes", "Memory taken for keys and values.", load.held_tokens * load.kv_bytes_per_token
+    yield "requests_running", "Requests whose answers are being generated.", load.running
+    yield "requests_waiting", "Requests waiting in the queue.", load.waiting
+    yield "sequences_idle", "Idle sequences kept for prompts that share their prefix.", load.idle_sequences
+    yield "kv_bytes", "Memory used by keys and values, in bytes.", load.held_tokens * load.kv_bytes_per_token
     yield (
         "kv_bytes_limit",
-        "Memory that keys and values may take.",
+        "Memory that keys and values may use, in bytes.",
         load.max_held_tokens * load.kv_bytes_per_token,
     )
-    yield "engine_faulty", "1 when the engine failed at its latest step.", load.is_faulty
+    yield "engine_faulty", "1 if the latest step of the engine failed, else 0.", load.is_faulty
 
 
 def _counters(load: Load) -> Iterator[tuple[str, str, float]]:
     totals = load.totals
-    yield "prompt_tokens", "Tokens of prompts.", totals.prompt_tokens
-    yield "prompt_tokens_reused", "Tokens of prompts that were held already.", totals.reused_tokens
-    yield "generated_tokens", "Tokens of answers.", totals.generated_tokens
-    yield "answers_put_off", "Answers stopped for want of memory and gone on with later.", totals.put_off
-    yield "engine_faults", "Steps in which the engine failed.", totals.faults
+    yield "prompt_tokens", "Prompt tokens.", totals.prompt_tokens
+    yield (
+        "prompt_tokens_reused",
+        "Prompt tokens that kept sequences held already.",
+        totals.reused_tokens,
+    )
+    yield "generated_tokens", "Generated tokens.", totals.generated_tokens
+    yield "answers_preempted", "Answers preempted for lack of KV memory and resumed later.", totals.preempted
+    yield "engine_faults", "Steps of the engine that failed.", totals.faults

@@ -1,6 +1,6 @@
 """What is served: a model's name and text side, in front of the scheduler that answers.
 
-Not here: HTTP (``routes_*``), what a client may ask for (``schema*``).
+Not here: HTTP routes and what a client may ask for (``server.api``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.server.errors import ApiError
+from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduling.answers import Answers
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler
-from baichuan2_tpu.server.transport.request_log import log_answer
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import ChatTemplate, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ __all__ = ["ServedModel", "Service"]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model under the name that clients ask for; ``settings`` hold where a request says nothing."""
+    """A model under the name that clients ask for; ``settings`` are the defaults of a request."""
 
     name: str
     engine_name: str
@@ -42,7 +43,7 @@ class ServedModel:
 
     @classmethod
     def open(cls, name: str, directory: Path, engine: Engine) -> ServedModel:
-        """Read what lies beside an engine's weights.
+        """Read the tokenizer, template and settings that lie beside an engine's weights.
 
         Raises: CheckpointError when a file is damaged.
         """
@@ -52,12 +53,12 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What computes the answers: version and engine."""
+        """The version and engine that compute the answers."""
         return f"baichuan2-tpu-{__version__}-{self.engine_name}"
 
 
 class Service:
-    """A model and its scheduler, which someone else starts and closes.
+    """A model and its scheduler, which the caller starts and closes.
 
     Units: ``timeout_s`` is the most a request may take from its arrival to the end of its answer.
     """
@@ -73,30 +74,30 @@ class Service:
 
     @property
     def grammars(self) -> Grammars:
-        """What compiles grammars for the model, built when it is first needed; from any thread."""
+        """The model's compiler of grammars, built when it is first needed; from any thread."""
         with self._grammars_lock:
             self._grammars = self._grammars or Grammars(self.model.tokenizer)
             return self._grammars
 
     def warm_up(self) -> None:
-        """Build what takes long before a request needs it."""
+        """Build the compiler of grammars, which takes seconds, before a request needs it."""
         self.grammars.json_schema({"type": "object"})
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:
-        """Whether answers can be had: not while the server stops, nor right after a fault of the engine."""
+        """Whether the server can answer: not while it shuts down, nor after a fault of the engine."""
         if self._is_stopping:
             return "stopping"
         return "faulty" if self._scheduler.load().is_faulty else "ok"
 
     def check_model(self, name: str | None) -> None:
-        """Check that a client means the model that is served; None means whichever it is.
+        """Check that a client asks for the model that is served; None stands for any.
 
         Raises: ApiError with status 404.
         """
         if name not in (None, self.model.name):
             raise ApiError(
-                f"the model {name!r} is not served here; {self.model.name!r} is",
+                f"the model {name!r} is not served here; ask for {self.model.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
@@ -111,6 +112,6 @@ class Service:
         return Answers(tickets, lambda events: log_answer(self.metrics.observe(events)))
 
     def stop(self, grace_s: float) -> None:
-        """Take no more requests, and give those that were taken some time to end. See ``Scheduler.close``."""
+        """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
         self._scheduler.close(grace_s)

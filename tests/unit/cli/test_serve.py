@@ -43,7 +43,7 @@ def test_a_port_in_use_is_one_line(run: Run, taken_port: int) -> None:
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"error: cannot listen on 127.0.0.1:{taken_port}: Address already in use; choose another --port, or "
-        "end what uses it\n"
+        "stop the program that uses it\n"
     )
 
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduling.scheduler import SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from doubles.fakes import ByteTokenizer, HistoryEngine
 from running.served import MODEL, chat_body, running_service, scripted_engine, served
 from schedules.serving import request
@@ -44,9 +44,9 @@ class HeldEngine(HistoryEngine):
 
 def error(response: Response) -> tuple[int, str | None, str | None]:
     """Return status, field and code of an error object."""
-    told = response.json()["error"]
-    assert set(told) == {"message", "type", "param", "code"}
-    return response.status_code, told["param"], told["code"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return response.status_code, error["param"], error["code"]
 
 
 def test_an_answer_comes_with_its_reason_and_true_counts() -> None:
@@ -107,10 +107,10 @@ def test_each_of_several_answers_has_a_seed_of_its_own_and_repeats() -> None:
     with served(HistoryEngine(VOCABULARY)) as client:
         first, second = (client.post(CHAT, json=body).json() for _ in range(2))
         streamed = chunks(client.post(CHAT, json={**body, "stream": True}))
-    said = [choice["message"]["content"] for choice in first["choices"]]
-    assert len(set(said)) == 3
-    assert said == [choice["message"]["content"] for choice in second["choices"]]
-    for index, text in enumerate(said):
+    texts = [choice["message"]["content"] for choice in first["choices"]]
+    assert len(set(texts)) == 3
+    assert texts == [choice["message"]["content"] for choice in second["choices"]]
+    for index, text in enumerate(texts):
         choices = [chunk["choices"][0] for chunk in streamed]
         pieces = [choice["delta"].get("content", "") for choice in choices if choice["index"] == index]
         assert "".join(pieces) == text

@@ -106,7 +106,7 @@ def test_a_prompt_is_scored_with_echo_and_log_probabilities() -> None:
     assert choice["text"] == "abc"
     written = choice["logprobs"]
     assert written["tokens"] == ["a", "b", "c"]
-    assert written["token_logprobs"] == [None, *(pytest.approx(one, abs=1e-5) for one in defined)]
+    assert written["token_logprobs"] == [None, *(pytest.approx(logprob, abs=1e-5) for logprob in defined)]
     assert written["top_logprobs"][0] is None
     assert written["text_offset"] == [0, 1, 2]
 
@@ -147,7 +147,7 @@ def test_answers_of_one_request_are_bounded_in_all() -> None:
         response = client.post(COMPLETIONS, json=body(["a"] * 13, n=10))
     assert response.status_code == 400
     assert response.json()["error"]["message"] == (
-        "13 prompts with 10 answers each are asked for; 128 answers are allowed in all"
+        "the request asks for 13 prompts with 10 answers each; at most 128 answers are allowed in all"
     )
 
 
@@ -156,11 +156,11 @@ def test_the_token_that_ends_an_answer_has_a_log_probability_and_no_text() -> No
     with served(scripted_engine("bc", "ab")) as client:  # the first one is what follows the prompt's tokens
         asked = body("abc", echo=True, logprobs=1, max_tokens=1)
         (scored,) = client.post(COMPLETIONS, json=asked).json()["choices"]
-        (said,) = client.post(COMPLETIONS, json=body(logprobs=0)).json()["choices"]
+        (choice,) = client.post(COMPLETIONS, json=body(logprobs=0)).json()["choices"]
     assert (scored["text"], scored["finish_reason"]) == ("abc", "stop")
     assert scored["logprobs"]["tokens"] == ["a", "b", "c", ""]
     assert scored["logprobs"]["token_logprobs"][-1] == pytest.approx(0, abs=1e-3)
-    assert (said["text"], said["logprobs"]["tokens"]) == ("ab", ["a", "b", ""])
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("ab", ["a", "b", ""])
 
 
 def test_a_prompt_beyond_the_context_is_refused_by_its_own_name() -> None:

@@ -52,19 +52,19 @@ def test_an_answer_may_take_longer_than_a_head(client: socket.socket) -> None:
 
 def test_the_head_of_a_later_request_has_its_own_time(client: socket.socket) -> None:
     client.sendall(REQUEST + REQUEST[:-2])
-    said = read_all(client)
-    assert said.count(b"200 OK") == 1
-    assert said.endswith(b"ok")
+    answer = read_all(client)
+    assert answer.count(b"200 OK") == 1
+    assert answer.endswith(b"ok")
 
 
 def test_a_body_nobody_waits_for_does_not_hold_a_connection(client: socket.socket) -> None:
     client.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1")
-    said = b""
-    while not said.endswith(b"ok"):  # head and body may come apart
+    answer = b""
+    while not answer.endswith(b"ok"):  # head and body may come apart
         piece = client.recv(2**16)
         assert piece
-        said += piece
-    assert said.startswith(b"HTTP/1.1 200 OK")
+        answer += piece
+    assert answer.startswith(b"HTTP/1.1 200 OK")
     client.sendall(b"2")  # which ended uvicorn's own wait
     assert read_all(client) == b""
 
@@ -76,22 +76,22 @@ def test_a_head_without_end_is_refused(client: socket.socket) -> None:
 
 def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "_BODY_S", 0.1)
-    said: list[Message] = []
+    sent: list[Message] = []
 
     async def receive() -> Message:
         await asyncio.sleep(0.04)
         return {"type": "http.request", "body": b"1", "more_body": True}
 
     async def send(message: Message) -> None:
-        said.append(message)
+        sent.append(message)
 
     asyncio.run(BodyLimit(answer, 1000)({"type": "http"}, receive, send))
-    assert said[0]["status"] == 408
-    assert b"request_timeout" in said[1]["body"]
+    assert sent[0]["status"] == 408
+    assert b"request_timeout" in sent[1]["body"]
 
 
 def test_a_body_that_is_not_whole_when_the_server_ends_is_refused() -> None:
-    said: list[Message] = []
+    sent: list[Message] = []
     is_reading = asyncio.Event()
 
     async def receive() -> Message:
@@ -100,7 +100,7 @@ def test_a_body_that_is_not_whole_when_the_server_ends_is_refused() -> None:
         raise AssertionError
 
     async def send(message: Message) -> None:
-        said.append(message)
+        sent.append(message)
 
     async def end() -> None:
         reading = asyncio.ensure_future(BodyLimit(answer, 1000)({"type": "http"}, receive, send))
@@ -109,5 +109,5 @@ def test_a_body_that_is_not_whole_when_the_server_ends_is_refused() -> None:
         await reading
 
     asyncio.run(end())
-    assert said[0]["status"] == 503
-    assert b"the server stops" in said[1]["body"]
+    assert sent[0]["status"] == 503
+    assert b"the server is shutting down" in sent[1]["body"]

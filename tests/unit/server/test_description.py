@@ -66,8 +66,10 @@ OPERATIONS = [
 
 
 def test_every_operation_is_looked_at(described: OpenApiSchema) -> None:
-    found = [(path, method) for path, methods in described.raw_schema["paths"].items() for method in methods]
-    assert sorted(found) == sorted(OPERATIONS)
+    operations = [
+        (path, method) for path, methods in described.raw_schema["paths"].items() for method in methods
+    ]
+    assert sorted(operations) == sorted(OPERATIONS)
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
@@ -76,7 +78,9 @@ def test_what_is_described_as_allowed_is_answered(described: OpenApiSchema, path
     assert 200 in statuses or path == "/v1/models/{name}"  # no drawn name is the model's
 
 
-@pytest.mark.parametrize(("path", "method"), [one for one in OPERATIONS if one[1] == "post"])
+@pytest.mark.parametrize(
+    ("path", "method"), [(path, method) for path, method in OPERATIONS if method == "post"]
+)
 def test_what_is_not_allowed_is_refused(described: OpenApiSchema, path: str, method: str) -> None:
     statuses = check_answers(described, path, method, GenerationMode.NEGATIVE)
     assert statuses <= {400, 404, 405, 422}

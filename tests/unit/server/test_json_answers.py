@@ -64,7 +64,7 @@ def test_a_schema_that_cannot_be_enforced_is_refused_by_name() -> None:
     body = chat_body(response_format=schema_format({"type": "array", "uniqueItems": True}))
     with served(scripted_engine()) as client:
         response = client.post(CHAT, json=body)
-    told = response.json()["error"]
-    assert (response.status_code, told["param"]) == (400, "response_format")
-    assert told["code"] == "invalid_json_schema"
-    assert "uniqueItems" in told["message"]
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "response_format")
+    assert error["code"] == "invalid_json_schema"
+    assert "uniqueItems" in error["message"]

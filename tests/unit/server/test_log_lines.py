@@ -7,7 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.transport.request_log import LineFormatter, RequestLog, log_event
+from baichuan2_tpu.server.log_lines import LineFormatter, log_event
+from baichuan2_tpu.server.transport.request_log import RequestLog
 from running.served import chat_body, running_service, scripted_engine
 
 LOGGER = logging.getLogger("baichuan2_tpu.server.transport.request_log")
@@ -35,9 +36,14 @@ def test_json_lines_hold_the_same_fields(caplog: pytest.LogCaptureFixture) -> No
     log_event(LOGGER, "event", level=logging.WARNING, count=3, text="你好\n")
     line = LineFormatter("json").format(caplog.records[0])
     assert "\n" not in line
-    said = json.loads(line)
-    assert (said["level"], said["event"], said["count"], said["text"]) == ("warning", "event", 3, "你好\n")
-    assert "request" not in said
+    fields = json.loads(line)
+    assert (fields["level"], fields["event"], fields["count"], fields["text"]) == (
+        "warning",
+        "event",
+        3,
+        "你好\n",
+    )
+    assert "request" not in fields
 
 
 def test_a_traceback_is_part_of_its_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -58,7 +64,7 @@ def test_every_request_is_a_line_with_the_id_its_client_got(caplog: pytest.LogCa
         answer = client.post("/v1/chat/completions?q=secret", json=chat_body("a secret question"))
         missing = client.get("/nowhere%0Alevel=error")
     assert answer.json()["choices"][0]["message"]["content"] == "a secret answer"
-    own = [record for record in caplog.records if record.name == LOGGER.name]
+    own = [record for record in caplog.records if record.name.startswith("baichuan2_tpu.server")]
     answered, asked, lost = [getattr(record, "fields", {}) for record in own]
     assert answered["finish_reason"] == "stop"
     assert answered["generated_tokens"] == len("a secret answer")
@@ -87,5 +93,5 @@ def test_what_supervisors_ask_is_quiet(caplog: pytest.LogCaptureFixture) -> None
         TestClient(RequestLog(create_app(service))) as client,
     ):
         assert client.get("/health/live").status_code == 200
-    levels = [record.levelno for record in caplog.records if record.name == LOGGER.name]
+    levels = [record.levelno for record in caplog.records if record.name.startswith("baichuan2_tpu.server")]
     assert levels == [logging.DEBUG]

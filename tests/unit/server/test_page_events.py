@@ -67,7 +67,7 @@ def test_an_event_passes_without_what_else_was_sent() -> None:
 def test_what_the_page_never_sends_is_refused_and_not_repeated(changes: dict[str, object]) -> None:
     refusal = passed(**changes)
     assert refusal.status_code == 422
-    assert refusal.json()["error"]["message"] == "this is no event of the page; load it anew"
+    assert refusal.json()["error"]["message"] == "this is not an event of the page; reload it"
 
 
 def test_a_body_that_is_no_json_is_refused() -> None:
@@ -97,21 +97,25 @@ def page() -> Generator[TestClient, None, None]:
 
 def function_index(page: TestClient, name: str) -> int:
     """Return the index under which the browser calls a function of the page."""
-    (found, *_) = [one["id"] for one in page.get("/config").json()["dependencies"] if one["api_name"] == name]
-    return found
+    (index, *_) = [
+        function["id"]
+        for function in page.get("/config").json()["dependencies"]
+        if function["api_name"] == name
+    ]
+    return index
 
 
 def ask(page: TestClient, name: str, **fields: object) -> str:
     """Send an event and return what its stream says until it is over."""
     event = {"session_hash": "s1", "fn_index": function_index(page, name), **fields}
     assert page.post(JOIN_PATH, json=event).status_code == 200
-    said = ""
+    received = ""
     with page.stream("GET", "/gradio_api/queue/data?session_hash=s1") as stream:
         for line in stream.iter_lines():
-            said += line
+            received += line
             if "process_completed" in line:
                 break
-    return said
+    return received
 
 
 def test_a_turn_is_answered(page: TestClient) -> None:
@@ -124,9 +128,9 @@ def test_a_turn_is_answered(page: TestClient) -> None:
         ("answer", {"data": [TURN | {"SECRET\n\x1b[2J": 1}, None]}),
         ("answer", {"data": [{"id": "t", "messages": "SECRET"}, None]}),
         ("answer", {"data": ["SECRET", None]}),
-        ("edited", {"data": []}),
-        ("edited", {"data": [], "event_data": "SECRET"}),
-        ("edited", {"data": [], "event_data": {"SECRET": 1}}),
+        ("read_edit", {"data": []}),
+        ("read_edit", {"data": [], "event_data": "SECRET"}),
+        ("read_edit", {"data": [], "event_data": {"SECRET": 1}}),
         ("stop", {"data": [{"SECRET": 1}, None]}),
     ],
 )

@@ -21,9 +21,10 @@ from baichuan2_tpu.errors import (
 )
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler, SchedulerSettings
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from doubles.fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
-from schedules.serving import Clock, finish, read, request, said, solo, submit
+from schedules.serving import Clock, finish, read, request, result_of, solo, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -66,8 +67,8 @@ def test_requests_that_come_later_join_between_tokens() -> None:
         scheduler.step()
     assert not tickets[0].is_over
     finish(scheduler)
-    for ticket, one in zip(tickets, (first, second), strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets, (first, second), strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
 
 
 def test_a_long_prompt_is_fed_in_pieces_as_long_as_the_allowed_pause() -> None:
@@ -101,32 +102,32 @@ def test_a_prompt_alone_is_fed_in_the_engines_own_pieces() -> None:
 
 def test_no_more_than_the_allowed_run_at_once() -> None:
     scheduler = new_scheduler(new_engine(), max_running=2)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(5)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(5)]
     scheduler.step()
     load = scheduler.load()
     assert (load.running, load.waiting) == (2, 3)
     finish(scheduler)
-    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+    assert all(result_of(ticket).finish_reason == "length" for ticket in tickets)
 
 
 def test_an_engine_of_one_sequence_serves_one_request_after_the_other() -> None:
     scheduler = new_scheduler(new_engine(max_sequences=1))
-    requests = [request([one, 2], 4) for one in range(4)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id, 2], 4) for token_id in range(4)]
+    tickets = [submit(scheduler, single) for single in requests]
     scheduler.step()
     assert scheduler.load().running == 1
     finish(scheduler)
-    for ticket, one in zip(tickets, requests, strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets, requests, strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
 
 
 def test_clients_take_turns_however_many_requests_each_has() -> None:
     scheduler = new_scheduler(new_engine(), max_running=1)
-    many = [submit(scheduler, request([one], 1, client="many")) for one in range(4)]
+    many = [submit(scheduler, request([token_id], 1, client="many")) for token_id in range(4)]
     scheduler.step()
-    one = submit(scheduler, request([9], 1, client="one"))
+    other = submit(scheduler, request([9], 1, client="one"))
     scheduler.step()
-    assert one.is_over
+    assert other.is_over
     assert [ticket.is_over for ticket in many] == [True, False, False, False]
 
 
@@ -136,8 +137,8 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     submit(scheduler, request(b"a", 1))
     clock.now_s = 30
     finish(scheduler)
-    kept = [submit(scheduler, request([one], 1)) for one in range(2)]
-    with pytest.raises(QueueFull, match="2 requests are served or wait, 2 may in all") as caught:
+    kept = [submit(scheduler, request([token_id], 1)) for token_id in range(2)]
+    with pytest.raises(QueueFull, match="2 requests are running or waiting; at most 2") as caught:
         submit(scheduler, request(b"b"))
     assert caught.value.retry_after_s == 15
     assert scheduler.load().totals.refused == 1
@@ -149,7 +150,7 @@ def test_answers_that_are_asked_for_together_are_taken_together_or_not_at_all() 
     # The first ones ran until the last was refused, and others were refused meanwhile.
     scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
     submit(scheduler, request(b"a", 1))
-    with pytest.raises(QueueFull, match="1 requests are served or wait, 3 may in all"):
+    with pytest.raises(QueueFull, match="1 requests are running or waiting; at most 3 are allowed"):
         scheduler.submit([request(b"b", 1)] * 3)
     assert (scheduler.load().waiting, scheduler.load().totals.refused) == (1, 3)
     assert len(scheduler.submit([request(b"b", 1)] * 2)) == 2
@@ -159,7 +160,7 @@ def test_answers_that_are_asked_for_together_are_taken_together_or_not_at_all() 
 
 def test_more_answers_than_the_queue_ever_holds_are_no_case_for_trying_again() -> None:
     scheduler = new_scheduler(new_engine(), max_running=1, max_waiting=2)
-    with pytest.raises(RequestError, match="4 answers are asked for at once; 3 or fewer are allowed"):
+    with pytest.raises(RequestError, match="asks for 4 answers at once; at most 3 are allowed"):
         scheduler.submit([request(b"a", 1)] * 4)
     assert scheduler.load().totals.refused == 0
 
@@ -191,7 +192,7 @@ def test_a_cancelled_answer_gets_no_more_tokens() -> None:
     engine.fed.clear()
     ticket.cancel()
     scheduler.step()
-    result = said(ticket)
+    result = result_of(ticket)
     assert (len(result.token_ids), result.finish_reason) == (2, "cancelled")
     assert engine.fed == []
     assert scheduler.load().totals.cancelled == 1
@@ -206,7 +207,25 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
     scheduler = new_scheduler(CancellingEngine(VOCABULARY))
     ticket = submit(scheduler, request(b"hi"))
     scheduler.step()
-    assert said(ticket).token_ids == ()
+    assert result_of(ticket).token_ids == ()
+
+
+def test_the_load_counts_every_request_once_at_any_moment_of_a_step() -> None:
+    class WatchingEngine(HistoryEngine):
+        def forward(self, chunks: Items[Chunk]) -> list[Logits]:
+            load = scheduler.load()
+            counts.append((load.running + load.waiting, load.totals.cancelled))
+            return super().forward(chunks)
+
+    counts: list[tuple[int, int]] = []
+    scheduler = new_scheduler(WatchingEngine(VOCABULARY), max_running=2)
+    tickets = [submit(scheduler, request([token_id], 2)) for token_id in range(3)]
+    scheduler.step()
+    tickets[0].cancel()
+    finish(scheduler)
+    assert counts == [(3, 0), (2, 1), (1, 1)]
+    load = scheduler.load()
+    assert (load.running, load.waiting, load.totals.finished) == (0, 0, 2)
 
 
 def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
@@ -217,7 +236,7 @@ def test_a_request_cancelled_in_the_queue_is_never_fed() -> None:
     scheduler.step()
     waiting.cancel()
     scheduler.step()
-    assert said(waiting).finish_reason == "cancelled"
+    assert result_of(waiting).finish_reason == "cancelled"
     finish(scheduler)
     assert list(b"b") not in engine.fed
 
@@ -231,17 +250,17 @@ def test_a_late_answer_ends_with_an_error_running_or_waiting(max_running: int) -
     scheduler.step()
     clock.now_s = 2
     finish(scheduler)
-    with pytest.raises(DeadlineError, match="not ready in 2 s"):
+    with pytest.raises(DeadlineError, match="not complete after 2 s"):
         read(late)
-    assert said(other).finish_reason == "length"
+    assert result_of(other).finish_reason == "length"
     assert scheduler.load().totals.failed == 1
 
 
 def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=2)
-    requests = [request([one], 6) for one in range(4)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id], 6) for token_id in range(4)]
+    tickets = [submit(scheduler, single) for single in requests]
     scheduler.step()
     engine.fail_after = 0
     scheduler.step()
@@ -251,8 +270,8 @@ def test_a_fault_of_the_engine_ends_what_runs_and_the_others_go_on() -> None:
     for ticket in tickets[:2]:
         with pytest.raises(BackendError, match="told to fail"):
             read(ticket)
-    for ticket, one in zip(tickets[2:], requests[2:], strict=True):
-        assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for ticket, single in zip(tickets[2:], requests[2:], strict=True):
+        assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, single).token_ids
     load = scheduler.load()
     assert (load.is_faulty, load.totals.faults, load.totals.failed, load.totals.finished) == (False, 1, 2, 2)
     assert engine.open_sequences == load.idle_sequences
@@ -283,7 +302,7 @@ def test_logits_that_are_no_numbers_end_only_their_own_request() -> None:
     finish(scheduler)
     with pytest.raises(BackendError, match="nan"):
         read(bad)
-    assert said(ticket).token_ids == solo(new_engine(), TOKENIZER, good).token_ids
+    assert result_of(ticket).token_ids == solo(new_engine(), TOKENIZER, good).token_ids
     assert engine.open_sequences == scheduler.load().idle_sequences == 1
 
 
@@ -300,7 +319,7 @@ def test_a_sequence_that_cannot_be_opened_fails_its_request_alone() -> None:
     finish(scheduler)
     with pytest.raises(BackendError, match="no more memory"):
         read(ticket)
-    assert said(running).finish_reason == "length"
+    assert result_of(running).finish_reason == "length"
 
 
 def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
@@ -308,12 +327,12 @@ def test_a_prompt_goes_on_from_an_earlier_conversation() -> None:
     scheduler = new_scheduler(engine)
     first = submit(scheduler, request(b"a system prompt. hello", 4))
     finish(scheduler)
-    answer = said(first).token_ids
+    answer = result_of(first).token_ids
     engine.fed.clear()
     prompt = [*b"a system prompt. hello", *answer, *b" and"]
     second = submit(scheduler, request(prompt, 1))
     finish(scheduler)
-    assert said(second).stats.reused_tokens == len(prompt) - 5
+    assert result_of(second).stats.reused_tokens == len(prompt) - 5
     assert engine.fed == [[answer[-1], *b" and"]]
     totals = scheduler.load().totals
     assert (totals.reused_tokens, totals.prompt_tokens) == (len(prompt) - 5, len(prompt) + 22)
@@ -323,11 +342,11 @@ def test_a_prompt_asked_for_many_times_at_once_is_computed_once() -> None:
     engine = new_engine()
     engine.prompt_piece = 32
     scheduler = new_scheduler(engine)
-    one = request(range(100), 3)
-    tickets = [submit(scheduler, one) for _ in range(4)]
+    single = request(range(100), 3)
+    tickets = [submit(scheduler, single) for _ in range(4)]
     finish(scheduler)
-    results = [said(ticket) for ticket in tickets]
-    assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, one).token_ids}
+    results = [result_of(ticket) for ticket in tickets]
+    assert {result.token_ids for result in results} == {solo(new_engine(), TOKENIZER, single).token_ids}
     assert sorted(result.stats.reused_tokens for result in results) == [
         0,
         96,
@@ -341,24 +360,24 @@ def test_a_prompt_does_not_wait_for_one_like_it_that_was_cancelled() -> None:
     first, second = (submit(scheduler, request(range(100), 3)) for _ in range(2))
     first.cancel()
     finish(scheduler)
-    assert said(second).finish_reason == "length"
+    assert result_of(second).finish_reason == "length"
 
 
-def test_answers_put_off_for_want_of_memory_go_on_to_the_same_tokens() -> None:
+def test_answers_preempted_for_lack_of_memory_resume_to_the_same_tokens() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, kv_bytes=300 * TOKEN_BYTES)
-    requests = [request([one] * 60, 100) for one in range(3)]
-    tickets = [submit(scheduler, one) for one in requests]
+    requests = [request([token_id] * 60, 100) for token_id in range(3)]
+    tickets = [submit(scheduler, single) for single in requests]
     most = 0
     while scheduler.step():
         held = scheduler.load()
         most = max(most, held.held_tokens)
         assert held.held_tokens <= held.max_held_tokens == 300
     assert most == 256  # in blocks of 64
-    assert scheduler.load().totals.put_off > 0
-    for ticket, one in zip(tickets, requests, strict=True):
-        result = said(ticket)
-        assert result.token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    assert scheduler.load().totals.preempted > 0
+    for ticket, single in zip(tickets, requests, strict=True):
+        result = result_of(ticket)
+        assert result.token_ids == solo(new_engine(), TOKENIZER, single).token_ids
         assert result.stats.reused_tokens == 0, "its own tokens, fed again, are not another's"
 
 
@@ -399,9 +418,9 @@ def test_a_sequence_that_cannot_be_filled_ends_its_request_alone(monkeypatch: py
     with pytest.raises(BackendError, match="RuntimeError: no copy"):
         list(ticket)
     assert engine.open_sequences == 1
-    both = [submit(scheduler, request(bytes([one] * 9), 2)) for one in range(2)]
+    both = [submit(scheduler, request(bytes([token_id] * 9), 2)) for token_id in range(2)]
     finish(scheduler)
-    assert [said(ticket).finish_reason for ticket in both] == ["length", "length"]
+    assert [result_of(ticket).finish_reason for ticket in both] == ["length", "length"]
 
 
 def test_a_prompt_that_was_never_read_does_not_count() -> None:
@@ -426,9 +445,9 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_closing_with_grace_finishes_what_was_taken() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(3)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(3)]
     scheduler.close(grace_s=10)
-    assert all(said(ticket).finish_reason == "length" for ticket in tickets)
+    assert all(result_of(ticket).finish_reason == "length" for ticket in tickets)
     assert engine.open_sequences == 0
     with pytest.raises(ShutdownError):
         submit(scheduler, request(b"late"))
@@ -437,7 +456,7 @@ def test_closing_with_grace_finishes_what_was_taken() -> None:
 def test_closing_without_grace_fails_what_is_left() -> None:
     engine = new_engine()
     scheduler = new_scheduler(engine, max_running=1)
-    tickets = [submit(scheduler, request([one], 3)) for one in range(2)]
+    tickets = [submit(scheduler, request([token_id], 3)) for token_id in range(2)]
     scheduler.step()
     scheduler.close()
     scheduler.close()
@@ -449,7 +468,7 @@ def test_closing_without_grace_fails_what_is_left() -> None:
 
 def test_a_thread_serves_what_other_threads_ask() -> None:
     engine = new_engine()
-    requests = [request([one, 3], 5) for one in range(12)]
+    requests = [request([token_id, 3], 5) for token_id in range(12)]
     results: dict[int, Result] = {}
 
     def ask(scheduler: Scheduler, place: int) -> None:
@@ -458,11 +477,11 @@ def test_a_thread_serves_what_other_threads_ask() -> None:
         results[place] = result
 
     with Scheduler(engine, TOKENIZER) as scheduler:
-        threads = [threading.Thread(target=ask, args=(scheduler, one)) for one in range(len(requests))]
+        threads = [threading.Thread(target=ask, args=(scheduler, place)) for place in range(len(requests))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert engine.open_sequences == 0
-    for place, one in enumerate(requests):
-        assert results[place].token_ids == solo(new_engine(), TOKENIZER, one).token_ids
+    for place, single in enumerate(requests):
+        assert results[place].token_ids == solo(new_engine(), TOKENIZER, single).token_ids

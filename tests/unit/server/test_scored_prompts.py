@@ -8,9 +8,11 @@ from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.generate.events import PromptScored
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from baichuan2_tpu.server.scheduling.scheduler import Request, Scheduler, SchedulerSettings, Ticket
+from baichuan2_tpu.server.scheduling.load import SchedulerSettings
+from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 from doubles.fakes import ByteTokenizer, HistoryEngine
-from schedules.serving import finish, greedy, read, request, said, submit
+from schedules.serving import finish, greedy, read, request, result_of, submit
 
 TOKENIZER = ByteTokenizer()
 VOCABULARY = TOKENIZER.vocabulary_size
@@ -28,9 +30,9 @@ def scores(ticket: Ticket) -> PromptScored:
     return first
 
 
-def scores_alone(one: Request) -> PromptScored:
+def scores_alone(single: Request) -> PromptScored:
     with TrackedSequence(engine()) as sequence:
-        first = next(generate(sequence, TOKENIZER, one.prompt_ids, one.settings))
+        first = next(generate(sequence, TOKENIZER, single.prompt_ids, single.settings))
     assert isinstance(first, PromptScored)
     return first
 
@@ -40,13 +42,13 @@ def test_prompts_are_scored_together_as_alone(prompt_piece: int) -> None:
     model = engine()
     model.prompt_piece = prompt_piece
     scheduler = Scheduler(model, TOKENIZER)
-    wanted = [request(range(count), settings=SCORED) for count in (1, 5, 200)]
+    requests = [request(range(count), settings=SCORED) for count in (1, 5, 200)]
     answering = submit(scheduler, request(b"hello", 30))
     scheduler.step()
-    tickets = [submit(scheduler, one) for one in wanted]
+    tickets = [submit(scheduler, single) for single in requests]
     finish(scheduler)
-    assert [scores(ticket) for ticket in tickets] == [scores_alone(one) for one in wanted]
-    assert len(said(answering).token_ids) == 30
+    assert [scores(ticket) for ticket in tickets] == [scores_alone(single) for single in requests]
+    assert len(result_of(answering).token_ids) == 30
 
 
 def test_a_step_takes_a_bounded_number_of_rows() -> None:
@@ -64,23 +66,23 @@ def test_a_kept_prompt_is_fed_again_to_be_scored() -> None:
     scheduler = Scheduler(engine(), TOKENIZER)
     submit(scheduler, request(b"hello there"))
     finish(scheduler)
-    one = request(b"hello there", settings=SCORED)
-    ticket = submit(scheduler, one)
+    single = request(b"hello there", settings=SCORED)
+    ticket = submit(scheduler, single)
     finish(scheduler)
-    assert scores(ticket) == scores_alone(one)
+    assert scores(ticket) == scores_alone(single)
 
 
-def test_a_prompt_that_is_put_off_is_scored_once() -> None:
+def test_a_preempted_prompt_is_scored_once() -> None:
     model = engine(max_context=128)
     model.prompt_piece = 20
     scheduler = Scheduler(model, TOKENIZER, SchedulerSettings(kv_bytes=128 * 4))
     older = submit(scheduler, request(range(60), 60))
     scheduler.step()
-    one = request(range(60), settings=SCORED)
-    ticket = submit(scheduler, one)
+    single = request(range(60), settings=SCORED)
+    ticket = submit(scheduler, single)
     finish(scheduler)
-    assert scheduler.load().totals.put_off == 1
-    assert (scores(ticket), len(said(older).token_ids)) == (scores_alone(one), 60)
+    assert scheduler.load().totals.preempted == 1
+    assert (scores(ticket), len(result_of(older).token_ids)) == (scores_alone(single), 60)
 
 
 def test_a_prompt_is_scored_without_an_answer() -> None:

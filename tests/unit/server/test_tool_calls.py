@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.server.api.schema_chat import FunctionCall, ToolCall
-from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, joined_calls
-from baichuan2_tpu.server.api.tools import CALL_BEGIN, calls_text
+from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, join_calls
+from baichuan2_tpu.server.api.tools import CALL_BEGIN, write_calls
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[], 你\n', max_size=6),
@@ -30,24 +30,24 @@ texts = st.text("<tool_cal>[ x", max_size=20).filter(lambda text: CALL_BEGIN not
 def test_text_and_calls_are_read_from_any_pieces(
     text: str, made: list[tuple[str, dict[str, object], bool]], cuts: list[int]
 ) -> None:
-    wanted = [
+    expected = [
         (name, json.dumps(arguments, ensure_ascii=is_ascii, indent=None if is_ascii else 1))
         for name, arguments, is_ascii in made
     ]
     written = [
-        ToolCall(id="", function=FunctionCall(name=name, arguments=arguments)) for name, arguments in wanted
+        ToolCall(id="", function=FunctionCall(name=name, arguments=arguments)) for name, arguments in expected
     ]
-    answer = text + (calls_text(written) if written else "")
+    answer = text + (write_calls(written) if written else "")
     places = [0, *sorted(min(cut, len(answer)) for cut in cuts), len(answer)]
-    reader, said, pieces = CallReader(), "", list[CallPiece]()
+    reader, content, pieces = CallReader(), "", list[CallPiece]()
     for start, end in pairwise(places):
         more, new = reader.push(answer[start:end])
-        said += more
+        content += more
         pieces += new
-    assert said + reader.flush() == text
-    read = joined_calls(pieces)
-    assert [(call.function.name, call.function.arguments) for call in read] == wanted
-    assert reader.ends_with_call == bool(wanted)
+    assert content + reader.flush() == text
+    read = join_calls(pieces)
+    assert [(call.function.name, call.function.arguments) for call in read] == expected
+    assert reader.ends_with_call == bool(expected)
     assert len({call.id for call in read}) == len(read)
 
 

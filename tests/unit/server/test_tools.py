@@ -42,7 +42,7 @@ def ask(engine: ScriptedEngine | HistoryEngine, **fields: Any) -> Response:
         return client.post(CHAT, json=chat_body(**({"tools": TOOLS, "max_tokens": 200} | fields)))
 
 
-def said(engine: ScriptedEngine | HistoryEngine, **fields: Any) -> tuple[str | None, list[Any], str]:
+def read_answer(engine: ScriptedEngine | HistoryEngine, **fields: Any) -> tuple[str | None, list[Any], str]:
     """Return text, calls and reason of an answer."""
     (choice,) = ask(engine, **fields).json()["choices"]
     calls = choice["message"]["tool_calls"] or []
@@ -53,9 +53,9 @@ def said(engine: ScriptedEngine | HistoryEngine, **fields: Any) -> tuple[str | N
 
 
 def test_calls_are_read_out_of_an_answer() -> None:
-    wanted = [("get_weather", '{"city": "上海", "days": 2}'), ("read_clock", "{}")]
-    assert said(engine_that_says(CALLS)) == (None, wanted, "tool_calls")
-    assert said(engine_that_says(f"我看看。{CALLS}")) == ("我看看。", wanted, "tool_calls")
+    calls = [("get_weather", '{"city": "上海", "days": 2}'), ("read_clock", "{}")]
+    assert read_answer(engine_that_says(CALLS)) == (None, calls, "tool_calls")
+    assert read_answer(engine_that_says(f"我看看。{CALLS}")) == ("我看看。", calls, "tool_calls")
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def test_calls_are_read_out_of_an_answer() -> None:
 def test_a_call_that_a_stop_string_cut_is_not_announced_as_whole(
     stop: str, calls: list[tuple[str, str]], reason: str
 ) -> None:
-    assert said(engine_that_says(CALLS), stop=stop) == (None, calls, reason)
+    assert read_answer(engine_that_says(CALLS), stop=stop) == (None, calls, reason)
 
 
 @pytest.mark.parametrize("text", ["hello", "a <b>", "an <tool_call", "<tool_call> is a mark"])
 def test_an_answer_may_be_text(text: str) -> None:
-    assert said(engine_that_says(text)) == (text, [], "stop")
+    assert read_answer(engine_that_says(text)) == (text, [], "stop")
 
 
 @pytest.mark.parametrize("text", [CALLS, f"Let me see. {CALLS}", "hello <tool", f"<tool {CALLS}"])
 def test_a_stream_makes_the_whole_answer(text: str) -> None:
-    content, calls, reason = said(engine_that_says(text))
+    content, calls, reason = read_answer(engine_that_says(text))
     response = ask(engine_that_says(text), stream=True)
     choices = [
         json.loads(line.removeprefix("data: "))["choices"][0] for line in response.text.split("\n\n")[:-2]
@@ -102,7 +102,7 @@ def test_a_stream_makes_the_whole_answer(text: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_call_that_is_required_is_made_with_arguments_that_are_allowed(seed: int) -> None:
     engine = HistoryEngine(ByteTokenizer().vocabulary_size, max_context=1024)
-    content, calls, reason = said(
+    content, calls, reason = read_answer(
         engine, tool_choice="required", parallel_tool_calls=False, temperature=1, seed=seed, max_tokens=300
     )
     assert (content, reason) == (None, "tool_calls")
@@ -116,30 +116,30 @@ def test_a_call_that_is_required_is_made_with_arguments_that_are_allowed(seed: i
 def test_an_answer_has_a_bounded_number_of_calls() -> None:
     clock = '{"name": "read_clock", "arguments": {}}'
     engine = engine_that_says("<tool_call>[" + ", ".join([clock] * 20))
-    _, calls, reason = said(engine, max_tokens=1000)
+    _, calls, reason = read_answer(engine, max_tokens=1000)
     assert ([name for name, _ in calls], reason) == (["read_clock"] * 8, "tool_calls")
 
 
 def test_a_named_function_is_called_and_no_other() -> None:
     choice = {"type": "function", "function": {"name": "read_clock"}}
-    _, calls, reason = said(engine_that_says(CALLS), tool_choice=choice, parallel_tool_calls=False)
+    _, calls, reason = read_answer(engine_that_says(CALLS), tool_choice=choice, parallel_tool_calls=False)
     assert ([name for name, _ in calls], reason) == (["read_clock"], "tool_calls")
 
 
 def test_no_function_is_called_when_none_may_be() -> None:
-    assert said(engine_that_says(CALLS), tool_choice="none") == (CALLS, [], "stop")
-    assert said(engine_that_says(CALLS), tools=None) == (CALLS, [], "stop")
+    assert read_answer(engine_that_says(CALLS), tool_choice="none") == (CALLS, [], "stop")
+    assert read_answer(engine_that_says(CALLS), tools=None) == (CALLS, [], "stop")
 
 
 def test_an_answer_that_is_no_call_follows_the_response_format() -> None:
     asked = {"type": "json_object"}
-    assert said(engine_that_says('{"a": 1}'), response_format=asked) == ('{"a": 1}', [], "stop")
-    assert said(engine_that_says(CALLS), response_format=asked)[2] == "tool_calls"
+    assert read_answer(engine_that_says('{"a": 1}'), response_format=asked) == ('{"a": 1}', [], "stop")
+    assert read_answer(engine_that_says(CALLS), response_format=asked)[2] == "tool_calls"
 
 
 def test_a_call_that_was_cut_comes_as_far_as_it_was_written() -> None:
     cut = CALLS.index("上海") + 3
-    content, calls, reason = said(engine_that_says(CALLS), max_tokens=cut)
+    content, calls, reason = read_answer(engine_that_says(CALLS), max_tokens=cut)
     assert (content, calls, reason) == (None, [("get_weather", '{"city": "上')], "length")
 
 
@@ -199,7 +199,7 @@ def test_the_model_reads_its_calls_as_it_wrote_them_and_then_the_results() -> No
         (
             {"tool_choice": {"type": "function", "function": {"name": "x"}}},
             "tool_choice",
-            "'x', which is not in tools",
+            "'x'; name one of the tools",
         ),
         ({"tools": [CLOCK, CLOCK]}, "tools", "two tools have the name 'read_clock'"),
         (
@@ -223,6 +223,6 @@ def test_the_model_reads_its_calls_as_it_wrote_them_and_then_the_results() -> No
 )
 def test_what_cannot_be_called_is_refused(fields: dict[str, object], param: str, message: str) -> None:
     response = ask(engine_that_says(), **fields)
-    told = response.json()["error"]
-    assert (response.status_code, told["param"]) == (400, param)
-    assert re.search(message, told["message"])
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert re.search(message, error["message"])

@@ -1,6 +1,6 @@
-"""What chats and completions have in common on their way to the scheduler: settings, seeds, clients.
+"""What chats and completions share when they become requests: settings, seeds, clients.
 
-Not here: their prompts (``chat_requests``, ``completion_requests``).
+Not here: their prompts (``chat_input``, ``completion``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 
-__all__ = ["answer_settings", "repeated"]
+__all__ = ["answer_settings", "make_requests"]
 
 _SEEDS = 2**64
 
@@ -33,12 +33,12 @@ def answer_settings(
     prompt_logprobs: int | None = None,
     grammar: Grammar | None = None,
 ) -> GenerationSettings:
-    """Put what a client asks for over the model's own settings.
+    """Return the model's own settings with what a client asks for in their place.
 
     Raises: RequestError for a value that is not allowed, or a stream option without a stream.
     """
     if body.stream_options is not None and not body.stream:
-        raise ApiError("stream_options need stream; set stream to true", param="stream_options")
+        raise ApiError("stream_options requires stream; set stream to true", param="stream_options")
     model = service.model
     defaults = model.settings
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
@@ -54,12 +54,12 @@ def answer_settings(
     )
 
 
-def repeated(
+def make_requests(
     ids: Sequence[int], settings: GenerationSettings, body: SamplingInput, service: Service, client: str
 ) -> list[Request]:
-    """Return a request for each of the ``n`` answers to a prompt, with a seed of its own."""
+    """Return a request for each of the ``n`` answers to a prompt, each with its own seed."""
     sampling, client = settings.sampling, body.user or client
-    prompt = tuple(ids)  # one for all answers: it may be a body full of tokens
+    prompt = tuple(ids)  # shared by all answers: it may be megabytes of tokens
     seeds = (None if sampling.seed is None else (sampling.seed + i) % _SEEDS for i in range(body.n or 1))
     return [
         Request(
@@ -83,18 +83,18 @@ def _sampling(body: SamplingInput, defaults: SamplingSettings) -> SamplingSettin
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=_biases(body.logit_bias or {}),
-        # Clients may send a negative seed: the same 64 bits are another number.
+        # Clients may send a negative seed: its 64 bits are read as unsigned.
         seed=None if body.seed is None else body.seed % _SEEDS,
     )
 
 
-def _biases(said: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    """Read the ids of tokens, which JSON writes as text."""
-    wrong = next((name for name in said if not re.fullmatch("[0-9]{1,9}", name)), None)
+def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    """Read the token ids, which are text in JSON."""
+    wrong = next((name for name in biases if not re.fullmatch("[0-9]{1,9}", name)), None)
     if wrong is not None:
-        raise ApiError(f"logit_bias names {wrong!r}; the id of a token is allowed", param="logit_bias")
-    return tuple((int(name), bias) for name, bias in said.items())
+        raise ApiError(f"logit_bias has the key {wrong!r}; only token ids are allowed", param="logit_bias")
+    return tuple((int(name), bias) for name, bias in biases.items())
 
 
-def _first(said: _Value | None, default: _Value) -> _Value:
-    return default if said is None else said
+def _first(value: _Value | None, default: _Value) -> _Value:
+    return default if value is None else value

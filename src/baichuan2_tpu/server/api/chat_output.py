@@ -1,6 +1,6 @@
-"""Answers of a chat as OpenAI writes them, whole or in chunks.
+"""Answers of a chat in OpenAI's form, complete or in chunks.
 
-Not here: the fields (``schema_chat``), sending them (``streams``).
+Not here: the fields (``schema_chat``), sending them (``event_stream``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from baichuan2_tpu.server.api.schema_chat import (
     Message,
     ToolCallDelta,
 )
-from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, joined_calls
+from baichuan2_tpu.server.api.tool_calls import CallPiece, CallReader, join_calls
 from baichuan2_tpu.server.api.tools import callable_tools, is_call_forced
 from baichuan2_tpu.server.scheduling.answers import Piece, WholeAnswer
 from baichuan2_tpu.server.service import Service
@@ -37,24 +37,24 @@ class ChatWriter:
         model = service.model
         self._head = asdict(Head.new("chatcmpl", model.name, model.fingerprint))
         self._tokenizer = model.tokenizer
-        self._answers = body.n or 1
+        self._answers_per_prompt = body.n or 1
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._is_forced = is_call_forced(body)
-        # Without tools that may be called, the marks of calls are text like any other.
-        readers = self._answers if callable_tools(body) else 0
+        # Where no tool may be called, the marks of calls are ordinary text.
+        readers = self._answers_per_prompt if callable_tools(body) else 0
         self._readers = {index: CallReader(is_forced=self._is_forced) for index in range(readers)}
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> ChatAnswer:
+    def write_all(self, answers: Sequence[WholeAnswer]) -> ChatAnswer:
         """Write all answers at once."""
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        usage = count_tokens([answer.result for answer in answers], self._answers)
+        usage = count_tokens([answer.result for answer in answers], self._answers_per_prompt)
         return ChatAnswer(**self._head, choices=choices, usage=usage)
 
-    def chunk(self, piece: Piece) -> ChatChunk:
-        """Write what is new of one answer; its first chunk names the role."""
-        is_first = piece.index not in self._begun
-        self._begun.add(piece.index)
+    def write_piece(self, piece: Piece) -> ChatChunk:
+        """Write what is new in one answer; its first chunk names the role."""
+        is_first = piece.index not in self._started
+        self._started.add(piece.index)
         text, calls = self._read(piece.index, piece.text, is_last=piece.result is not None)
         choice = ChunkChoice(
             index=piece.index,
@@ -68,11 +68,11 @@ class ChatWriter:
         )
         return ChatChunk(**self._head, choices=[choice], usage=None)
 
-    def last(self, results: Sequence[Result]) -> ChatChunk | None:
-        """Write the count of tokens, if it was asked for."""
+    def write_usage(self, results: Sequence[Result]) -> ChatChunk | None:
+        """Write the token counts if they were requested."""
         if not self._has_usage:
             return None
-        return ChatChunk(**self._head, choices=[], usage=count_tokens(results, self._answers))
+        return ChatChunk(**self._head, choices=[], usage=count_tokens(results, self._answers_per_prompt))
 
     def _choice(self, index: int, answer: WholeAnswer) -> ChatChoice:
         text, calls = self._read(index, answer.result.text, is_last=True)
@@ -80,26 +80,26 @@ class ChatWriter:
             index=index,
             message=Message(
                 content=text if text or not (calls or self._is_forced) else None,
-                tool_calls=joined_calls(calls) or None,
+                tool_calls=join_calls(calls) or None,
             ),
             logprobs=chat_logprobs(self._tokenizer, answer.tokens),
             finish_reason=self._reason(index, answer.result),
         )
 
     def _read(self, index: int, text: str, *, is_last: bool) -> tuple[str, list[CallPiece]]:
-        """Take calls out of the text of an answer."""
+        """Separate the calls from the text of an answer."""
         reader = self._readers.get(index)
         if reader is None:
             return text, []
-        said, calls = reader.push(text)
-        return said + (reader.flush() if is_last else ""), calls
+        content, calls = reader.push(text)
+        return content + (reader.flush() if is_last else ""), calls
 
     def _reason(self, index: int, result: Result) -> FinishReason:
-        """Return why an answer ended; one that was cancelled has no reader."""
+        """Return why an answer ended; nobody reads one that was cancelled."""
         if result.finish_reason == "length":
             return "length"
         reader = self._readers.get(index)
-        # A stop string may have cut a call.
+        # A stop string may have cut a call short.
         return "tool_calls" if reader is not None and reader.ends_with_call else "stop"
 
 

@@ -1,4 +1,4 @@
-"""Completions as OpenAI writes them: a request to the scheduler, its answer whole or in chunks.
+"""Completions in OpenAI's form: from a request to the scheduler's, and the answers, complete or in chunks.
 
 Not here: the fields (``schema_completion``), sending them (``event_stream``).
 """
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Literal, cast
 
 from baichuan2_tpu.generate.events import Result
-from baichuan2_tpu.server.api.answer_settings import answer_settings, repeated
+from baichuan2_tpu.server.api.answer_settings import answer_settings, make_requests
 from baichuan2_tpu.server.api.output import CompletionLogprobsWriter, Head, count_tokens
 from baichuan2_tpu.server.api.schema import MAX_ANSWERS
 from baichuan2_tpu.server.api.schema_completion import (
@@ -21,7 +21,7 @@ from baichuan2_tpu.server.api.schema_completion import (
 )
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.answers import Piece, WholeAnswer
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["CompletionWriter", "completion_requests"]
@@ -30,11 +30,11 @@ __all__ = ["CompletionWriter", "completion_requests"]
 def completion_requests(body: CompletionRequest, service: Service, client: str) -> list[Request]:
     """Return a request for each answer to each prompt, the answers to the first prompt first.
 
-    Raises: ApiError, RequestError for what cannot be honoured.
+    Raises: ApiError, RequestError for what is not supported.
     """
     if body.best_of not in (None, body.n or 1):
         raise ApiError(
-            f"best_of is {body.best_of}; {body.n or 1}, the value of n, is allowed", param="best_of"
+            f"best_of is {body.best_of}; only the value of n, {body.n or 1}, is allowed", param="best_of"
         )
     settings = answer_settings(
         body,
@@ -46,22 +46,22 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
     prompts = _prompts(body)
     if len(prompts) * (body.n or 1) > MAX_ANSWERS:
         raise ApiError(
-            f"{len(prompts)} prompts with {body.n} answers each are asked for; "
-            f"{MAX_ANSWERS} answers are allowed in all",
+            f"the request asks for {len(prompts)} prompts with {body.n} answers each; "
+            f"at most {MAX_ANSWERS} answers are allowed in all",
             param="n",
         )
     return [
         request
         for prompt in prompts
-        for request in repeated(_ids(prompt, service), settings, body, service, client)
+        for request in make_requests(_ids(prompt, service), settings, body, service, client)
     ]
 
 
 def _prompt_logprobs(body: CompletionRequest) -> int | None:
-    """Return how many likely tokens are told of each place of the prompt; None when it is not scored."""
+    """Return how many likely tokens to report per prompt position; None when it is not scored."""
     if not body.echo:
         return None
-    # An answer of no tokens is a prompt that is scored, whether or not the scores are wanted.
+    # Without a token to generate the prompt is scored, whether or not its scores are requested.
     return 0 if body.logprobs is None and body.max_tokens == 0 else body.logprobs
 
 
@@ -79,38 +79,38 @@ def _ids(prompt: str | list[int], service: Service) -> list[int]:
 
 
 class CompletionWriter:
-    """Writes the answers to one request; ``requests`` are what it asked of the scheduler."""
+    """Writes the answers to one request; ``requests`` are the scheduler's requests for it."""
 
     def __init__(self, body: CompletionRequest, service: Service, requests: Sequence[Request]) -> None:
         model = service.model
         self._head = asdict(Head.new("cmpl", model.name, model.fingerprint))
-        self._answers_a_prompt = body.n or 1
+        self._answers_per_prompt = body.n or 1
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._has_logprobs = body.logprobs is not None
         self._logprobs = [CompletionLogprobsWriter(model.tokenizer) for _ in requests]
-        # What is yet to be said in front of each answer.
+        # The echoed prompt, which the first piece of each answer starts with.
         self._prompts = [
             model.tokenizer.decode(request.prompt_ids) if body.echo else "" for request in requests
         ]
 
-    def whole(self, answers: Sequence[WholeAnswer]) -> CompletionAnswer:
+    def write_all(self, answers: Sequence[WholeAnswer]) -> CompletionAnswer:
         """Write all answers at once."""
         pieces = [
             Piece(index, answer.result.text, answer.tokens, answer.result)
             for index, answer in enumerate(answers)
         ]
-        usage = count_tokens([answer.result for answer in answers], self._answers_a_prompt)
+        usage = count_tokens([answer.result for answer in answers], self._answers_per_prompt)
         return CompletionAnswer(**self._head, choices=[self._choice(piece) for piece in pieces], usage=usage)
 
-    def chunk(self, piece: Piece) -> CompletionAnswer:
-        """Write what is new of one answer."""
+    def write_piece(self, piece: Piece) -> CompletionAnswer:
+        """Write what is new in one answer."""
         return CompletionAnswer(**self._head, choices=[self._choice(piece)], usage=None)
 
-    def last(self, results: Sequence[Result]) -> CompletionAnswer | None:
-        """Write the count of tokens, if it was asked for."""
+    def write_usage(self, results: Sequence[Result]) -> CompletionAnswer | None:
+        """Write the token counts if they were requested."""
         if not self._has_usage:
             return None
-        usage = count_tokens(results, self._answers_a_prompt)
+        usage = count_tokens(results, self._answers_per_prompt)
         return CompletionAnswer(**self._head, choices=[], usage=usage)
 
     def _choice(self, piece: Piece) -> CompletionChoice:
@@ -125,11 +125,11 @@ class CompletionWriter:
     def _write_logprobs(self, piece: Piece) -> CompletionLogprobs | None:
         if not self._has_logprobs:
             return None
-        # As OpenAI does: lm-evaluation-harness takes the last entry for the answer's token in any case.
+        # As OpenAI does: lm-evaluation-harness always takes the last entry for the answer's token.
         end = piece.result.end if piece.result is not None else None
         return self._logprobs[piece.index].write(piece.tokens if end is None else (*piece.tokens, end))
 
 
 def _reason(result: Result) -> Literal["stop", "length"]:
-    """Return why an answer ended; one that was cancelled has no reader."""
+    """Return why an answer ended; nobody reads one that was cancelled."""
     return "length" if result.finish_reason == "length" else "stop"

@@ -1,7 +1,7 @@
-"""Sending answers: all at once or as server-sent events, as long as the client is there.
+"""Sending answers, complete or as server-sent events, until the client disconnects.
 
-The status of a stream waits for its first piece, so that a fault before it is no "200 OK".
-Not here: what is sent (``chat_answers``, ``completion_answers``).
+The status of a stream waits for its first piece, so that an error before it is not sent as "200 OK".
+Not here: what is sent (``chat_output``, ``completion``).
 Source: server-sent events as in the HTML standard; OpenAI ends a stream with ``data: [DONE]``.
 """
 
@@ -24,14 +24,14 @@ from baichuan2_tpu.server.scheduling.answers import Answers
 
 __all__ = ["send_answers"]
 
-_CLIENT_GONE = 499  # nginx's number for it; nobody reads it but a log
+_CLIENT_GONE = 499  # nginx's status for it; only the log shows it
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must pass pieces on at once
 
 _Value = TypeVar("_Value")
 
 
 async def send_answers(request: Request, answers: Answers, writer: Writer, *, is_stream: bool) -> Response:
-    """Return the response to a request whose answers were asked for.
+    """Return the response to a request for answers.
 
     Side effect: answers that nobody can read any more are cancelled.
     """
@@ -39,17 +39,17 @@ async def send_answers(request: Request, answers: Answers, writer: Writer, *, is
         if is_stream:
             return await _EventStream.begin(request, answers, writer)
         with answers:
-            whole = await _while_connected(request, answers.whole())
-        return _json(writer.whole(whole))
+            complete = await _while_connected(request, answers.collect())
+        return _json(writer.write_all(complete))
     except ClientDisconnect:
         return Response(status_code=_CLIENT_GONE)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events of answers that end when the client goes."""
+    """Server-sent events of answers, which are cancelled when the client disconnects."""
 
     def __init__(self, answers: Answers, events: AsyncGenerator[str, None], first: str) -> None:
-        super().__init__(_after(first, events), media_type="text/event-stream", headers=_HEADERS)
+        super().__init__(_prepend(first, events), media_type="text/event-stream", headers=_HEADERS)
         self._answers = answers
         self._events = events
 
@@ -78,15 +78,15 @@ async def _events(answers: Answers, writer: Writer) -> AsyncGenerator[str, None]
         async for piece in pieces:
             if piece.result is not None:
                 results[piece.index] = piece.result
-            yield _event(writer.chunk(piece))
-    last = writer.last([results[index] for index in sorted(results)])
-    if last is not None:
-        yield _event(last)
+            yield _event(writer.write_piece(piece))
+    usage = writer.write_usage([results[index] for index in sorted(results)])
+    if usage is not None:
+        yield _event(usage)
     yield "data: [DONE]\n\n"
 
 
-async def _after(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """Yield the first event and the others; an error becomes the last one."""
+async def _prepend(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Yield the first event and the others; an error becomes the last event."""
     yield first
     try:
         async for event in events:
@@ -104,23 +104,23 @@ def _json(content: BaseModel) -> Response:
 
 
 async def _while_connected(request: Request, work: Awaitable[_Value]) -> _Value:
-    """Wait for some work, and end it when the client goes.
+    """Wait for some work, and cancel it when the client disconnects.
 
     Raises: ClientDisconnect; what the work raises.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_until_gone(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         raise ClientDisconnect
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        disconnect.cancel()
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
-async def _wait_until_gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,6 +1,6 @@
-"""``/v1/chat/completions``, ``/v1/completions``, ``/v1/models`` and vLLM's routes of the tokenizer.
+"""``/v1/chat/completions``, ``/v1/completions``, ``/v1/models`` and vLLM's routes for the tokenizer.
 
-A handler checks and translates in a worker thread, since texts can be long, and then only passes events on.
+A handler checks and translates in a worker thread, since texts can be long; then it only forwards events.
 Not here: what fields mean (``chat_input``, ``completion``).
 """
 
@@ -35,18 +35,18 @@ _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
 def answer_routes(service: Service) -> APIRouter:
-    """Return the routes on which a model answers."""
+    """Return the routes for answers."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["answers"])
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
     async def complete_chat(body: ChatRequest, request: Request) -> Response:
-        """Go on with a conversation."""
+        """Continue a conversation."""
         answers = await run_in_threadpool(_ask_chat, body, service, _client(request))
         return await send_answers(request, answers, ChatWriter(body, service), is_stream=bool(body.stream))
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        """Go on with a text, or with tokens, as they are."""
+        """Continue a text or tokens as they are."""
         writer, answers = await run_in_threadpool(_ask_completion, body, service, _client(request))
         return await send_answers(request, answers, writer, is_stream=bool(body.stream))
 
@@ -74,7 +74,7 @@ def _client(request: Request) -> str:
 
 
 def model_routes(service: Service) -> APIRouter:
-    """Return the routes that tell about a model. Their handlers run in worker threads: texts can be long."""
+    """Return the routes that describe a model. Handlers run in worker threads: texts can be long."""
     router = APIRouter(responses=DOCUMENTED, tags=["model"])
 
     @router.get("/v1/models")

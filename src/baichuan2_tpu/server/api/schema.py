@@ -1,4 +1,4 @@
-"""What every part of the API shares: strict requests, usage, errors, models, tokens.
+"""What all parts of the API share: strict requests, usage, models, tokens.
 
 A request field that is unknown, of another type or out of range is refused; nothing is silently ignored.
 Not here: the fields of chats (``schema_chat``) and completions (``schema_completion``).
@@ -11,19 +11,17 @@ from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from baichuan2_tpu.server.errors import Output
+
 __all__ = [
     "MAX_ANSWERS",
     "DetokenizeRequest",
     "Detokenized",
-    "ErrorBody",
-    "ErrorObject",
-    "Health",
     "Input",
     "Many",
     "ModelCard",
     "ModelList",
     "Names",
-    "Output",
     "PromptTokensDetails",
     "SamplingInput",
     "StopInput",
@@ -35,35 +33,35 @@ __all__ = [
 
 _MAX_STOPS = 16  # OpenAI allows 4
 MAX_ANSWERS = 128
-"""Of one request."""
+"""Per request."""
 _INT64 = 2**63
 _MAX_NAMES = 1024
 
 _Item = TypeVar("_Item")
 
 Many = Annotated[list[_Item], Field(fail_fast=True)]
-"""A list of which the first fault alone is told: a million of them take pydantic 20 seconds and 2 GB."""
+"""A list of which only the first error is reported: pydantic takes 20 seconds and 2 GB for a million."""
 
 
 def _check_few(value: object) -> object:
-    """Pass an object on if it has few names, each of which can be a fault that is told."""
+    """Return an object if it has few names: each could be an error to report."""
     if not isinstance(value, dict):
         return value
     names = cast("dict[object, object]", value)
     if len(names) > _MAX_NAMES:
-        raise ValueError(f"{len(names)} names are too many; {_MAX_NAMES} are allowed")
+        raise ValueError(f"the object has {len(names)} names; at most {_MAX_NAMES} are allowed")
     return names
 
 
 Names = BeforeValidator(_check_few)
-"""What the names of an object are checked by, where they are the client's choice."""
+"""Limits the number of an object's names where the client chooses them."""
 
 StopInput = str | Annotated[list[str], Field(max_length=_MAX_STOPS)]
 """One stop string, or several."""
 
 
 class Input(BaseModel):
-    """Part of a request: unknown fields, types that are merely similar, and NaN are refused."""
+    """Part of a request: unknown fields, values of similar types, and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -73,21 +71,15 @@ class Input(BaseModel):
         return _check_few(value)
 
 
-class Output(BaseModel):
-    """Part of a response."""
-
-    model_config = ConfigDict(frozen=True)
-
-
 class StreamOptions(Input):
-    """What a stream has besides the answer."""
+    """What a stream contains besides the answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
 class SamplingInput(Input):
-    """How tokens are chosen, for chats and completions alike; what is null is the model's own setting.
+    """How tokens are chosen, for chats and completions; null stands for the model's own setting.
 
     ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's; its client sends them as ``extra_body``.
     """
@@ -110,7 +102,7 @@ class SamplingInput(Input):
 
 
 class PromptTokensDetails(Output):
-    """How much of a prompt was not computed again."""
+    """How much of a prompt was reused instead of computed."""
 
     cached_tokens: int
 
@@ -124,21 +116,6 @@ class Usage(Output):
     prompt_tokens_details: PromptTokensDetails
 
 
-class ErrorObject(Output):
-    """What was wrong: ``param`` names the field, ``code`` the kind of fault."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(Output):
-    """The body of every response that is no success."""
-
-    error: ErrorObject
-
-
 class ModelCard(Output):
     """A model that is served; ``max_model_len`` is its context in tokens."""
 
@@ -150,7 +127,7 @@ class ModelCard(Output):
 
 
 class ModelList(Output):
-    """The models that are served: one."""
+    """The list of served models, which has one entry."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -165,9 +142,9 @@ class Tokenized(Output):
 
 
 class TokenizerInfo(Output):
-    """What lm-evaluation-harness asks before it trusts ``/tokenize``.
+    """What lm-evaluation-harness requests before it uses ``/tokenize``.
 
-    The tokens that begin and end a text have no name here: no text becomes one.
+    The tokens that begin and end a text have no text form, so their names are null.
     """
 
     tokenizer_class: str
@@ -179,19 +156,13 @@ class TokenizerInfo(Output):
 
 
 class DetokenizeRequest(Input):
-    """Tokens whose text is wanted."""
+    """Tokens to turn into text."""
 
     model: str | None = None
     tokens: Many[int]
 
 
 class Detokenized(Output):
-    """The text of tokens; bytes that are no UTF-8 are U+FFFD, control tokens have none."""
+    """The text of tokens; invalid UTF-8 becomes U+FFFD, control tokens are left out."""
 
     prompt: str
-
-
-class Health(Output):
-    """Whether the server lives, or is ready for requests."""
-
-    status: Literal["ok", "faulty", "stopping"]

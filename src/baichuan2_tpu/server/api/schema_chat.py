@@ -1,8 +1,8 @@
 """The fields of ``/v1/chat/completions``.
 
-Fields of OpenAI's that a text model cannot honour exist with the one value that asks for nothing, so that a
-client which always sends its defaults is served and any other value is refused.
-Not here: what they mean for generation (``chat_requests``).
+OpenAI's fields that do not apply to a text model accept only the value that asks for nothing, so that a
+client that always sends its defaults is served and any other value is refused.
+Not here: what they mean for generation (``chat_input``).
 Source: OpenAI's API reference, "Create chat completion".
 """
 
@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
-from baichuan2_tpu.server.api.schema import Input, Many, Names, Output, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import Input, Many, Names, SamplingInput, Usage
+from baichuan2_tpu.server.errors import Output
 
 __all__ = [
     "AssistantMessage",
@@ -47,7 +48,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TextPart(Input):
-    """A piece of text; pictures and sounds are refused."""
+    """A piece of text; images and audio are refused."""
 
     type: Literal["text"]
     text: str
@@ -57,14 +58,14 @@ Content = str | Many[TextPart]
 
 
 class SystemMessage(Input):
-    """What the model is told before the conversation; first only."""
+    """Instructions for the model; only allowed as the first message."""
 
     role: Literal["system", "developer"]
     content: Content
 
 
 class UserMessage(Input):
-    """What the user said."""
+    """What the user wrote."""
 
     role: Literal["user"]
     content: Content
@@ -86,7 +87,7 @@ class ToolCall(Input):
 
 
 class AssistantMessage(Input):
-    """What the model said."""
+    """What the model answered."""
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -132,7 +133,7 @@ class NamedSchema(Input):
 
 
 class JsonSchemaFormat(Input):
-    """JSON that a schema allows."""
+    """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -155,20 +156,20 @@ class Tool(Input):
 
 
 class FunctionName(Input):
-    """Which function to call."""
+    """The name of a function to call."""
 
     name: str
 
 
 class NamedTool(Input):
-    """The tool that must be used."""
+    """The tool that the answer must call."""
 
     type: Literal["function"]
     function: FunctionName
 
 
 class ChatRequest(SamplingInput):
-    """A conversation that is to be gone on with."""
+    """A conversation to continue."""
 
     messages: Many[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -191,7 +192,7 @@ class ChatRequest(SamplingInput):
     prompt_cache_key: str | None = Field(None, description="Not needed: prefixes are found by their tokens.")
     prompt_cache_retention: None = None
     reasoning_effort: Literal["none"] | None = None
-    safety_identifier: str | None = Field(None, description="As ``user``.")
+    safety_identifier: str | None = Field(None, description="Same as ``user``.")
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     verbosity: Literal["medium"] | None = None
@@ -199,7 +200,7 @@ class ChatRequest(SamplingInput):
 
 
 class ChatTokenizeRequest(Input):
-    """A text, or a conversation as the model would read it, whose tokens are wanted."""
+    """A text, or a conversation as the model would read it, to turn into tokens."""
 
     model: str | None = None
     prompt: str | None = None
@@ -208,7 +209,7 @@ class ChatTokenizeRequest(Input):
 
 
 class TokenLogprob(Output):
-    """A token, its bytes, and the natural logarithm of its probability (-9999 for none)."""
+    """A token, its bytes, and the natural logarithm of its probability (-9999 for zero)."""
 
     token: str
     logprob: float
@@ -216,7 +217,7 @@ class TokenLogprob(Output):
 
 
 class TokenLogprobs(TokenLogprob):
-    """A token of the answer beside the likeliest ones."""
+    """A token of the answer and the most likely ones in its place."""
 
     top_logprobs: list[TokenLogprob]
 
@@ -238,7 +239,7 @@ class Message(Output):
 
 
 class ChatChoice(Output):
-    """One answer and the reason of its end."""
+    """One answer and why it ended."""
 
     index: int
     message: Message
@@ -259,7 +260,7 @@ class ChatAnswer(Output):
 
 
 class Sparse(Output):
-    """What is new of something; what is not new is left out."""
+    """A change, from which unchanged fields are left out."""
 
     @model_serializer(mode="wrap")
     def _without_nulls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
@@ -267,14 +268,14 @@ class Sparse(Output):
 
 
 class FunctionDelta(Sparse):
-    """What is new of a call."""
+    """What is new in a call."""
 
     name: str | None = None
     arguments: str
 
 
 class ToolCallDelta(Sparse):
-    """What is new of one of the calls."""
+    """What is new in one of the calls."""
 
     index: int
     id: str | None = None
@@ -283,7 +284,7 @@ class ToolCallDelta(Sparse):
 
 
 class Delta(Sparse):
-    """What is new of an answer."""
+    """What is new in an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -291,7 +292,7 @@ class Delta(Sparse):
 
 
 class ChunkChoice(Output):
-    """What is new of one answer; the reason of its end comes last."""
+    """What is new in one answer; the last chunk says why it ended."""
 
     index: int
     delta: Delta

@@ -1,6 +1,6 @@
-"""The fields of ``/v1/completions``, which go on from a text or from tokens as they are.
+"""The fields of ``/v1/completions``, which continues a text or tokens as they are.
 
-Not here: what they mean for generation (``completion_requests``).
+Not here: what they mean for generation (``completion``).
 Source: OpenAI's API reference, "Create completion".
 """
 
@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, Output, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, SamplingInput, Usage
+from baichuan2_tpu.server.errors import Output
 
 __all__ = [
     "CompletionAnswer",
@@ -29,20 +30,20 @@ Prompt = (
 
 
 class CompletionRequest(SamplingInput):
-    """Prompts that are to be gone on with; a prompt is a text or a list of tokens."""
+    """Prompts to continue; a prompt is a text or a list of tokens."""
 
     prompt: Prompt
     max_tokens: int | None = Field(16, ge=0, lt=2**31)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: int | None = Field(None, ge=1, description="Allowed where it is ``n``.")
+    best_of: int | None = Field(None, ge=1, description="Allowed only where it equals ``n``.")
     suffix: Literal[""] | None = None
 
 
 class CompletionLogprobs(Output):
     r"""Log probabilities of tokens, side by side; the prompt's first token has none.
 
-    A token that is no whole text is written ``bytes:\xe4\xbd``. ``text_offset`` counts characters.
+    A token that is not valid UTF-8 alone is written ``bytes:\xe4\xbd``. ``text_offset`` counts characters.
     """
 
     tokens: list[str]
@@ -52,7 +53,7 @@ class CompletionLogprobs(Output):
 
 
 class CompletionChoice(Output):
-    """One text and the reason of its end; in a stream, what is new of it."""
+    """One text and why it ended; in a stream, what is new in it."""
 
     index: int
     text: str

@@ -1,7 +1,7 @@
-"""Reading the calls in an answer while it grows: text in, text and pieces of calls out.
+"""Reading the calls in an answer while it is generated: text in, text and pieces of calls out.
 
-Only for answers that follow the grammar of ``chat_grammar``, whose calls have one form; one that was cut ends
-anywhere in it. Not here: that form (``tools``).
+Only for answers that follow the grammar of ``chat_input``, in which calls have one form; an answer that was
+cut short may end anywhere in it. Not here: that form (``tools``).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from baichuan2_tpu.generate.stops import StopStrings
 from baichuan2_tpu.server.api.schema_chat import FunctionCall, ToolCall
 from baichuan2_tpu.server.api.tools import CALL_BEGIN
 
-__all__ = ["CallPiece", "CallReader", "joined_calls"]
+__all__ = ["CallPiece", "CallReader", "join_calls"]
 
-# What is between the arguments of one call and those of the next; ``call_begin`` and ``calls_text`` write it.
+# Between the arguments of one call and those of the next; ``call_begin`` and ``write_calls`` write it.
 _HEAD = re.compile(r'(?:\}, )?\{"name": "([^"]*)", "arguments": ')
 
 
 @dataclass(frozen=True, slots=True)
 class CallPiece:
-    """What is new of one call; ``call_id`` and ``name`` come with its first piece only."""
+    """What is new in one call; only its first piece has ``call_id`` and ``name``."""
 
     index: int
     arguments: str = ""
@@ -31,59 +32,68 @@ class CallPiece:
 
 
 class CallReader:
-    """Takes one answer apart, whatever pieces it comes in; it is calls alone where ``is_forced``."""
+    """Separates one answer into text and calls, in whatever pieces it comes.
+
+    With ``is_forced`` the answer consists of calls only.
+    """
 
     def __init__(self, *, is_forced: bool = False) -> None:
         self._is_forced = is_forced
-        self._held = ""
-        """What may be the beginning of calls, or of the next call."""
-        self._is_calling = False
+        self._mark = StopStrings([CALL_BEGIN])
+        self._held_characters = 0
+        """Text held back because it may belong to the mark."""
+        self._calls_text = ""
+        """Text of calls that is not read yet."""
         self._calls = 0
         self._arguments: _Object | None = None
 
     @property
     def ends_with_call(self) -> bool:
-        """Whether there are calls, and the last one that has begun is whole."""
+        """Whether there are calls, and the last one is complete."""
         return self._calls > 0 and self._arguments is None
 
     def push(self, text: str) -> tuple[str, list[CallPiece]]:
-        """Return what is new of the text before all calls, and of the calls."""
-        self._held += text
-        said = ""
-        if not self._is_calling:
-            said, mark, behind = self._held.partition(CALL_BEGIN)
-            self._is_calling = bool(mark)
-            kept = 0 if mark else _possible_mark(said)
-            self._held = behind or said[len(said) - kept :]
-            said = said[: len(said) - kept]
-        return said, self._read_calls() if self._is_calling else []
+        """Return what is new in the text before all calls, and in the calls."""
+        content = ""
+        if self._mark.matched is None:
+            content, text = self._split(text)
+        self._calls_text += text
+        return content, self._read_calls()
 
     def flush(self) -> str:
-        """Return text that was held back because it might have been the beginning of calls."""
-        return "" if self._is_calling or self._is_forced else self._held
+        """Return text that was held back because it might have been the mark of calls."""
+        return "" if self._is_forced else self._mark.flush()
+
+    def _split(self, text: str) -> tuple[str, str]:
+        """Return the text before the mark of calls, as far as it is certain, and the text after the mark."""
+        content = self._mark.push(text)
+        self._held_characters += len(text) - len(content)
+        if self._mark.matched is None:
+            return content, ""
+        return content, text[len(text) - (self._held_characters - len(CALL_BEGIN)) :]
 
     def _read_calls(self) -> list[CallPiece]:
         pieces: list[CallPiece] = []
         while True:
             if self._arguments is None:
-                head = _HEAD.match(self._held)
+                head = _HEAD.match(self._calls_text)
                 if head is None:
                     return pieces
                 self._arguments = _Object()
-                self._held = self._held[head.end() :]
+                self._calls_text = self._calls_text[head.end() :]
                 pieces.append(CallPiece(self._calls, call_id=f"call_{uuid.uuid4().hex}", name=head[1]))
                 self._calls += 1
-            length = self._arguments.take(self._held)
+            length = self._arguments.take(self._calls_text)
             if length:
-                pieces.append(CallPiece(self._calls - 1, self._held[:length]))
-            self._held = self._held[length:]
+                pieces.append(CallPiece(self._calls - 1, self._calls_text[:length]))
+            self._calls_text = self._calls_text[length:]
             if not self._arguments.is_over:
                 return pieces
             self._arguments = None
 
 
-def joined_calls(pieces: Sequence[CallPiece]) -> list[ToolCall]:
-    """Return the calls that pieces make."""
+def join_calls(pieces: Sequence[CallPiece]) -> list[ToolCall]:
+    """Return the calls that pieces add up to."""
     return [
         ToolCall(
             id=first.call_id or "",
@@ -108,7 +118,7 @@ class _Object:
 
     def take(self, text: str) -> int:
         """Return how many characters still belong to the object."""
-        for place, character in enumerate(text):
+        for index, character in enumerate(text):
             if self._is_in_string:
                 self._take_in_string(character)
             elif character == '"':
@@ -119,7 +129,7 @@ class _Object:
                 self._depth -= 1
                 if self._depth == 0:
                     self.is_over = True
-                    return place + 1
+                    return index + 1
         return len(text)
 
     def _take_in_string(self, character: str) -> None:
@@ -129,8 +139,3 @@ class _Object:
             self._is_escaped = True
         else:
             self._is_in_string = character != '"'
-
-
-def _possible_mark(text: str) -> int:
-    """Return the length of the longest end of a text that begins the mark of calls."""
-    return next((n for n in range(len(CALL_BEGIN) - 1, 0, -1) if text.endswith(CALL_BEGIN[:n])), 0)

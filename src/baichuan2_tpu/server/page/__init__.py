@@ -1,6 +1,6 @@
-"""The web page: conversations that live in the browser, answered by the scheduler.
+"""The web page: conversations that are kept in the browser and answered by the scheduler.
 
-``layout`` says what is on it, ``page.js`` what the browser does, ``answering`` what the server does, ``door``
-who gets in and what the browser may load. The server keeps nothing of a conversation but its running answer.
-Not here: the API (``routes_*``).
+``components`` is what is on it, ``page.js`` what the browser does, ``turns`` what the server does, ``access``
+who may open it and what it may load. The server keeps nothing of a conversation but the answer in work.
+Not here: the API (``server.api``).
 """

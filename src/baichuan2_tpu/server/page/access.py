@@ -1,9 +1,9 @@
-"""Who gets to the web page, and what it may do to the browser: ASGI middleware in front of the API.
+"""Who may open the web page, and what the browser may load: ASGI middleware in front of the API.
 
 Gradio serves much more than one page needs: uploads, files, a proxy, monitoring. Only the paths below reach
-it; every other path is the API's. A Content-Security-Policy holds the browser to this server, so that neither
-Gradio nor a picture in an answer can call another one.
-Not here: keys of the API (``auth``).
+it; every other path belongs to the API. A Content-Security-Policy allows the browser to contact this server
+only, so that neither Gradio nor an image in an answer can reach another one.
+Not here: keys of the API (``transport.guards``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, LISTEN_PATH
 from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
 from baichuan2_tpu.server.transport.guards import BodyLimit, is_known_key
 
-__all__ = ["PageDoor"]
+__all__ = ["PageAccess"]
 
 _SIGN_IN = "/sign-in"
 _PATHS = frozenset(
@@ -48,7 +48,7 @@ _COOKIE_S = 30 * 24 * 3600
 
 _MAX_FORM_BYTES = 64 * 2**10  # more than any key
 
-# Gradio compiles the functions of its events in the browser ('unsafe-eval') and has scripts in its HTML.
+# Gradio compiles event functions in the browser ('unsafe-eval') and has inline scripts in its HTML.
 _POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -69,15 +69,15 @@ _HEADERS = {
 }
 
 
-class PageDoor:
+class PageAccess:
     """Sends the page's paths to ``page``, others to ``app``; if there are ``keys``, the page asks for one."""
 
     def __init__(self, app: ASGIApp, page: ASGIApp, keys: Collection[str]) -> None:
         self._app = app
         self._page = page
         self._keys = tuple(keys)
-        # What the browser shows instead of the key. It tells nothing about the key, and outlives a restart.
-        self._passes = tuple(_pass(key) for key in self._keys)
+        # What the cookie holds instead of the key: it does not reveal it, and is the same after a restart.
+        self._cookie_values = tuple(_cookie_value(key) for key in self._keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with the form for the key."""
@@ -85,74 +85,74 @@ class PageDoor:
             await self._app(scope, receive, send)
             return
 
-        is_begun = is_whole = False
+        is_started = is_complete = False
 
-        async def send_held(message: Message) -> None:
-            nonlocal is_begun, is_whole
-            is_begun = True
+        async def send_with_policy(message: Message) -> None:
+            nonlocal is_started, is_complete
+            is_started = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
             else:
-                is_whole = not message.get("more_body", False)
+                is_complete = not message.get("more_body", False)
             await send(message)
 
         request = Request(scope, receive)
         app = self._refusal(request) or self._page
         try:
-            await app(scope, receive, send_held)
+            await app(scope, receive, send_with_policy)
         except asyncio.CancelledError:
-            # The server ends. A page that is shown listens for ever, so that this is no fault to be logged.
-            if not is_begun:
+            # The server shuts down. An open page listens for ever, so this is not an error to log.
+            if not is_started:
                 raise
-            if not is_whole:
+            if not is_complete:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _refusal(self, request: Request) -> ASGIApp | None:
-        """Return what a request gets instead of the page, or None when it may pass."""
-        # Browsers say so themselves when another web page is behind a request.
+        """Return the response that a request gets instead of the page, or None if it is allowed."""
+        # Browsers send this header when the page of another site makes a request.
         if request.method == "POST" and request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
-            return error_response(ApiError("web pages of others may not use this one", status=403))
+            return error_response(ApiError("pages of other web sites may not use this page", status=403))
         if request.url.path == _SIGN_IN:
             return BodyLimit(self._sign_in, _MAX_FORM_BYTES)
-        if not self._keys or is_known_key(request.cookies.get(_COOKIE, ""), self._passes):
+        if not self._keys or is_known_key(request.cookies.get(_COOKIE, ""), self._cookie_values):
             return None
         if request.url.path == "/":
             return _form(request, is_wrong=False)
         return error_response(
-            ApiError("no valid key; open / to give one", status=401, code="invalid_api_key")
+            ApiError("no valid API key; open / and sign in", status=401, code="invalid_api_key")
         )
 
     async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await self._signed_in(Request(scope, receive))
-        await answer(scope, receive, send)
+        response = await self._check_sign_in(Request(scope, receive))
+        await response(scope, receive, send)
 
-    async def _signed_in(self, request: Request) -> Response:
-        answer = RedirectResponse("/", status_code=303)
+    async def _check_sign_in(self, request: Request) -> Response:
+        response = RedirectResponse("/", status_code=303)
         if request.method == "POST" and self._keys:
             try:
                 async with request.form(max_files=0, max_fields=1) as form:
                     key = str(form.get("key", ""))
-            # No form, or in an encoding that is none: no key in any case.
+            # Not a form, or an unknown encoding: treat as no key.
             except (HTTPException, MultiPartException, LookupError, UnicodeError):
                 key = ""
             if not is_known_key(key, self._keys):
                 return _form(request, is_wrong=True)
-            answer.set_cookie(
+            response.set_cookie(
                 _COOKIE,
-                _pass(key),
+                _cookie_value(key),
                 max_age=_COOKIE_S,
                 secure=request.url.scheme == "https",
                 httponly=True,
                 samesite="strict",
             )
-        return answer
+        return response
 
 
 def _is_page(path: str) -> bool:
     return path in _PATHS or path.startswith(_FOLDERS)
 
 
-def _pass(key: str) -> str:
+def _cookie_value(key: str) -> str:
     return hmac.new(key.encode(), b"baichuan2-tpu web page", "sha256").hexdigest()
 
 
@@ -161,12 +161,12 @@ def _form(request: Request, *, is_wrong: bool) -> Response:
     language = choose_language(request.headers.get("accept-language", ""))
     texts = TEXTS[language]
     html = read_part("sign_in.html")
-    shown = {
+    values = {
         "language": language,
         "title": texts["key"],
         "error": texts["wrong_key"] if is_wrong else "",
         "open": texts["open"],
     }
-    for name, text in shown.items():
+    for name, text in values.items():
         html = html.replace(f"{{{{{name}}}}}", escape(text))
     return HTMLResponse(html, status_code=401)

@@ -1,6 +1,6 @@
 """What is on the page: Gradio's components, and the names of the texts on them.
 
-Not here: what happens when they are used (``mount``, ``page.js``).
+Not here: what happens when they are used (``gradio_app`` and page.js).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.page.texts import TEXTS, Language
 from baichuan2_tpu.server.page.turns import PageSession
 
-__all__ = ["Labels", "Parts", "build_parts"]
+__all__ = ["Components", "Labels", "build_components"]
 
 _LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
@@ -24,26 +24,26 @@ _LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 
-# Gradio offers an event for each name in quotes in this script.
+# Gradio offers an event for every quoted name in this script.
 _ATTACH = "baichuan2.attach(element.querySelector('ul'), () => trigger('select'));"
 
 
 @dataclass(slots=True)
 class Labels:
-    """Which properties of which components are texts; English until a page asks for another language."""
+    """Which properties of which components are texts; English until the page switches."""
 
     components: list[Component | BlockContext] = field(default_factory=list[Component | BlockContext])
     names: list[Mapping[str, str]] = field(default_factory=list[Mapping[str, str]])
 
     def add(self, component: Component | BlockContext, **names: str) -> None:
-        """Set properties of a component to texts, by the texts' names."""
+        """Set properties of a component to texts, given by their names."""
         self.components.append(component)
         self.names.append(names)
         for name, value in self._texts(names, "en").items():
             setattr(component, name, value)
 
     def by_language(self) -> dict[Language, list[dict[str, str]]]:
-        """Return the properties of all components, in the components' order."""
+        """Return the text properties of all components, in the order they were added."""
         return {language: [self._texts(names, language) for names in self.names] for language in TEXTS}
 
     @staticmethod
@@ -52,10 +52,10 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """The components that events read and write.
 
-    ``turn``, ``states`` and ``edited`` are not seen: what goes to the server and comes from it.
+    ``turn``, ``states`` and ``edited`` are hidden: they carry data to the server and back.
     """
 
     labels: Labels
@@ -77,12 +77,12 @@ class Parts:
 
     @property
     def view(self) -> list[Component | BlockContext]:
-        """What shows a conversation; the order is that of ``view`` in page.js."""
+        """The components that show a conversation, in the order of ``view`` in page.js."""
         return [self.chatbot, self.box, self.note, self.retry, self.system]
 
 
-def build_parts(model_name: str, defaults: GenerationSettings) -> Parts:
-    """Put the components on the page that is being built."""
+def build_components(model_name: str, defaults: GenerationSettings) -> Components:
+    """Add the components to the page that is being built."""
     labels = Labels()
     with gr.Sidebar(width=280) as sidebar:
         new = gr.Button(variant="primary", size="md")
@@ -111,7 +111,7 @@ def build_parts(model_name: str, defaults: GenerationSettings) -> Parts:
     labels.add(system, label="system", info="system_info")
     turn, states, edited = (gr.JSON(visible="hidden") for _ in range(3))
     session = gr.State(PageSession(), delete_callback=PageSession.stop_all)
-    return Parts(
+    return Components(
         labels,
         sidebar,
         language,
@@ -132,7 +132,7 @@ def build_parts(model_name: str, defaults: GenerationSettings) -> Parts:
 
 
 def _chatbot() -> gr.Chatbot:
-    """Return the messages. Tags in an answer are text: a model that writes HTML shows it."""
+    """Return the list of messages. HTML tags in an answer are shown as text."""
     return gr.Chatbot(
         show_label=False,
         elem_id="chat",
@@ -148,7 +148,7 @@ def _chatbot() -> gr.Chatbot:
 
 
 def _sampling(defaults: GenerationSettings, labels: Labels) -> list[gr.Slider | gr.Number]:
-    """Return the fields of ``Settings`` after the system prompt, in its order."""
+    """Return the fields of ``turns.Settings`` after the system prompt, in their order."""
     sampling = defaults.sampling
     with gr.Row():
         temperature = gr.Slider(0, 2, sampling.temperature, step=0.05)

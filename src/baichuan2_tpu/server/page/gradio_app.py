@@ -1,7 +1,8 @@
-"""The page in the API's app: its events, and the door in front of both.
+"""The page in the API's app: its events, and the access check in front of both.
 
-Most events only move things about in the browser (``page.js``); the server answers turns and stops them.
-Not here: what is on the page (``parts``), how a turn is answered (``answering``), who gets in (``door``).
+Most events only change what the browser shows (page.js); the server answers turns and stops them.
+Not here: what is on the page (``components``), how a turn is answered (``turns``), who may open it
+(``access``).
 Source: Gradio 6, whose functions written in JavaScript get the values of inputs and return those of outputs.
 """
 
@@ -18,8 +19,8 @@ from gradio.themes import Default
 from pydantic import ValidationError
 from starlette.routing import Mount
 
-from baichuan2_tpu.server.page.access import PageDoor
-from baichuan2_tpu.server.page.components import Labels, Parts, build_parts
+from baichuan2_tpu.server.page.access import PageAccess
+from baichuan2_tpu.server.page.components import Components, Labels, build_components
 from baichuan2_tpu.server.page.gradio_guards import NO_EVENT, EventFilter, Listeners, ListenerWatch
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
 from baichuan2_tpu.server.page.turns import PageSession, Turn, answer_turn
@@ -46,18 +47,18 @@ def add_page(app: FastAPI, service: Service, *, keys: Collection[str], max_body_
     Side effect: the page becomes the first middleware of ``app`` and joins its lifespan; call this last.
     """
     listeners = Listeners()
-    # Outside of an event loop Gradio makes one for each of its locks, and closes none.
+    # Outside an event loop Gradio opens one for each of its locks, and closes none.
     inputs = asyncio.run(_mount(app, service, listeners))
-    # Gradio's own route would take every path that the API has not.
+    # Gradio's own route would take every path that the API does not have.
     mount = cast("Mount", app.router.routes.pop())
     events = EventFilter(ListenerWatch(mount.app, listeners), inputs)
-    app.add_middleware(PageDoor, page=BodyLimit(events, max_body_bytes), keys=keys)
+    app.add_middleware(PageAccess, page=BodyLimit(events, max_body_bytes), keys=keys)
 
 
 async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[int, int]:
-    """Mount the page; return the number of inputs of each function that the server runs."""
+    """Mount the page; return the number of inputs of every function that the server runs."""
     page, labels = _build(service, listeners)
-    # Fonts of the system alone: a theme of Gradio's would load its own from the network.
+    # System fonts only: Gradio's themes would load theirs from the network.
     theme = Default(font=[*_SANS, "sans-serif"], font_mono=[*_MONO, "monospace"])
     gr.mount_gradio_app(  # pyright: ignore[reportUnknownMemberType] - its ``auth`` is any function
         app,
@@ -83,95 +84,102 @@ async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[i
 def _build(service: Service, listeners: Listeners) -> tuple[gr.Blocks, Labels]:
     model = service.model
     with gr.Blocks(title=model.name, analytics_enabled=False, fill_height=True) as page:
-        parts = build_parts(model.name, model.settings)
-        _add_turns(parts, service, listeners)
-        _add_browser_events(parts)
+        components = build_components(model.name, model.settings)
+        _add_turns(components, service, listeners)
+        _add_browser_events(components)
         page.load(
             js="(...defaults) => baichuan2.start(...defaults)",
-            inputs=parts.sampling,
-            outputs=[*parts.view, *parts.sampling, *parts.labels.components, parts.sidebar],
+            inputs=components.sampling,
+            outputs=[
+                *components.view,
+                *components.sampling,
+                *components.labels.components,
+                components.sidebar,
+            ],
         )
     page.queue(default_concurrency_limit=None)
-    return page, parts.labels
+    return page, components.labels
 
 
-def _add_turns(parts: Parts, service: Service, listeners: Listeners) -> None:
-    """Let the server answer what is asked, tried again or edited, and stop it."""
+def _add_turns(components: Components, service: Service, listeners: Listeners) -> None:
+    """Let the server answer questions that are asked, retried or edited, and stop answers."""
 
     async def answer(
         turn: Mapping[str, object] | None, session: PageSession, request: gr.Request
     ) -> AsyncGenerator[Mapping[str, object], None]:
-        if turn is None:  # nothing was asked, or an answer still grows
+        if turn is None:  # no question, or an answer is still running
             return
         http = request.request
         client = http.client.host if http and http.client else ""
         try:
-            asked = Turn.model_validate(turn)
+            question = Turn.model_validate(turn)
         except ValidationError as error:
             raise _no_event() from error
 
         def is_heard() -> bool:
             return listeners.has(request.session_hash or "")
 
-        async for states in answer_turn(service, session, asked, client, is_heard):
+        async for states in answer_turn(service, session, question, client, is_heard):
             yield states
 
     def stop(turn_id: str, session: PageSession) -> None:
         session.stop(turn_id)
 
-    def edited(event: gr.EventData) -> dict[str, object]:
+    def read_edit(event: gr.EventData) -> dict[str, object]:
         try:
             return {"index": event.index, "content": event.value}
         except (AttributeError, TypeError) as error:
             raise _no_event() from error
 
-    settings = [parts.system, *parts.sampling]
-    begun = [parts.turn, *parts.view]
-    asked = parts.box.submit(
-        js="(...values) => baichuan2.ask(...values)", inputs=[parts.box, *settings], outputs=begun
+    settings = [components.system, *components.sampling]
+    outputs = [components.turn, *components.view]
+    ask = components.box.submit(
+        js="(...values) => baichuan2.ask(...values)", inputs=[components.box, *settings], outputs=outputs
     )
-    retried = parts.retry.click(
-        js="(...values) => baichuan2.retry(...values)", inputs=settings, outputs=begun
+    retry = components.retry.click(
+        js="(...values) => baichuan2.retry(...values)", inputs=settings, outputs=outputs
     )
-    changed = parts.chatbot.edit(edited, outputs=parts.edited, show_progress="hidden").then(
-        js="(...values) => baichuan2.edit(...values)", inputs=[parts.edited, *settings], outputs=begun
+    edit = components.chatbot.edit(read_edit, outputs=components.edited, show_progress="hidden").then(
+        js="(...values) => baichuan2.edit(...values)", inputs=[components.edited, *settings], outputs=outputs
     )
-    for event in (asked, retried, changed):
+    for event in (ask, retry, edit):
         event.then(
             answer,
-            inputs=[parts.turn, parts.session],
-            outputs=parts.states,
+            inputs=[components.turn, components.session],
+            outputs=components.states,
             show_progress="hidden",
             trigger_mode="multiple",
             concurrency_limit=None,
-        ).failure(js="() => baichuan2.lose()", outputs=parts.view)
-    parts.states.change(js="(states) => baichuan2.grow(states)", inputs=parts.states, outputs=parts.view)
-    parts.box.stop(
-        stop, js="(_, session) => [baichuan2.stopped(), session]", inputs=[parts.box, parts.session]
+        ).failure(js="() => baichuan2.lose()", outputs=components.view)
+    components.states.change(
+        js="(states) => baichuan2.grow(states)", inputs=components.states, outputs=components.view
+    )
+    components.box.stop(
+        stop, js="(_, session) => [baichuan2.stopped(), session]", inputs=[components.box, components.session]
     )
 
 
 def _no_event() -> gr.Error:
-    """Return what the page shows for an event it never sends, and Gradio does not print."""
+    """Return the error for an event that the page never sends; Gradio does not print it."""
     return gr.Error(NO_EVENT, print_exception=False)
 
 
-def _add_browser_events(parts: Parts) -> None:
-    """Let the browser switch between conversations, languages and colours, and keep what is set."""
-    chosen = [*parts.view, parts.sidebar]
-    parts.conversations.select(js="() => baichuan2.choose()", outputs=chosen)
-    parts.new.click(js="() => baichuan2.startNew()", outputs=chosen)
-    parts.chatbot.clear(js="() => baichuan2.removeCurrent()", outputs=parts.view)
-    parts.language.click(
-        js="() => baichuan2.switchLanguage()", outputs=[parts.note, *parts.labels.components]
+def _add_browser_events(components: Components) -> None:
+    """Let the browser switch conversations, languages and colours, and store the settings."""
+    view = [*components.view, components.sidebar]
+    components.conversations.select(js="() => baichuan2.choose()", outputs=view)
+    components.new.click(js="() => baichuan2.startNew()", outputs=view)
+    components.chatbot.clear(js="() => baichuan2.removeCurrent()", outputs=components.view)
+    components.language.click(
+        js="() => baichuan2.switchLanguage()", outputs=[components.note, *components.labels.components]
     )
-    parts.theme.click(js="() => baichuan2.switchTheme()")
-    parts.system.change(js="(system) => baichuan2.setSystem(system)", inputs=parts.system)
-    for field in parts.sampling:
-        field.change(js="(...values) => baichuan2.keepSettings(...values)", inputs=parts.sampling)
+    components.theme.click(js="() => baichuan2.switchTheme()")
+    components.system.change(js="(system) => baichuan2.setSystem(system)", inputs=components.system)
+    for field in components.sampling:
+        field.change(js="(...values) => baichuan2.keepSettings(...values)", inputs=components.sampling)
 
 
 def _script(labels: Labels) -> str:
-    """Return page.js with the texts in it."""
-    texts, own = (json.dumps(value, ensure_ascii=False) for value in (TEXTS, labels.by_language()))
-    return read_part("page.js").replace('"{{texts}}"', texts).replace('"{{labels}}"', own)
+    """Return page.js with the texts and labels filled in."""
+    texts, own_labels = (json.dumps(value, ensure_ascii=False) for value in (TEXTS, labels.by_language()))
+    return read_part("page.js").replace('"{{texts}}"', texts).replace('"{{labels}}"', own_labels)

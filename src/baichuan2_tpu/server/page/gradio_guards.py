@@ -1,8 +1,8 @@
 """What a browser may send to Gradio's queue, and which open pages still listen.
 
-Gradio prints a traceback, with what a client sent in it, for anything it did not expect. So that no line of
-the log is a client's, it gets events of this page alone, and of them what it needs. And it answers a turn
-whether anybody reads it or not; here a page that has gone is noticed.
+Gradio prints a traceback that quotes the client for anything unexpected. To keep clients' text out of the
+log, only events of this page reach it, with only the fields it needs. Gradio also answers a turn whether
+anybody reads it or not; here it is noticed when a page has gone.
 Not here: what is in a turn (``turns``).
 Source: ``PredictBody`` of Gradio 6.
 """
@@ -22,14 +22,14 @@ from baichuan2_tpu.server.errors import ApiError, error_response
 __all__ = ["JOIN_PATH", "LISTEN_PATH", "NO_EVENT", "EventFilter", "ListenerWatch", "Listeners"]
 
 JOIN_PATH = "/gradio_api/queue/join"
-NO_EVENT = "this is no event of the page; load it anew"
-"""What who sent something else is told."""
+NO_EVENT = "this is not an event of the page; reload it"
+"""The error for anything else that is sent."""
 
 LISTEN_PATH = "/gradio_api/queue/data"
 
 
 class _Event(BaseModel):
-    """One event; what else is sent beside these fields is dropped."""
+    """One event; other fields are dropped."""
 
     model_config = ConfigDict(strict=True)
 
@@ -41,9 +41,9 @@ class _Event(BaseModel):
 
 
 class EventFilter:
-    """Passes on events for functions whose number of inputs is in ``inputs``; ASGI middleware.
+    """Passes on events for the functions in ``inputs``, which has their numbers of inputs; ASGI middleware.
 
-    Behind ``BodyLimit``, which hands whole bodies over.
+    It belongs behind ``BodyLimit``, which passes complete bodies.
     """
 
     def __init__(self, app: ASGIApp, inputs: Mapping[int, int]) -> None:
@@ -60,12 +60,12 @@ class EventFilter:
             error = ApiError(NO_EVENT, status=422, code="invalid_value")
             await error_response(error)(scope, receive, send)
             return
-        checked: list[Message] = [{"type": "http.request", "body": event.model_dump_json().encode()}]
+        unread: list[Message] = [{"type": "http.request", "body": event.model_dump_json().encode()}]
 
-        async def receive_checked() -> Message:
-            return checked.pop() if checked else await receive()
+        async def receive_event() -> Message:
+            return unread.pop() if unread else await receive()
 
-        await self._app(scope, receive_checked, send)
+        await self._app(scope, receive_event, send)
 
     def _read(self, body: bytes) -> _Event | None:
         try:
@@ -76,17 +76,17 @@ class EventFilter:
 
 
 class Listeners:
-    """The pages that listen now, by the session each has made up for itself."""
+    """The pages that listen now, by the session id that each page chose."""
 
     def __init__(self) -> None:
         self._streams: Counter[str] = Counter()
 
     def add(self, session: str) -> None:
-        """Note that a page begins to listen."""
+        """Record that a page begins to listen."""
         self._streams[session] += 1
 
     def remove(self, session: str) -> None:
-        """Note that a page listens no more."""
+        """Record that a page no longer listens."""
         self._streams[session] -= 1
         if not self._streams[session]:
             del self._streams[session]
@@ -97,7 +97,7 @@ class Listeners:
 
 
 class ListenerWatch:
-    """Notes in ``listeners`` who listens, and how long; ASGI middleware."""
+    """Records in ``listeners`` which pages listen; ASGI middleware."""
 
     def __init__(self, app: ASGIApp, listeners: Listeners) -> None:
         self._app = app

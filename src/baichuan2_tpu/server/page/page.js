@@ -1,6 +1,6 @@
-// What the browser does: keeps conversations, shows one of them, and joins the answers that come from the
-// server. One localStorage item a conversation, so that two open pages do not overwrite each other's.
-// A function named in mount.py returns values for components; undefined leaves one as it is.
+// What the browser does: keeps conversations, shows one of them, and adds the answers that come from the
+// server. One localStorage item per conversation, so that two open pages do not overwrite each other's.
+// A function named in gradio_app.py returns values for components; undefined leaves one unchanged.
 window.baichuan2 = (() => {
   const TEXTS = "{{texts}}";
   const LABELS = "{{labels}}";
@@ -8,24 +8,24 @@ window.baichuan2 = (() => {
   const SAVE_EVERY_MS = 1000;
   const TITLE_LENGTH = 60;
   const NARROW_PX = 768; // below it Gradio's sidebar covers the page
-  // The fields of the settings, as parts.py has them.
+  // The fields of the settings, as components.py has them.
   const SETTINGS = ["system", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_tokens", "seed"];
 
   const records = new Map(); // id -> {id, asked, system, messages, note}
   const turns = new Map(); // id of a running turn -> id of its conversation
-  const saved = new Map(); // id -> when it was written last
-  let current = null; // id of the conversation on the page; null is one that nothing was said in
+  const saved = new Map(); // id -> when it was last written
+  let current = null; // id of the conversation on the page; null is a new, empty one
   let draftSystem = "";
   let isFull = false;
-  let drawn = ""; // what the list shows
+  let drawn = ""; // what the list shows now
   let list = null; // the element with the conversations
-  let select = () => {}; // tells Gradio that another conversation is wanted
+  let select = () => {}; // tells Gradio that another conversation was chosen
 
   const read = (name) => {
     try {
       return localStorage.getItem(`baichuan2.${name}`);
     } catch {
-      return null; // the browser keeps nothing for anybody
+      return null; // storage is disabled
     }
   };
   const write = (name, value) => {
@@ -50,7 +50,7 @@ window.baichuan2 = (() => {
       const record = JSON.parse(value);
       if (record.id === key.slice(PREFIX.length) && Array.isArray(record.messages)) return record;
     } catch {
-      // somebody else's item, or a damaged one
+      // an item of something else, or a damaged one
     }
     return null;
   }
@@ -62,7 +62,7 @@ window.baichuan2 = (() => {
         if (record) records.set(record.id, record);
       }
     } catch {
-      // the browser keeps nothing for anybody
+      // storage is disabled
     }
   }
 
@@ -77,7 +77,7 @@ window.baichuan2 = (() => {
     try {
       localStorage.removeItem(PREFIX + id);
     } catch {
-      // then it was not kept either
+      // then it was not stored either
     }
     if (id === current) current = null;
   }
@@ -88,18 +88,18 @@ window.baichuan2 = (() => {
   }
 
   function button(name, label, shown, act) {
-    const made = document.createElement("button");
-    made.className = name;
-    made.title = label;
-    made.textContent = shown;
-    made.addEventListener("click", act);
-    return made;
+    const element = document.createElement("button");
+    element.className = name;
+    element.title = label;
+    element.textContent = shown;
+    element.addEventListener("click", act);
+    return element;
   }
 
   function row(record) {
-    const made = document.createElement("li");
-    made.classList.toggle("is-current", record.id === current);
-    made.classList.toggle("is-running", runningTurn(record.id) !== undefined);
+    const element = document.createElement("li");
+    element.classList.toggle("is-current", record.id === current);
+    element.classList.toggle("is-running", runningTurn(record.id) !== undefined);
     const open = () => {
       current = record.id;
       select();
@@ -108,24 +108,24 @@ window.baichuan2 = (() => {
       remove(record.id);
       select();
     };
-    made.append(button("open", title(record), title(record), open));
-    if (runningTurn(record.id) === undefined) made.append(button("delete", text("delete"), "✕", drop));
-    return made;
+    element.append(button("open", title(record), title(record), open));
+    if (runningTurn(record.id) === undefined) element.append(button("delete", text("delete"), "✕", drop));
+    return element;
   }
 
   function drawList() {
-    const sorted = [...records.values()].sort((one, other) => other.asked - one.asked);
+    const sorted = [...records.values()].sort((first, second) => second.asked - first.asked);
     const rows = sorted.map((record) => [record.id, title(record), runningTurn(record.id)]);
-    const wanted = JSON.stringify([language, current, rows]);
-    if (!list || wanted === drawn) return; // a row that is made again while it is pressed would not notice
-    drawn = wanted;
+    const next = JSON.stringify([language, current, rows]);
+    if (!list || next === drawn) return; // a row that is replaced while it is pressed would miss the click
+    drawn = next;
     list.replaceChildren(...sorted.map(row));
   }
 
   window.addEventListener("storage", ({ key, newValue }) => {
     if (!key?.startsWith(PREFIX)) return;
     const id = key.slice(PREFIX.length);
-    if (runningTurn(id) !== undefined) return; // this page knows better
+    if (runningTurn(id) !== undefined) return; // this page has the newer state
     const record = newValue === null ? null : parse(key, newValue);
     if (record) records.set(id, record);
     else records.delete(id);
@@ -135,7 +135,7 @@ window.baichuan2 = (() => {
 
   // What is shown ----------------------------------------------------------------------------------------
 
-  const escaped = (value) => {
+  const escapeHtml = (value) => {
     const element = document.createElement("p");
     element.textContent = value;
     return element.innerHTML;
@@ -152,12 +152,12 @@ window.baichuan2 = (() => {
   }
 
   function noteHtml(note) {
-    if (isFull) return `<p class="note is-error" role="alert">${escaped(text("full"))}</p>`;
+    if (isFull) return `<p class="note is-error" role="alert">${escapeHtml(text("full"))}</p>`;
     if (!note) return '<p class="note"></p>';
-    if (note.error) return `<p class="note is-error" role="alert">${escaped(text("error", note.error))}</p>`;
+    if (note.error) return `<p class="note is-error" role="alert">${escapeHtml(text("error", note.error))}</p>`;
     const parts = figures(note);
     if (note.dropped_rounds) parts.push(text("dropped", note.dropped_rounds));
-    return `<p class="note" role="status">${escaped(parts.join(" · "))}</p>`;
+    return `<p class="note" role="status">${escapeHtml(parts.join(" · "))}</p>`;
   }
 
   const shownMessages = (record) =>
@@ -168,7 +168,7 @@ window.baichuan2 = (() => {
       content: [{ type: "text", text: content }],
     }));
 
-  // The values of Parts.view: chatbot, box, note, retry, system.
+  // The values of Components.view: chatbot, box, note, retry, system.
   function view() {
     const record = records.get(current);
     const isRunning = runningTurn(current) !== undefined;
@@ -183,9 +183,9 @@ window.baichuan2 = (() => {
     ];
   }
 
-  const unchanged = () => Array(5).fill(undefined); // of Parts.view
+  const unchanged = () => Array(5).fill(undefined); // of Components.view
 
-  // Out of the way, once a conversation was chosen, where it covers the page.
+  // Closed once a conversation is chosen, where it would cover the page.
   const sidebar = () => (innerWidth < NARROW_PX ? update({ open: false }) : undefined);
 
   // Turns ------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ window.baichuan2 = (() => {
   const toLastQuestion = (messages) =>
     messages.slice(0, messages.findLastIndex((message) => message.role === "user") + 1);
 
-  // Returns the turn for the server, and what to show meanwhile.
+  // Returns the turn for the server, and what to show until it is answered.
   function begin(record, messages, values) {
     record.messages = messages;
     record.asked = Date.now();
@@ -234,7 +234,7 @@ window.baichuan2 = (() => {
     let isOver = false;
     for (const [turn, { text: answer, ...state }] of Object.entries(states ?? {})) {
       const record = records.get(turns.get(turn));
-      if (!record) continue; // it is over, and was seen
+      if (!record) continue; // over, and already shown
       const questions = toLastQuestion(record.messages);
       record.messages = answer ? [...questions, { role: "assistant", content: answer }] : questions;
       record.note = { ...state, has_text: Boolean(answer) };
@@ -247,8 +247,8 @@ window.baichuan2 = (() => {
     return [shown && shownMessages(shown), undefined, shown && noteHtml(shown.note), undefined, undefined];
   }
 
-  // The server did not end the turns it began. When it is not there at all, Gradio says so itself, lets
-  // nothing happen on the page, and loads it again when the server is back.
+  // The server did not finish the turns it started. When it cannot be reached at all, Gradio itself says so,
+  // blocks the page, and reloads it when the server is back.
   function lose() {
     for (const id of turns.values()) {
       const record = records.get(id);
@@ -283,10 +283,10 @@ window.baichuan2 = (() => {
     if (theme) document.body.classList.toggle("dark", theme === "dark");
     loadAll();
     for (const record of records.values()) {
-      // The page was closed while it was answered.
+      // The page was closed before the answer was complete.
       if (record.note && !record.note.is_over) record.note = null;
     }
-    const here = sessionStorage.getItem("baichuan2.current"); // of this tab, before it was loaded again
+    const here = sessionStorage.getItem("baichuan2.current"); // of this tab, before it was reloaded
     current = records.has(here) ? here : null;
     const kept = JSON.parse(read("settings") ?? "null");
     return [...view(), ...(kept?.length === defaults.length ? kept : defaults), ...translate(), sidebar()];

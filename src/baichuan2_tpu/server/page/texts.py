@@ -1,6 +1,6 @@
-"""What the web page says, in English and in Chinese, and the files it is made of.
+"""The texts of the web page, in English and Chinese, and the files it is made of.
 
-Not here: what Gradio's own buttons say; they follow the browser's language.
+Not here: the texts of Gradio's own buttons, which follow the browser's language.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ _ENGLISH = {
     "delete": "Delete",
     "confirm": "Delete this conversation?",
     "untitled": "Empty conversation",
-    "ask": "Ask something",
-    "hello": "Ask something. Conversations are kept in this browser only.",
+    "ask": "Ask a question",
+    "hello": "Ask a question. Conversations are stored only in this browser.",
     "retry": "Try again",
     "settings": "Settings",
     "system": "System prompt",
-    "system_info": "What the model is told before this conversation.",
+    "system_info": "Instructions for the model at the start of this conversation.",
     "temperature": "Temperature",
-    "temperature_info": "0 always takes the likeliest token.",
+    "temperature_info": "0 always picks the most likely token.",
     "top_k": "Top k",
-    "top_k_info": "0 is off.",
+    "top_k_info": "0 means no limit.",
     "top_p": "Top p",
     "min_p": "Min p",
     "repetition_penalty": "Repetition penalty",
-    "max_tokens": "Longest answer, tokens",
+    "max_tokens": "Maximum answer length (tokens)",
     "seed": "Seed",
-    "seed_info": "Empty: every answer differs.",
+    "seed_info": "If empty, every answer differs.",
     "first_token": "first token {0} s",
     "rate": "{0} tokens/s",
     "tokens": "{0} tokens",
     "waiting": "waiting for the first token …",
     "cancelled": "stopped",
-    "length": "cut at the longest answer or the end of the context",
-    "dropped": "without the {0} oldest rounds, for want of context",
+    "length": "cut off at the maximum length or the end of the context",
+    "dropped": "the {0} oldest rounds were left out because the context is full",
     "error": "Error: {0}",
-    "lost": "the connection to the server is lost; try again",
-    "full": "this browser keeps no more conversations; delete some",
-    "key": "Key",
-    "wrong_key": "This key is wrong.",
-    "open": "Open",
+    "lost": "the connection to the server was lost; try again",
+    "full": "this browser cannot store more conversations; delete some",
+    "key": "API key",
+    "wrong_key": "The API key is incorrect.",
+    "open": "Sign in",
 }
 
 _CHINESE = {
@@ -55,45 +55,45 @@ _CHINESE = {
     "theme": "浅色 / 深色",
     "new": "新对话",
     "delete": "删除",
-    "confirm": "删除这个对话?",
+    "confirm": "删除此对话？",
     "untitled": "空对话",
     "ask": "请输入问题",
-    "hello": "请输入问题。对话只保存在本浏览器中。",
+    "hello": "请输入问题。对话仅保存在本浏览器中。",
     "retry": "重新回答",
     "settings": "设置",
     "system": "系统提示词",
-    "system_info": "对话开始之前告诉模型的话。",
+    "system_info": "对话开始前给模型的指令。",
     "temperature": "温度",
-    "temperature_info": "0 表示总是选择概率最大的词元。",
+    "temperature_info": "设为 0 时始终选择概率最高的 token。",
     "top_k": "Top k",
-    "top_k_info": "0 表示不限制。",
+    "top_k_info": "设为 0 时不限制。",
     "top_p": "Top p",
     "min_p": "Min p",
     "repetition_penalty": "重复惩罚",
-    "max_tokens": "回答的最大词元数",
+    "max_tokens": "回答的最大长度（token）",
     "seed": "随机种子",
-    "seed_info": "留空则每次回答都不同。",
-    "first_token": "首个词元 {0} 秒",
-    "rate": "每秒 {0} 个词元",
-    "tokens": "共 {0} 个词元",
-    "waiting": "正在等待首个词元……",
+    "seed_info": "留空则每次的回答都不同。",
+    "first_token": "首 token {0} 秒",
+    "rate": "{0} tokens/s",
+    "tokens": "共 {0} tokens",
+    "waiting": "正在等待首个 token……",
     "cancelled": "已停止",
-    "length": "已达到回答或上下文的最大长度",
-    "dropped": "上下文不足,略去了最早的 {0} 轮对话",
-    "error": "错误:{0}",
-    "lost": "与服务器的连接已断开,请重试",
-    "full": "本浏览器无法保存更多对话,请删除一些",
-    "key": "密钥",
-    "wrong_key": "密钥错误。",
-    "open": "打开",
+    "length": "已达到回答的最大长度或上下文上限，内容被截断",
+    "dropped": "上下文已满，已省略最早的 {0} 轮对话",
+    "error": "错误：{0}",
+    "lost": "与服务器的连接已断开，请重试",
+    "full": "浏览器存储空间已满，请删除部分对话",
+    "key": "API Key",
+    "wrong_key": "API Key 不正确。",
+    "open": "登录",
 }
 
 TEXTS: dict[Language, dict[str, str]] = {"en": _ENGLISH, "zh": _CHINESE}
-"""Each text by its name; ``{0}`` is a value."""
+"""Each text by its name; ``{0}`` is replaced by a value."""
 
 
 def choose_language(accepted: str) -> Language:
-    """Return the one a browser's ``Accept-Language`` names first, which browsers sort; English for others."""
+    """Return the first known language of ``Accept-Language``, which browsers sort; English if none is."""
     for name in accepted.lower().replace(" ", "").split(","):
         if name.startswith("zh"):
             return "zh"

@@ -1,8 +1,8 @@
-"""Answers for one open page: the turns of its conversations, which run side by side.
+"""Answers for one open page: the turns of its conversations, which run at the same time.
 
-A turn is one answer to a conversation as the browser sent it. What the page is shown is always every turn
-that runs or ended lately: the browser may skip a state, and must not miss the end of a turn for that.
-Not here: what a page looks like (``layout``), where conversations are kept (``page.js``).
+A turn is one answer to a conversation as the browser sent it. The page is always sent every turn that runs or
+ended lately: the browser may skip a state, and must not miss the end of a turn.
+Not here: what the page looks like (``components``), where conversations are kept (page.js).
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.api.schema import Input, Many
 from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduling.answers import Answers
-from baichuan2_tpu.server.scheduling.scheduler import Request
+from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message, Role
 
 __all__ = ["PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
 
-_SHOW_EVERY_S = 0.08  # a browser renders all of a long answer again each time
-_UNHEARD_S = 10  # a page listens as soon as it has asked
-_MAX_ENDED = 4  # turns that are shown after their end
+_SHOW_EVERY_S = 0.08  # a browser renders a long answer from the start each time
+_UNHEARD_S = 10  # a page listens as soon as it has sent a turn
+_MAX_ENDED = 4  # turns still sent after their end
 
 
-class _Sent(Input):
-    """What a browser sends; what is wrong in it is not repeated in a log."""
+class _PageInput(Input):
+    """What a browser sends; validation errors do not quote it."""
 
     model_config = ConfigDict(strict=False, hide_input_in_errors=True)
 
 
-class Said(_Sent):
+class PageMessage(_PageInput):
     """A message as the browser keeps it."""
 
     role: Role
     content: str
 
 
-class Settings(_Sent):
-    """What a page has set; see ``SamplingSettings``. Without ``max_tokens`` the model's own holds."""
+class Settings(_PageInput):
+    """The settings of a page; see ``SamplingSettings``. Without ``max_tokens`` the model's own applies."""
 
     system: str
     temperature: float
@@ -70,17 +70,17 @@ class Settings(_Sent):
         return replace(defaults, sampling=sampling, max_tokens=max_tokens)
 
 
-class Turn(_Sent):
-    """A conversation that waits for an answer, under an id of the browser's making."""
+class Turn(_PageInput):
+    """A conversation that waits for an answer, under an id that the browser chose."""
 
     id: str
-    messages: Many[Said]
+    messages: Many[PageMessage]
     settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
 class TurnState:
-    """How far a turn is: the answer so far and, once it is over, its figures or the error that ended it."""
+    """The progress of a turn: the answer so far and, once it is over, its statistics or its error."""
 
     text: str = ""
     dropped_rounds: int = 0
@@ -91,8 +91,8 @@ class TurnState:
     first_token_s: float | None = None
     tok_per_s: float | None = None
 
-    def grown(self, text: str, result: Result | None) -> TurnState:
-        """Return the state after more text, and after the end if there is a result."""
+    def extend(self, text: str, result: Result | None) -> TurnState:
+        """Return the state with more text, or the final state if there is a result."""
         if result is None:
             return replace(self, text=self.text + text)
         return replace(
@@ -114,20 +114,20 @@ class PageSession:
     states: dict[str, TurnState] = field(default_factory=dict[str, TurnState])
 
     def show(self, turn_id: str, state: TurnState) -> dict[str, dict[str, object]]:
-        """Note how far a turn is and return what the page is to know of all turns."""
+        """Record the state of a turn and return the states of all turns for the page."""
         self.states[turn_id] = state
-        ended = [one for one, state in self.states.items() if state.is_over]
-        for one in ended[:-_MAX_ENDED]:
-            del self.states[one]
-        return {one: asdict(state) for one, state in self.states.items()}
+        ended_ids = [name for name, state in self.states.items() if state.is_over]
+        for name in ended_ids[:-_MAX_ENDED]:
+            del self.states[name]
+        return {name: asdict(state) for name, state in self.states.items()}
 
     def stop(self, turn_id: str) -> None:
-        """End a turn before its next token; no effect on one that is over."""
+        """Stop a turn before its next token; no effect on one that is over."""
         if turn_id in self.running:
             self.running[turn_id].cancel()
 
     def stop_all(self) -> None:
-        """End every turn: nobody looks at the page any more."""
+        """Stop every turn: nobody looks at the page any more."""
         for answers in self.running.values():
             answers.cancel()
 
@@ -135,9 +135,9 @@ class PageSession:
 async def answer_turn(
     service: Service, session: PageSession, turn: Turn, client: str, is_heard: Callable[[], bool]
 ) -> AsyncGenerator[Mapping[str, object], None]:
-    """Answer a turn and yield what the page is to know, as it changes; an error ends it like a result.
+    """Answer a turn and yield the states for the page as they change; an error is a last state, too.
 
-    An answer that nobody hears for some seconds ends before its next token.
+    An answer to which no page listens for some seconds is stopped before its next token.
     """
     state = TurnState()
     try:
@@ -145,33 +145,33 @@ async def answer_turn(
         state = TurnState(dropped_rounds=dropped_rounds)
         with service.submit([request]) as answers:
             session.running[turn.id] = answers
-            async with aclosing(_growth(answers, state, is_heard)) as states:
+            async with aclosing(_watch_answer(answers, state, is_heard)) as states:
                 async for state in states:
                     yield session.show(turn.id, state)
-    except Exception as error:  # noqa: BLE001 - the boundary of requests: a fault is told, never an answer
+    except Exception as error:  # noqa: BLE001 - the boundary of requests: a fault is shown as an error
         yield session.show(turn.id, replace(state, is_over=True, error=describe(error).message))
     finally:
         session.running.pop(turn.id, None)
 
 
-async def _growth(
+async def _watch_answer(
     answers: Answers, state: TurnState, is_heard: Callable[[], bool]
 ) -> AsyncGenerator[TurnState, None]:
-    """Yield the state at once and as it grows, but not more often than a browser can show."""
+    """Yield the state at once and as it changes, but not more often than a browser can render."""
 
     async def read() -> None:
         nonlocal state
         async for piece in answers.pieces():
-            state = state.grown(piece.text, piece.result)
+            state = state.extend(piece.text, piece.result)
 
     reading = asyncio.ensure_future(read())
-    shown = None
+    last = None
     heard_s = time.monotonic()
     try:
-        while not reading.done() or shown is not state:
-            if shown is not state:
-                shown = state
-                yield shown
+        while not reading.done() or last is not state:
+            if last is not state:
+                last = state
+                yield last
             await asyncio.wait((reading,), timeout=_SHOW_EVERY_S)
             if is_heard():
                 heard_s = time.monotonic()
@@ -184,14 +184,16 @@ async def _growth(
 
 
 def _request(service: Service, turn: Turn, client: str) -> tuple[Request, int]:
-    """Return the request for a turn's answer and how many of the oldest rounds are not in it.
+    """Return the request for a turn's answer and how many of the oldest rounds it leaves out.
 
     Raises: RequestError, ContextLengthError when it cannot be answered.
     """
     model = service.model
-    wanted = turn.settings.over(model.settings)
-    wanted = replace(wanted, stop_ids=wanted.stop_ids | model.template.stop_ids)
+    settings = turn.settings.over(model.settings)
+    settings = replace(settings, stop_ids=settings.stop_ids | model.template.stop_ids)
     system = [Message("system", turn.settings.system)] if turn.settings.system.strip() else []
-    messages = [Message(said.role, said.content) for said in turn.messages]
-    prompt = model.template.render([*system, *messages], prompt_budget(model.max_context, wanted.max_tokens))
-    return Request(prompt.ids, wanted, service.timeout_s, client), prompt.dropped_rounds
+    messages = [Message(message.role, message.content) for message in turn.messages]
+    prompt = model.template.render(
+        [*system, *messages], prompt_budget(model.max_context, settings.max_tokens)
+    )
+    return Request(prompt.ids, settings, service.timeout_s, client), prompt.dropped_rounds

@@ -1,6 +1,6 @@
-"""The answers to one HTTP request, as they come and when they are whole.
+"""The answers to one HTTP request, in pieces as they come or complete.
 
-Not here: how OpenAI writes them (``chat_answers``, ``completion_answers``), making them (``scheduler``).
+Not here: how OpenAI writes them (``api.chat_output``, ``api.completion``), generating them (``step``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from baichuan2_tpu.generate.events import Event, PromptScored, Result, TextPiece, TokenChosen
-from baichuan2_tpu.server.scheduling.scheduler import Ticket
+from baichuan2_tpu.server.scheduling.ticket import Ticket
 
 __all__ = ["Answers", "Piece", "WholeAnswer"]
 
@@ -22,7 +22,7 @@ Observe = Callable[[AsyncGenerator[Event, None]], AsyncGenerator[Event, None]]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new of one answer: the tokens since the piece before, and the text they let be shown.
+    """What is new in one answer: the tokens since the previous piece, and the text that can now be shown.
 
     The tokens of a scored prompt come first. ``result`` comes with the last piece of an answer only.
     """
@@ -35,16 +35,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class WholeAnswer:
-    """An answer and its tokens with the log probabilities that were asked for."""
+    """An answer and its tokens with the requested log probabilities."""
 
     result: Result
     tokens: tuple[TokenChosen, ...]
 
 
 class Answers:
-    """Tickets that belong together; leaving a ``with`` cancels what is not over.
+    """Tickets that belong together; leaving a ``with`` cancels those that are not over.
 
-    ``observe`` sees every event on its way, and passes it on.
+    ``observe`` sees every event and passes it on.
     """
 
     def __init__(self, tickets: Sequence[Ticket], observe: Observe) -> None:
@@ -57,12 +57,12 @@ class Answers:
             ticket.cancel()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Yield what is new of any answer, as it comes, until all are over.
+        """Yield what is new in any answer, as it comes, until all are over.
 
         Raises: the first error of any answer.
         """
         chosen: list[list[TokenChosen]] = [[] for _ in self._tickets]
-        events = _merged([self._observe(aiter(ticket)) for ticket in self._tickets])
+        events = _merge([self._observe(aiter(ticket)) for ticket in self._tickets])
         try:
             async for index, event in events:
                 tokens = chosen[index]
@@ -77,8 +77,8 @@ class Answers:
         finally:
             await events.aclose()
 
-    async def whole(self) -> list[WholeAnswer]:
-        """Wait until all answers are over and return them, in the order of their requests.
+    async def collect(self) -> list[WholeAnswer]:
+        """Wait for all answers and return them, in the order of their requests.
 
         Raises: the first error of any answer.
         """
@@ -99,8 +99,8 @@ class Answers:
         self.cancel()
 
 
-async def _merged(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
-    """Yield the events of all streams as they come, each with the number of its stream."""
+async def _merge(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+    """Yield the events of all streams as they come, each with the index of its stream."""
     waiting = {asyncio.ensure_future(anext(stream)): index for index, stream in enumerate(streams)}
     try:
         while waiting:

@@ -1,6 +1,6 @@
 """A request while it is served: its answer, and the tokens an engine is to hold for it.
 
-Not here: when it runs and beside what (``scheduler``).
+Not here: when it runs and beside what (``step``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Job:
         self.ticket = Ticket()
         self.start_s = start_s
         self.was_run = False
-        """Whether it was admitted before, and put off."""
+        """Whether it was ever admitted; one that waits was then preempted."""
         self.ids = list(request.prompt_ids)
         """The tokens whose keys and values the next token needs: the prompt and the answer so far."""
         self._answer = answer
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether the ticket has its Result or an error."""
+        """Whether its ticket has the Result or an error."""
         return self.ticket.is_over
 
     @property
@@ -48,16 +48,16 @@ class Job:
 
     @property
     def stats(self) -> Stats:
-        """What it took so far."""
+        """What it has taken so far."""
         return self._answer.result().stats
 
     @property
     def is_scoring(self) -> bool:
-        """Whether it takes a row of logits for every token it is fed."""
+        """Whether it needs a row of logits for every token it is fed."""
         return self._answer.is_scoring
 
     def start(self, sequence: TrackedSequence) -> None:
-        """Go on from what a sequence holds of the ids, as far as it is of use."""
+        """Continue from what a sequence holds of the ids, as far as it can be reused."""
         if self.is_scoring:
             sequence.keep_prefix(self._answer.reusable_ids)
         if not self.was_run:
@@ -65,9 +65,9 @@ class Job:
         self.was_run = True
 
     def feed(self, sequence: TrackedSequence, count: int) -> Feed:
-        """Return the next ``count`` ids the sequence lacks; logits are wanted behind the last of all.
+        """Return the next ``count`` ids that the sequence lacks.
 
-        While the prompt is scored, they are wanted behind each.
+        Logits are requested after the last id of all, or after each while the prompt is scored.
         """
         end = sequence.length + count
         rows = count if self.is_scoring else int(end == len(self.ids))
@@ -79,16 +79,18 @@ class Job:
             self._answer.cancel()
             self._finish()
         elif now_s - self.start_s >= self._timeout_s:
-            self.ticket.put(DeadlineError(f"the answer was not ready in {self._timeout_s:g} s; allow more"))
+            self.ticket.put(
+                DeadlineError(f"the answer is not complete after {self._timeout_s:g} s; allow more")
+            )
 
     def advance(self, logits: NDArray[np.float32], length: int) -> None:
-        """Take the logits behind the newest of ``length`` tokens: score them, and choose behind the last.
+        """Take the logits of the newest of ``length`` tokens: score the prompt, and choose the next token.
 
-        Shapes: logits (T, V). Side effect: the ticket is told.
+        Shapes: logits (T, V). Side effect: events are put on the ticket.
         """
-        scored = self._answer.score(logits, length - len(logits))
-        if scored is not None:
-            self.ticket.put(scored)
+        scores = self._answer.score(logits, length - len(logits))
+        if scores is not None:
+            self.ticket.put(scores)
         if length == len(self.ids):
             self._choose(logits[-1])
 
@@ -97,15 +99,15 @@ class Job:
         self._answer.start_token()
         if chosen is not None:
             self.ticket.put(chosen)
-            self._tell(self._answer.read(chosen.token_id))
+            self._put_text(self._answer.read(chosen.token_id))
             self.ids.append(chosen.token_id)
         if self._answer.is_over:
             self._finish()
 
     def _finish(self) -> None:
-        self._tell(self._answer.read_rest())
+        self._put_text(self._answer.read_rest())
         self.ticket.put(self._answer.result())
 
-    def _tell(self, text: str) -> None:
+    def _put_text(self, text: str) -> None:
         if text:
             self.ticket.put(TextPiece(text))

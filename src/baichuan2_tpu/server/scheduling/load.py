@@ -1,6 +1,6 @@
 """What a scheduler may use, and what it does: its settings, its load and its totals.
 
-Not here: scheduling (``scheduler``), how metrics are written (the API).
+Not here: how Prometheus reads them (``server.metrics``).
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ __all__ = ["Load", "SchedulerSettings", "Totals", "max_held_tokens"]
 class SchedulerSettings:
     """How many requests are served, and with what.
 
-    ``max_running`` answers grow at once and ``max_waiting`` more requests wait. ``kv_bytes`` bounds the keys
-    and values of running and kept sequences; None bounds their number alone, by the engine's. ``max_pause_s``
-    is how much longer a step may take because of new prompts, while answers wait for their next token.
+    At most ``max_running`` answers are generated at once and ``max_waiting`` more requests wait. ``kv_bytes``
+    limits the keys and values of running and kept sequences; with None only the engine's number of sequences
+    limits them. ``max_pause_s`` is how much longer new prompts may make a step while other answers wait for
+    their next token.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -31,25 +32,25 @@ class SchedulerSettings:
     max_pause_s: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("max_running", 1), ("max_waiting", 0), ("max_pause_s", 0)):
+        for name, minimum in (("max_running", 1), ("max_waiting", 0), ("max_pause_s", 0)):
             value = getattr(self, name)
-            if not value >= least:
-                raise RequestError(f"{name} is {value}; {least} or more is allowed")
+            if not value >= minimum:
+                raise RequestError(f"{name} is {value}; {minimum} or more is allowed")
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
     """What was done since the start.
 
-    ``refused`` found the queue full; ``put_off`` counts answers stopped for want of memory and gone on with
-    later; ``faults`` are steps that failed. Tokens are counted when a request ends.
+    ``refused`` requests met a full queue; ``preempted`` counts how often an answer was preempted for lack of
+    memory and resumed later; ``faults`` are steps that failed. Tokens are counted when a request ends.
     """
 
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
     refused: int = 0
-    put_off: int = 0
+    preempted: int = 0
     faults: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
@@ -58,7 +59,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is done now.
+    """What is in work now.
 
     ``held_tokens`` of ``max_held_tokens`` have memory for keys and values, ``kv_bytes_per_token`` each.
     ``is_faulty`` tells whether the latest step failed.

@@ -1,6 +1,6 @@
-"""The open sequences of an engine, kept after use so that a prompt can go on from what it begins with.
+"""The open sequences of an engine, kept after use so that a prompt can reuse the prefix it shares with one.
 
-Not here: which request runs when (``scheduler``).
+Not here: which request runs when (``step``).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 
 __all__ = ["PrefixPool"]
 
-# Memory is given in blocks, so that one more token seldom needs more; it is the cpu engine's block of keys.
+# Memory is reserved in blocks, so that few tokens need more; the cpu engine's block of keys is as large.
 _BLOCK_TOKENS = 64
 
 
 class PrefixPool:
     """Sequences in use, and idle ones in the order of their last use.
 
-    A sequence counts with the most tokens it ever had memory for: truncating gives none back.
+    A sequence counts as the most tokens it ever reserved: truncating frees no memory.
     Units: ``max_tokens`` bounds the tokens of all sequences together; a full context must fit.
     """
 
@@ -32,27 +32,27 @@ class PrefixPool:
 
     @property
     def held_tokens(self) -> int:
-        """Tokens that memory is taken for, by sequences in use and idle ones."""
+        """Tokens that have memory, in sequences in use and idle ones."""
         return sum(self._sizes.values())
 
     @property
     def idle_sequences(self) -> int:
-        """Sequences that wait for a prompt to go on from them."""
+        """Sequences kept for prompts that share their beginning."""
         return len(self._idle)
 
     def take(self, ids: Items[int]) -> TrackedSequence | None:
-        """Return a sequence that holds a beginning of ``ids`` and has memory for all; None when none is free.
+        """Return a sequence that holds a prefix of ``ids`` and has memory for all; None when none is free.
 
-        The longest beginning is taken; of equal ones, the least recently used. A sequence that would lose
-        more than half of what it holds is left alone while there is place for another, which then gets a
-        copy of the longest beginning, be it in use or not, where the engine can copy.
+        The sequence with the longest shared prefix is taken; of equal ones, the least recently used. One that
+        would lose more than half of what it holds is left alone while another can be opened. The new one then
+        gets a copy of the longest prefix, of a sequence in use or idle, where the engine can copy.
         """
         free_tokens = self._max_tokens - self.held_tokens + self._idle_tokens
         size = self._size(len(ids))
         if size > free_tokens or len(self._sizes) - len(self._idle) == self._engine.max_sequences:
             return None
-        fitting = [one for one in self._idle if self._sizes[one] <= free_tokens]
-        best = max(fitting, key=lambda one: one.common_prefix(ids), default=None)
+        fitting = [sequence for sequence in self._idle if self._sizes[sequence] <= free_tokens]
+        best = max(fitting, key=lambda sequence: sequence.common_prefix(ids), default=None)
         if best is None or not self._is_worth(best, best.common_prefix(ids), size):
             best = self._open(ids)
         else:
@@ -62,9 +62,9 @@ class PrefixPool:
         return best
 
     def reserve(self, sequence: TrackedSequence, length: int) -> bool:
-        """Take memory for ``length`` tokens of a sequence in use; False when others in use have it all.
+        """Reserve memory for ``length`` tokens of a sequence in use; False when others in use have it all.
 
-        Side effect: the least recently used idle sequences are closed as far as needed.
+        Side effect: the least recently used idle sequences are evicted as far as needed.
         """
         more = max(0, self._size(length) - self._sizes[sequence])
         if self.held_tokens - self._idle_tokens + more > self._max_tokens:
@@ -79,7 +79,7 @@ class PrefixPool:
         self._idle.append(sequence)
 
     def discard(self, sequence: TrackedSequence) -> None:
-        """Close a sequence in use, whose tokens are of no more use."""
+        """Close a sequence in use whose tokens are no longer needed."""
         del self._sizes[sequence]
         sequence.close()
 
@@ -90,26 +90,26 @@ class PrefixPool:
 
     @property
     def _idle_tokens(self) -> int:
-        return sum(self._sizes[one] for one in self._idle)
+        return sum(self._sizes[sequence] for sequence in self._idle)
 
     def _size(self, length: int) -> int:
-        """Return the tokens of whole blocks; the last block ends with the context."""
+        """Return the tokens of the blocks that hold ``length``; the last block ends with the context."""
         return min(-(-length // _BLOCK_TOKENS) * _BLOCK_TOKENS, self._engine.max_context)
 
     def _is_worth(self, sequence: TrackedSequence, kept: int, size: int) -> bool:
-        """Tell whether to go on from a sequence, which then holds ``kept`` tokens only."""
+        """Tell whether to reuse a sequence, which then keeps only ``kept`` tokens."""
         is_full = len(self._sizes) == self._engine.max_sequences or self.held_tokens + size > self._max_tokens
         return kept > 0 and (is_full or 2 * kept >= sequence.length)
 
     def _open(self, ids: Items[int]) -> TrackedSequence:
-        """Open a sequence, in place of the least recently used one if need be, with a copied beginning."""
+        """Open a sequence with a copied prefix; the least recently used one is evicted where all are open."""
         if len(self._sizes) == self._engine.max_sequences:
             self.discard(self._idle.pop(0))
-        source = max(self._sizes, key=lambda one: one.common_prefix(ids), default=None)
-        with ExitStack() as opened:  # closed if it cannot be filled
-            sequence = opened.enter_context(TrackedSequence(self._engine))
+        source = max(self._sizes, key=lambda sequence: sequence.common_prefix(ids), default=None)
+        with ExitStack() as stack:  # closes the sequence if it cannot be filled
+            sequence = stack.enter_context(TrackedSequence(self._engine))
             if source is not None and self._engine.can_copy:
                 sequence.copy_prefix(source, ids)
-            opened.pop_all()
+            stack.pop_all()
         self._sizes[sequence] = 0
         return sequence

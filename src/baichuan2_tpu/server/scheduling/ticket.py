@@ -1,6 +1,6 @@
 """What crosses between the threads of a server: a request one way, the events of its answer the other.
 
-Not here: serving them (``scheduler``), what a client sent (the API's schema).
+Not here: serving them (``scheduler``), what a client sent (``server.api``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Request", "Ticket"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to be answered.
+    """A prompt to answer.
 
     Requests of the same ``client`` take turns with those of others. ``timeout_s`` counts from ``submit`` to
     the end of the answer.
@@ -34,7 +34,7 @@ class Request:
 class Ticket:
     """The events of one answer, read once, with ``for`` in a thread or ``async for`` in an event loop.
 
-    The last event is the Result; where there is none, reading ends with the error that was the reason. To
+    The last event is the Result; an answer that failed ends with its error instead, which reading raises. To
     stop reading early is to cancel.
     """
 
@@ -65,7 +65,7 @@ class Ticket:
         self._is_cancelled = True
 
     def put(self, item: Event | Exception) -> None:
-        """Append an event, or the error that ends the answer; any thread's reader gets it."""
+        """Append an event, or the error that ends the answer, for a reader in any thread."""
         with self._changed:
             self._items.append(item)
             if isinstance(item, (Result, Exception)):

@@ -1,6 +1,6 @@
-"""What is checked before a request is read: its key, how large its body may be, how long it may take to come.
+"""What is checked before a request is handled: its key, the size of its body, and the time to receive it.
 
-Not here: where keys come from (``cli``), how much text a model can read (``ContextLengthError``).
+Not here: where keys come from (``cli.serve_run``), how much text a model can read (``ContextLengthError``).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from baichuan2_tpu.server.errors import ApiError, error_response
 __all__ = ["BodyLimit", "KeyGuard", "is_known_key"]
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
-"""What a supervisor asks without a key; it tells nothing about requests."""
+"""Paths that need no key, for supervisors; they reveal nothing about requests."""
 
 _MAX_UNREAD_BYTES = 64 * 2**20
-"""As much of a body that is too large is read and dropped: a client that is still sending when its connection
-is closed does not see the answer."""
+"""How much of a body that is too large is read and dropped: a client that still sends when its connection is
+closed does not see the error."""
 _BODY_S = 60
-"""Time for all of a body: 4 MB by a line of 0.5 Mbit/s."""
+"""Time to receive a body: 4 MB take it over a line of 0.5 Mbit/s."""
 
 
 class KeyGuard:
-    """Lets through what has ``Authorization: Bearer KEY`` with one of the keys; ASGI middleware."""
+    """Requires ``Authorization: Bearer KEY`` with one of the keys; ASGI middleware."""
 
     def __init__(self, app: ASGIApp, keys: Collection[str]) -> None:
         self._app = app
@@ -50,10 +50,10 @@ class KeyGuard:
 
 
 def is_known_key(key: str, keys: Collection[str]) -> bool:
-    """Tell whether a key is one of ``keys``, in a time that says nothing about them."""
-    said = key.encode("utf-8", "surrogatepass")  # a client's text need not be Unicode
+    """Tell whether a key is one of ``keys``, in constant time."""
+    key_bytes = key.encode("utf-8", "surrogatepass")  # a client's text need not be valid Unicode
     # All are compared, whichever matches.
-    matches = [hmac.compare_digest(said, known.encode()) for known in keys]
+    matches = [hmac.compare_digest(key_bytes, known.encode()) for known in keys]
     return any(matches)
 
 
@@ -65,7 +65,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 408, 413 or 503; one whose client has gone ends here."""
+        """Pass a request on, or answer it with 408, 413 or 503; one whose client has left ends here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -77,10 +77,10 @@ class BodyLimit:
         if first["type"] != "http.request":
             return
 
-        waiting = [first]
+        unread = [first]
 
         async def receive_rest() -> Message:
-            return waiting.pop() if waiting else await receive()
+            return unread.pop() if unread else await receive()
 
         await self._app(scope, receive_rest, send)
 
@@ -89,13 +89,13 @@ class BodyLimit:
         try:
             return await asyncio.wait_for(self._read(receive), _BODY_S)
         except asyncio.TimeoutError as error:
-            message = f"the body was not whole in {_BODY_S} s; send it faster, or send less"
+            message = f"the body was not complete after {_BODY_S} s; send it faster, or send less"
             raise ApiError(message, status=408, code="request_timeout") from error
-        except asyncio.CancelledError as error:  # the server ends, and waits for nothing but this answer
-            raise ShutdownError("the server stops before the body is whole; try another one") from error
+        except asyncio.CancelledError as error:  # the server shuts down, and waits only for this answer
+            raise ShutdownError("the server is shutting down; try another server") from error
 
     async def _read(self, receive: Receive) -> Message:
-        """Return the whole body as one message, or that the client has gone.
+        """Return the complete body as one message, or the message that the client has left.
 
         Raises: ApiError when it is too large.
         """
@@ -112,6 +112,6 @@ class BodyLimit:
                 body += piece
             is_more = message.get("more_body", False)
         if total > self._max_bytes:
-            message = f"the body has more than the {self._max_bytes} bytes that are allowed; send less"
+            message = f"the body is larger than the {self._max_bytes} bytes that are allowed; send less"
             raise ApiError(message, status=413, code="body_too_large")
         return {"type": "http.request", "body": bytes(body)}

@@ -1,12 +1,12 @@
-"""Listening: an address, TLS, signals, bounds of connections, and an end that lets running answers finish.
+"""Listening: an address, TLS, signals, limits of connections, and a shutdown that lets answers finish.
 
-The first SIGINT or SIGTERM closes the port and gives running answers their grace; a second one ends the
+The first SIGINT or SIGTERM closes the port and gives running answers a grace period; a second one ends the
 process at once, which leaves nothing behind: a server writes no files.
-A connection on which no request begins, or whose head comes in drips, is closed, and a head that is not
-whole after 64 KB is refused: bounds that uvicorn leaves to a proxy in front of it.
-Not here: the app (``app``), bounds of a body (``guards``), what a user may set (``cli.serve``).
+A connection on which no request begins, or whose request head arrives too slowly, is closed, and a head that
+is not complete after 64 KB is refused: limits that uvicorn leaves to a proxy in front of it.
+Not here: the app (``server.app``), limits of a body (``guards``), what a user may set (``cli.serve``).
 Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used, and its
-``H11Protocol``, which alone of uvicorn's protocols bounds the head; sd_notify(3) for ``tell_supervisor``.
+``H11Protocol``, the only protocol of uvicorn that limits the head; sd_notify(3) for ``tell_supervisor``.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from baichuan2_tpu.server.service import Service
 __all__ = ["Address", "Connection", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
 
 _READING_S = 5
-"""Time in which clients may read the end of their answers."""
+"""Time for clients to read the end of their answers."""
 _BACKLOG = 128
 
 _HEAD_S = 30
-"""Time for the head of a request."""
+"""Time to receive the head of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; with a certificate and its key, by TLS. Port 0 is any that is free."""
+    """Where to listen; with TLS if there are a certificate and its key. Port 0 takes any free port."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -50,20 +50,20 @@ class Address:
     key: Path | None = None
 
     def url(self, listener: socket.socket) -> str:
-        """Return what a browser on this machine would be given."""
+        """Return the URL for a browser on this machine."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.certificate else 'http'}://{host}:{listener.getsockname()[1]}"
 
 
 def bind(address: Address) -> socket.socket:
-    """Take a port; nobody can connect before ``serve``.
+    """Bind a port; clients can connect from ``serve`` on.
 
     Raises: RequestError when the host is unknown, or the port is in use or not allowed.
     """
     try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        # "localhost" is both ::1 and 127.0.0.1; clients that try one only try the latter.
-        family, *_, place = min(found, key=lambda one: one[0] != socket.AF_INET)
+        addresses = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        # "localhost" is both ::1 and 127.0.0.1; clients that try only one try the latter.
+        family, *_, name = min(addresses, key=lambda info: info[0] != socket.AF_INET)
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise RequestError(
@@ -71,22 +71,22 @@ def bind(address: Address) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
+        listener.bind(name)
     except OSError as error:
         listener.close()
-        raise _unusable(address, error) from error
+        raise _cannot_listen(address, error) from error
     return listener
 
 
-def _unusable(address: Address, error: OSError) -> RequestError:
+def _cannot_listen(address: Address, error: OSError) -> RequestError:
     return RequestError(
         f"cannot listen on {address.host}:{address.port}: {error.strerror}; "
-        "choose another --port, or end what uses it"
+        "choose another --port, or stop the program that uses it"
     )
 
 
 def check_tls(address: Address) -> None:
-    """Check that the certificate and its key can be used, if there are any.
+    """Check that the certificate and its key can be used, if any are given.
 
     Raises: RequestError naming the files.
     """
@@ -101,7 +101,7 @@ def check_tls(address: Address) -> None:
     except (OSError, ValueError) as error:
         raise RequestError(
             f"cannot use the certificate {address.certificate} with the key {address.key}: "
-            f"{error}; give a PEM file each, the key without a password"
+            f"{error}; give two PEM files, the key without a password"
         ) from error
 
 
@@ -122,16 +122,16 @@ def serve(
     grace_s: float,
     when_ready: Callable[[], None],
 ) -> None:
-    """Serve until a signal comes and running answers are over; in the main thread.
+    """Serve until a signal arrives and running answers are over; in the main thread.
 
     Side effect: the service is stopped; a second signal ends the process with 128 + its number.
-    Units: running answers have ``grace_s`` to finish; then they end with an error.
+    Units: running answers have ``grace_s`` to finish; those that do not end with an error.
     Raises: RequestError when another server took the port since ``bind``.
     """
     try:
-        listener.listen(_BACKLOG)  # two that only bound a port have it both; one can listen
+        listener.listen(_BACKLOG)  # two processes can bind a port; only one can listen
     except OSError as error:
-        raise _unusable(address, error) from error
+        raise _cannot_listen(address, error) from error
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -148,7 +148,7 @@ def serve(
 
 
 def tell_supervisor(state: str) -> None:
-    """Tell systemd a state ("READY=1"), where it is the one that started this process.
+    """Tell systemd a state ("READY=1") if it started this process.
 
     Side effect: one datagram to the socket that ``NOTIFY_SOCKET`` names.
     """
@@ -161,7 +161,7 @@ def tell_supervisor(state: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with the end that answers need."""
+    """uvicorn, with a shutdown that waits for running answers."""
 
     def __init__(
         self, config: uvicorn.Config, service: Service, grace_s: float, when_ready: Callable[[], None]
@@ -176,9 +176,9 @@ class _Server(uvicorn.Server):
         self._when_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the scheduler end its answers while uvicorn waits for their connections.
+        """Let the scheduler finish its answers while uvicorn waits for their connections.
 
-        What is open when all answers are over is no answer: a page waits for events as long as it is shown.
+        Connections still open after that carry no answer: a page listens for events as long as it is open.
         """
         tell_supervisor("STOPPING=1")
         ending = asyncio.create_task(super().shutdown(sockets))
@@ -189,51 +189,51 @@ class _Server(uvicorn.Server):
         await ending
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn calls it
-        """Begin to stop; the second time, end."""
+        """Begin to shut down; exit at once the second time."""
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 with a client; TLS, if any, is done before."""
+    """HTTP/1.1 with a client, closed when no request arrives in time; TLS, if any, lies below."""
 
     _closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._unwatch()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of a request, or of one that was answered before it was whole."""
+        """Receive part of a request, possibly of one that was answered before it was complete."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     @property
     def _is_answering(self) -> bool:
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
         return cycle is not None and not cycle.response_complete
 
-    def _watch(self) -> None:
-        """Let the time run while no request is being answered."""
+    def _update_timer(self) -> None:
+        """Run the timer while no request is being answered."""
         if self._is_answering or self.transport.is_closing():
-            self._unwatch()
+            self._stop_timer()
         elif self._closing is None:
             self._closing = self.loop.call_later(_HEAD_S, self._close)
 
-    def _unwatch(self) -> None:
+    def _stop_timer(self) -> None:
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
 
     def _close(self) -> None:
         self._closing = None
-        # A request may have come in one piece with the end of the one before, and is answered now.
+        # A request may have arrived together with the end of the previous one, and be in work now.
         if not self._is_answering:
             self.transport.close()

@@ -1,45 +1,53 @@
-"""``/health`` and ``/metrics``: what a supervisor and Prometheus ask.
+"""``/health`` and ``/metrics``, for supervisors and Prometheus.
 
-Not here: the numbers (``metrics``).
+Not here: the numbers (``server.metrics``).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from baichuan2_tpu.server.api.schema import Health
-from baichuan2_tpu.server.errors import DOCUMENTED
+from baichuan2_tpu.server.errors import DOCUMENTED, Output
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["operation_routes"]
 
+
+class Health(Output):
+    """Whether the server runs, or is ready for requests."""
+
+    status: Literal["ok", "faulty", "stopping"]
+
+
 _NOT_READY: dict[int | str, dict[str, object]] = {
-    503: {"model": Health, "description": "No answers can be had now"}
+    503: {"model": Health, "description": "The server cannot answer now"}
 }
 
 
 def operation_routes(service: Service) -> APIRouter:
-    """Return the routes for those who run the server."""
+    """Return the routes for operators of the server."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/health/live")
     async def live() -> Health:
-        """Tell that the server runs."""
+        """Report that the server runs."""
         return Health(status="ok")
 
     @router.get("/health", responses=_NOT_READY)
     @router.get("/health/ready", response_model=Health, responses=_NOT_READY)
     async def ready() -> Response:
-        """Tell whether the server can answer: 503 while it stops, or after a fault of the engine."""
+        """Report whether the server can answer: 503 while it shuts down, or after a fault of the engine."""
         health = Health(status=service.health)
         status = 200 if health.status == "ok" else 503
         return Response(health.model_dump_json(), status, media_type="application/json")
 
     @router.get("/metrics", response_class=Response, responses={401: DOCUMENTED[401]})
     def metrics() -> Response:
-        """Tell counts and times in Prometheus's text format."""
+        """Return counts and times in Prometheus's text format."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -25,10 +25,10 @@ SETTINGS = Settings(
 )
 
 
-def turn(*said: str, turn_id: str = "a", **settings: object) -> Turn:
+def turn(*texts: str, turn_id: str = "a", **settings: object) -> Turn:
     """Return a conversation of these messages, the user's first."""
     roles = ("user", "assistant")
-    messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(said)]
+    messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
     changed = SETTINGS.model_copy(update=settings)
     return Turn.model_validate({"id": turn_id, "messages": messages, "settings": changed.model_dump()})
 
@@ -38,23 +38,23 @@ def is_heard() -> bool:
     return True
 
 
-async def shown(service: Service, session: PageSession, one: Turn) -> list[Mapping[str, Any]]:
+async def show(service: Service, session: PageSession, question: Turn) -> list[Mapping[str, Any]]:
     """Answer a turn and return all that the page is shown."""
-    return [dict(states) async for states in answer_turn(service, session, one, "somebody", is_heard)]
+    return [dict(states) async for states in answer_turn(service, session, question, "somebody", is_heard)]
 
 
-def ended(engine: FakeEngine, one: Turn) -> dict[str, Any]:
+def answer(engine: FakeEngine, question: Turn) -> dict[str, Any]:
     """Answer a turn and return its last state."""
     session = PageSession()
     with running_service(engine) as service:
-        last = asyncio.run(shown(service, session, one))[-1][one.id]
+        last = asyncio.run(show(service, session, question))[-1][question.id]
     assert last["is_over"]
     assert session.running == {}
     return last
 
 
 def test_a_turn_ends_with_its_answer_and_its_figures() -> None:
-    last = ended(TalkingEngine(), turn("hello"))
+    last = answer(TalkingEngine(), turn("hello"))
     assert last["text"] == "Hello! How can I help?"
     assert last["error"] is None
     assert last["finish_reason"] == "stop"
@@ -65,14 +65,14 @@ def test_a_turn_ends_with_its_answer_and_its_figures() -> None:
 
 def test_a_text_grows_and_never_shrinks() -> None:
     with running_service(TalkingEngine()) as service:
-        states = asyncio.run(shown(service, PageSession(), turn("count")))
+        states = asyncio.run(show(service, PageSession(), turn("count")))
     texts = [state["a"]["text"] for state in states]
     assert len(set(texts)) > 2
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
 
 
 @pytest.mark.parametrize(
-    ("one", "error"),
+    ("question", "error"),
     [
         (turn("break"), "the device reported a fault; restart it"),
         (turn("hello", temperature=-1), "temperature is -1.0; 0 to 100 is allowed"),
@@ -81,22 +81,22 @@ def test_a_text_grows_and_never_shrinks() -> None:
         (turn(), "there is no user message; write a prompt"),
     ],
 )
-def test_a_fault_is_an_error_and_no_text(one: Turn, error: str) -> None:
-    last = ended(TalkingEngine(), one)
+def test_a_fault_is_an_error_and_no_text(question: Turn, error: str) -> None:
+    last = answer(TalkingEngine(), question)
     assert last["error"] == error
     assert last["text"] == ""
 
 
 def test_settings_are_put_over_the_models_own() -> None:
-    assert ended(TalkingEngine(), turn("hello", max_tokens=5))["text"] == "Hello"
-    assert ended(TalkingEngine(), turn("hello", max_tokens=None))["text"] == "Hello! How can I help?"
+    assert answer(TalkingEngine(), turn("hello", max_tokens=5))["text"] == "Hello"
+    assert answer(TalkingEngine(), turn("hello", max_tokens=None))["text"] == "Hello! How can I help?"
     asked = "what is your system prompt?"
-    assert ended(TalkingEngine(), turn(asked, system="Be brief."))["text"] == "Be brief."
-    assert ended(TalkingEngine(), turn(asked, system=" "))["text"] == ""
+    assert answer(TalkingEngine(), turn(asked, system="Be brief."))["text"] == "Be brief."
+    assert answer(TalkingEngine(), turn(asked, system=" "))["text"] == ""
 
 
 def test_the_oldest_rounds_are_left_out_when_they_do_not_fit_and_that_is_told() -> None:
-    last = ended(TalkingEngine(), turn("x" * 3000, "y" * 3000, "hello"))
+    last = answer(TalkingEngine(), turn("x" * 3000, "y" * 3000, "hello"))
     assert last["dropped_rounds"] == 1
     assert last["text"] == "Hello! How can I help?"
 
@@ -105,10 +105,10 @@ def test_turns_of_one_page_run_side_by_side_and_one_can_be_stopped() -> None:
     session = PageSession()
 
     async def two(service: Service) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-        long = asyncio.create_task(shown(service, session, turn("count on", turn_id="long")))
+        long = asyncio.create_task(show(service, session, turn("count on", turn_id="long")))
         while "long" not in session.states or not session.states["long"].text:
             await asyncio.sleep(0.01)
-        short = await shown(service, session, turn("hello", turn_id="short"))
+        short = await show(service, session, turn("hello", turn_id="short"))
         session.stop("long")
         session.stop("nothing that runs")
         return await long, short

@@ -6,34 +6,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.server.scheduling.prefill_budget import Pace, shares
+from baichuan2_tpu.server.scheduling.prefill_budget import PrefillBudget, deal_tokens
 
 
 def test_without_answers_that_wait_a_prompt_has_the_engines_own_piece() -> None:
-    assert Pace(128, 0.5).budget(is_answering=False) == 128
+    assert PrefillBudget(128, 0.5).tokens(is_answering=False) == 128
 
 
 def test_beside_answers_the_first_piece_is_small() -> None:
-    assert Pace(128, 0.5).budget(is_answering=True) == 16
+    assert PrefillBudget(128, 0.5).tokens(is_answering=True) == 16
 
 
 @pytest.mark.parametrize(
     ("token_s", "tokens"), [(1 / 64, 32), (1 / 160, 80), (1 / 1024, 128), (0.2, 16), (0, 128)]
 )
 def test_the_piece_is_what_takes_the_allowed_pause(token_s: float, tokens: int) -> None:
-    pace = Pace(128, 0.5)
-    pace.note(0, 0.25)
+    budget = PrefillBudget(128, 0.5)
+    budget.learn(0, 0.25)
     for _ in range(3):
-        fed = pace.budget(is_answering=True)
-        pace.note(fed, 0.25 + token_s * fed)
-    assert pace.budget(is_answering=True) == tokens
+        fed = budget.tokens(is_answering=True)
+        budget.learn(fed, 0.25 + token_s * fed)
+    assert budget.tokens(is_answering=True) == tokens
 
 
 def test_one_slow_step_of_answers_does_not_lift_the_piece_to_the_sky() -> None:
-    pace = Pace(1024, 0.5)
-    pace.note(0, 5)
-    pace.note(16, 0.5)
-    assert pace.budget(is_answering=True) == 32
+    budget = PrefillBudget(1024, 0.5)
+    budget.learn(0, 5)
+    budget.learn(16, 0.5)
+    assert budget.tokens(is_answering=True) == 32
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_one_slow_step_of_answers_does_not_lift_the_piece_to_the_sky() -> None:
     ],
 )
 def test_the_shortest_and_the_oldest_share(budget: int, needs: list[int], given_: list[int]) -> None:
-    assert shares(budget, needs) == given_
+    assert deal_tokens(budget, needs) == given_
 
 
 @given(st.integers(1, 200), st.lists(st.integers(1, 300), min_size=1))
 def test_everything_is_dealt_and_the_oldest_always_has_a_part(budget: int, needs: list[int]) -> None:
-    dealt = shares(budget, needs)
+    dealt = deal_tokens(budget, needs)
     assert sum(dealt) == min(budget, sum(needs))
     assert all(0 <= given_ <= need for given_, need in zip(dealt, needs, strict=True))
     assert dealt[0] > 0

@@ -7,21 +7,21 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baichuan2_tpu.server.page.access import PageDoor
+from baichuan2_tpu.server.page.access import PageAccess
 from baichuan2_tpu.server.transport import guards
 
 KEY = "open-sesame"
 
 
 def client(*keys: str, url: str = "http://testserver") -> TestClient:
-    door = PageDoor(PlainTextResponse("api"), PlainTextResponse("page"), keys)
+    door = PageAccess(PlainTextResponse("api"), PlainTextResponse("page"), keys)
     return TestClient(door, base_url=url, follow_redirects=False)
 
 
-def signed_in(**settings: str) -> TestClient:
-    one = client(KEY, **settings)
-    assert one.post("/sign-in", data={"key": KEY}).status_code == 303
-    return one
+def sign_in(**settings: str) -> TestClient:
+    browser = client(KEY, **settings)
+    assert browser.post("/sign-in", data={"key": KEY}).status_code == 303
+    return browser
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_wrong_key_is_refused(key: str) -> None:
     page = client(KEY)
     refusal = page.post("/sign-in", data={"key": key})
     assert refusal.status_code == 401
-    assert "This key is wrong." in refusal.text
+    assert "The API key is incorrect." in refusal.text
     assert "set-cookie" not in refusal.headers
     assert page.get("/").status_code == 401
 
@@ -86,7 +86,7 @@ def test_the_right_key_opens_the_page_and_is_not_kept_by_the_browser() -> None:
 
 
 def test_a_cookie_of_a_key_that_is_no_longer_one_is_refused() -> None:
-    cookies = dict(signed_in().cookies)
+    cookies = dict(sign_in().cookies)
     later = client("a new key")
     later.cookies.update(cookies)
     assert later.get("/").status_code == 401
@@ -105,17 +105,15 @@ def test_without_keys_signing_in_just_opens_the_page() -> None:
 
 
 def test_a_page_of_another_site_cannot_ask() -> None:
-    refusal = signed_in().post("/gradio_api/queue/join", json={}, headers={"Sec-Fetch-Site": "cross-site"})
+    refusal = sign_in().post("/gradio_api/queue/join", json={}, headers={"Sec-Fetch-Site": "cross-site"})
     assert refusal.status_code == 403
-    assert (
-        signed_in().post("/gradio_api/queue/join", headers={"Sec-Fetch-Site": "same-origin"}).text == "page"
-    )
+    assert sign_in().post("/gradio_api/queue/join", headers={"Sec-Fetch-Site": "same-origin"}).text == "page"
 
 
 def test_the_form_speaks_the_browsers_language() -> None:
     html = client(KEY).get("/", headers={"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}).text
     assert '<html lang="zh">' in html
-    assert "密钥" in html
+    assert "登录" in html
 
 
 def test_a_page_that_listens_when_the_server_ends_is_told_and_no_fault() -> None:
@@ -147,7 +145,7 @@ async def sent_until_the_end(page: ASGIApp, messages: int) -> list[Message]:
         raise AssertionError
 
     scope = {"type": "http", "method": "GET", "path": "/gradio_api/heartbeat/a", "headers": []}
-    staying = asyncio.ensure_future(PageDoor(PlainTextResponse("api"), page, ())(scope, never, send))
+    staying = asyncio.ensure_future(PageAccess(PlainTextResponse("api"), page, ())(scope, never, send))
     while len(sent) < messages:
         await asyncio.sleep(0)
     staying.cancel()
@@ -185,7 +183,7 @@ async def sent_by_the_door(receive: Callable[[], Awaitable[Any]]) -> list[Messag
 
     kind = (b"content-type", b"application/x-www-form-urlencoded")
     scope = {"type": "http", "method": "POST", "path": "/sign-in", "headers": [kind]}
-    door = PageDoor(PlainTextResponse("api"), PlainTextResponse("page"), (KEY,))
+    door = PageAccess(PlainTextResponse("api"), PlainTextResponse("page"), (KEY,))
     await door(scope, receive, send)
     return sent
 
