@@ -165,6 +165,7 @@ class Conversation:
         self, rounds: Sequence[Message], is_cancelled: Callable[[], bool]
     ) -> Generator[ChatEvent, None, None]:
         system = (self._system,) if self._system else ()
+        check_order((*system, *rounds))
         budget = prompt_budget(self._max_context, self.settings.max_tokens)
         prompt = self._template.render((*system, *rounds), budget)
         if prompt.dropped_rounds:
