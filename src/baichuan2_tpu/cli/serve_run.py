@@ -20,7 +20,7 @@ from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
-from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.server.service import RequestRules, ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,
     bind,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.base import Engine
 
-__all__ = ["Address", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+__all__ = ["Address", "RequestRules", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class ServePlan:
     engine: EngineSettings
     address: Address
     access: ServerOptions
+    rules: RequestRules
     max_running: int
     max_waiting: int
     kv_bytes: int | None
@@ -118,7 +119,7 @@ def run_server(plan: ServePlan) -> None:
             served = ServedModel.open(plan.name, directory, engine)
             with Scheduler(engine, served.tokenizer, plan.scheduling(engine)) as scheduler:
                 _tell_bounds(plan, engine, scheduler)
-                service = Service(served, scheduler, timeout_s=plan.timeout_s)
+                service = Service(served, scheduler, timeout_s=plan.timeout_s, rules=plan.rules)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")
 

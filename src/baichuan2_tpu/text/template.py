@@ -58,8 +58,8 @@ class ChatTemplate(Protocol):
     def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
         """Write the system message and the newest rounds that fit in ``budget`` ids.
 
-        Whole rounds are dropped, the oldest first; the system message and the newest round always stay. A last
-        message of the assistant is left open, to be continued.
+        Whole rounds are dropped, the oldest first; the system message and the newest round always stay.
+        A last message of the assistant is left open, to be continued.
 
         Raises: RequestError when the messages make no conversation; ContextLengthError when the system
         message and the newest round do not fit.

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 from llm.default_plugins.openai_models import Chat
 from pydantic import BaseModel
@@ -53,10 +59,19 @@ def json_schema() -> None:
 
 
 def cancel() -> None:
-    pieces = iter(model.prompt(CANCEL))
-    for _number in range(3):
-        next(pieces)
-    pieces.close()
+    """Press Ctrl-C: the library itself never closes a connection early."""
+    with tempfile.TemporaryDirectory() as folder:
+        more = [{"model_id": "ours", "model_name": MODEL, "api_base": BASE_URL, "api_key_name": "ours"}]
+        Path(folder, "extra-openai-models.yaml").write_text(json.dumps(more))
+        command = [sys.executable, "-m", "llm", "-m", "ours", "--key", KEY, "--no-log", CANCEL]
+        with subprocess.Popen(
+            command,
+            env=os.environ | {"LLM_USER_PATH": folder},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as process:
+            process.stdout.read(3)
+            process.send_signal(signal.SIGINT)
 
 
 report(

@@ -214,11 +214,6 @@ def test_the_model_reads_its_calls_as_it_wrote_them_and_then_the_results() -> No
         ),
         ({"messages": [{"role": "user", "content": "hi"}, ROUND[2]]}, "messages", "'b' is of no call"),
         ({"messages": [*ROUND, ROUND[0], ROUND[2]], "tools": None}, "messages", "'b' is of no call"),
-        (
-            {"messages": [ROUND[0], {"role": "assistant"}, ROUND[0]]},
-            "messages",
-            "neither content nor tool_calls",
-        ),
     ],
 )
 def test_what_cannot_be_called_is_refused(fields: dict[str, object], param: str, message: str) -> None:
