@@ -293,6 +293,8 @@ def _streams_and_formats() -> Iterator[Variant]:
     strict = {"name": "thing", "schema": _SCHEMA, "strict": True, "description": None}
     yield _chat("strict JSON schema", response_format={"type": "json_schema", "json_schema": strict})
     yield _chat("null format", response_format=None)
+    yield _chat("schema beside json_object", response_format={"type": "json_object", "schema": _SCHEMA})
+    yield _chat("bare schema (Dify)", response_format={"type": "json_schema", "json_schema": _SCHEMA})
     ahead = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)[a-z]+$"}}}
     format_ahead = {"type": "json_schema", "json_schema": {"name": "t", "schema": ahead}}
     yield _chat("schema with a look-ahead", right="either", response_format=format_ahead)

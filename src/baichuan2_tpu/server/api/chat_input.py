@@ -214,8 +214,8 @@ def _start(body: ChatRequest, schema: Mapping[str, object] | None) -> list[str]:
 def _answer_schema(body: ChatRequest) -> Mapping[str, object] | None:
     """Return the schema of a JSON answer; None for text."""
     match body.response_format:
-        case JsonObjectFormat():
-            return _ANY_OBJECT
+        case JsonObjectFormat(schema_=schema):
+            return _ANY_OBJECT if schema is None else schema
         case JsonSchemaFormat(json_schema=named):
             return _ANY_OBJECT if named.schema_ is None else named.schema_
         case _:

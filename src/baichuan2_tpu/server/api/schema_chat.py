@@ -8,7 +8,7 @@ Source: OpenAI's API reference, "Create chat completion".
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -146,18 +147,25 @@ class TextFormat(OpenInput):
 
 
 class JsonObjectFormat(OpenInput):
-    """A JSON object."""
+    """A JSON object; llama.cpp's clients give its schema beside the type."""
 
     type: Literal["json_object"]
+    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
 
 
 class NamedSchema(OpenInput):
-    """A JSON schema and its name."""
+    """A JSON schema and its name; Dify's users give the schema itself, without a name."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = None
     schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare(cls, value: object) -> object:
+        fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
+        return {"schema": fields} if "schema" not in fields and "type" in fields else value
 
 
 class JsonSchemaFormat(OpenInput):
