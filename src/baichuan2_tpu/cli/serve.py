@@ -99,7 +99,7 @@ _Strict = Annotated[bool, typer.Option("--strict", help="Refuse fields of a requ
 _AnyModel = Annotated[bool, typer.Option("--any-model", help="Answer whatever model a client asks for.")]
 _Tools = Annotated[
     _ToolRule,
-    typer.Option("--tools", help="Which of a client's tools the model is told of: those that fit, or none."),
+    typer.Option("--tools", help="Which of a client's tools the model is told of: none, the newest that fit, or all."),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
 

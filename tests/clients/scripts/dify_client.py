@@ -30,6 +30,8 @@ from scenarios import (
 )
 
 model = OAICompatLargeLanguageModel([])
+# Where a stream has no usage it counts tokens with GPT-2's vocabulary, which it downloads.
+model._get_num_tokens_by_gpt2 = len
 function: Any = weather_tool()["function"]
 TOOLS = [PromptMessageTool(**function)]
 SCHEMA = {
