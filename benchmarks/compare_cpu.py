@@ -1,7 +1,7 @@
 """Compare the CPU engine with llama.cpp and onnxruntime at the shape of Baichuan2-7B, random weights.
 
-Every program runs in its own process; rounds go from one to the next, so that a slow minute of the machine
-hits all of them. A ratio is our rate over theirs in the same round, and the median of the rounds is given.
+Every program runs in its own process. They take turns in every round, so that a slow minute of the machine
+hits all of them. A ratio is our rate over theirs in one round; the median over the rounds is printed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 from peers.client import PeerMissingError, RunningPeer
 from peers.gguf_model import make_gguf
 from peers.protocol import Description, Job
@@ -28,7 +28,7 @@ PEERS = ("llama_cpp", "onnxruntime")
 PROMPT_TOKENS = 14  # of the vendor's own prompt
 WARM_UP_TOKENS = 32
 
-# The idle threads of the program before spin for a while before they sleep.
+# The idle threads of the program that ran before spin for a while, then sleep.
 SETTLE_S = 0.5
 
 
@@ -67,7 +67,7 @@ class Rates:
 
 
 def main() -> None:
-    """Compare, print a table and, if asked, one JSON object as the last line."""
+    """Compare, print a table and, with --json, one JSON object as the last line."""
     settings, is_json = parse_arguments()
     results: dict[str, dict[str, object]] = {}
     for bits in settings.bits:
@@ -78,10 +78,10 @@ def main() -> None:
         )
         print("\n".join(table(rates)))
         results[str(bits)] = {
-            name: compared(rates[OURS], theirs) for name, theirs in rates.items() if name != OURS
+            name: compare(rates[OURS], theirs) for name, theirs in rates.items() if name != OURS
         }
     print(
-        "\n~ scaled from fewer layers. onnxruntime runs the linear layers alone: no head, attention or norms."
+        "\n~ scaled from fewer layers. onnxruntime runs only the linear layers: no head, attention or norms."
     )
     if is_json:
         print(json.dumps(results))
@@ -92,14 +92,18 @@ def parse_arguments() -> tuple[Settings, bool]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8), default=[4, 8])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--layers", type=int, default=32, help="fewer are scaled and marked ~ (32)")
+    parser.add_argument(
+        "--layers", type=int, default=32, help="with fewer, rates are scaled and marked ~ (32)"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prefill", type=int, default=512, metavar="TOKENS")
     parser.add_argument("--decode", type=int, default=24, metavar="TOKENS")
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers (this)")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "benchmarks", help="for the GGUF")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter with the peers (this one)")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder() / "benchmarks", help="folder of the GGUF"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     given = parser.parse_args()
     settings = Settings(
         bits=tuple(given.bits),
@@ -116,10 +120,10 @@ def parse_arguments() -> tuple[Settings, bool]:
 
 
 def measure(bits: int, settings: Settings) -> dict[str, Rates]:
-    """Run every program that is installed, in rounds; ours is the first."""
+    """Run every program that is installed, in rounds; ours comes first."""
     with ExitStack() as stack:
         programs = start_programs(bits, settings, stack)
-        # Pages of weights are touched and threads are started before the clock counts.
+        # Touch the pages of the weights and start all threads before anything is timed.
         for program in programs:
             program.prefill(WARM_UP_TOKENS)
             program.decode(PROMPT_TOKENS, 2)
@@ -175,7 +179,7 @@ def measure_round(program: RunningPeer, rates: Rates, settings: Settings) -> Non
     rates.decode_tok_per_s.append(settings.decode_tokens / decode_s)
 
 
-def compared(ours: Rates, theirs: Rates) -> dict[str, object]:
+def compare(ours: Rates, theirs: Rates) -> dict[str, object]:
     """Return the ratios and the numbers behind them."""
     return {
         "decode_ratio": ratio(ours.decode_tok_per_s, theirs.decode_tok_per_s),
@@ -191,44 +195,44 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def table(rates: dict[str, Rates]) -> list[str]:
-    """Return the lines of a Markdown table, one row a program."""
+    """Return the lines of a Markdown table, one row per program."""
     heads = (
         "",
         "weights",
-        "GB read a token",
+        "GB read per token",
         "prefill tok/s",
         "decode tok/s",
         "ours, prefill",
         "ours, decode",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, one in rates.items():
-        built = one.description
+    for name, program in rates.items():
+        built = program.description
         mark = "" if built.layers == SHAPES[SHAPE].layers else "~"
         size = (built.block_bytes / built.layers * SHAPES[SHAPE].layers + built.head_bytes) / 1e9
         cells = [
             built.version,
             built.formats,
             f"{mark}{size:.2f}",
-            mark + spread(one.prefill_tok_per_s),
-            mark + spread(one.decode_tok_per_s),
+            mark + spread(program.prefill_tok_per_s),
+            mark + spread(program.decode_tok_per_s),
         ]
         if name == OURS:
             cells += ["", ""]
         else:
-            cells.append(f"{ratio(rates[OURS].prefill_tok_per_s, one.prefill_tok_per_s):.2f} x")
-            cells.append(f"{ratio(rates[OURS].decode_tok_per_s, one.decode_tok_per_s):.2f} x")
+            cells.append(f"{ratio(rates[OURS].prefill_tok_per_s, program.prefill_tok_per_s):.2f} x")
+            cells.append(f"{ratio(rates[OURS].decode_tok_per_s, program.decode_tok_per_s):.2f} x")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def spread(values: list[float]) -> str:
-    """Return the median with the least and the greatest."""
+    """Return the median with the smallest and the largest value."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def tell(step: str) -> None:
-    """Say on stderr what is going on."""
+    """Print progress on stderr."""
     print(step, file=sys.stderr)
 
 

@@ -26,7 +26,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears, layer_norms
-from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+from baichuan2_tpu.shapes import SHAPES, shape_config
 
 SAMPLES_A_SECOND = 20
 GIGABYTE = 1e9

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.compile.net_weights import Arrays, block_weights, head_weights
 from baichuan2_tpu.compile.nets import Net, block_net, head_net
@@ -27,6 +27,7 @@ from baichuan2_tpu.compile.tpuc import Addresses, Compiler
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.estimate import estimate
 from baichuan2_tpu.manifest import HeadKind, Manifest, NetCost
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import find_toolchain
 from vendor_form import vendor_block
 

@@ -1,7 +1,7 @@
-"""Greedy answers of the CPU engine beside llama.cpp's, from the same GGUF and the same prompt ids.
+"""Compare greedy answers of the CPU engine with llama.cpp's, from the same GGUF and the same prompt ids.
 
-The engine has the weights at 8 bits, llama.cpp has the GGUF's own. Where two answers part, the gap between
-the two best logits tells whether it was a close call, and the float model says what it would have taken.
+The engine runs the weights at 8 bits, llama.cpp the GGUF as it is. Where two answers diverge, the gap between
+the two best logits shows whether it was a close call, and the float model gives the token it would choose.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ import numpy as np
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.model import EngineSettings, ModelFiles
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.messages import Message
-from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from peers.protocol import Choice, choose
 
@@ -45,46 +43,46 @@ PROMPTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """The choices at the first token that differs; ``judged`` is the float model's."""
+class Divergence:
+    """The choices at the first token that differs; ``reference`` is the float model's."""
 
     index: int
     ours: Choice
     theirs: Choice
-    judged: Choice
+    reference: Choice
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to one prompt, and where they part, if they do."""
+    """Two answers to one prompt, and where they diverge, if they do."""
 
     prompt: str
     ours: list[Choice]
     theirs: list[Choice]
-    parting: Parting | None
+    divergence: Divergence | None
 
     def to_json(self) -> dict[str, object]:
-        """Return both answers and the parting."""
+        """Return both answers and where they diverge."""
         return {
             "prompt": self.prompt,
             "our_ids": [choice.token for choice in self.ours],
             "their_ids": [choice.token for choice in self.theirs],
-            "parting": asdict(self.parting) if self.parting else None,
+            "divergence": asdict(self.divergence) if self.divergence else None,
         }
 
 
 def main() -> None:
-    """Answer every prompt on both sides, print a table and, if asked, one JSON object as the last line."""
+    """Answer every prompt on both sides, print a table and, with --json, one JSON object as the last line."""
     given = parse_arguments()
-    source = find_source(given.model, tell)
-    directory = resolve_model(given.model, ResolveSettings(bits=8), notice=tell)
-    tokenizer = open_tokenizer(directory)
-    template = open_template(directory, tokenizer)
+    source = find_source(given.model, tell).path
+    located = resolve_model(given.model, ResolveSettings(bits=8), notice=tell)
+    files = ModelFiles.read(given.model, located)
+    tokenizer, template = files.tokenizer, files.require_template()
     room = CONTEXT - given.tokens
     prompts = [list(template.render([Message("user", text)], room).ids) for text in PROMPTS]
     stop_ids = sorted(template.stop_ids | tokenizer.stop_ids)
-    with open_engine(directory, context=CONTEXT, threads=given.threads) as engine:
-        ours = [answer(engine, ids, given.tokens, stop_ids) for ids in prompts]
+    with files.open(EngineSettings(context=CONTEXT, threads=given.threads)) as model:
+        ours = [answer(model.engine, ids, given.tokens, stop_ids) for ids in prompts]
     job = {"path": str(source), "prompts": prompts, "stop_ids": stop_ids, "context": CONTEXT}
     theirs = ask_llama({**job, "tokens": given.tokens, "threads": given.threads}, given.peer_python)
     judge = FloatModel(FloatCheckpoint.open(source))
@@ -92,7 +90,7 @@ def main() -> None:
         compare(text, ids, mine, other, judge)
         for text, ids, mine, other in zip(PROMPTS, prompts, ours, theirs, strict=True)
     ]
-    print(f"{source.name}: ours at 8 bits, llama.cpp as it is; {given.tokens} greedy tokens or to the end")
+    print(f"{source.name}: ours at 8 bits, llama.cpp as it is; {given.tokens} greedy tokens at most")
     print("\n".join(table(rows, tokenizer)))
     if given.json:
         print(json.dumps({"model": source.name, "prompts": [row.to_json() for row in rows]}))
@@ -104,8 +102,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="known name or .gguf file")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has llama.cpp (this)")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter with llama.cpp (this one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
 
 
@@ -129,7 +127,7 @@ def compare(
     # Up to here both answers are the same, so this prefix is what either side saw.
     behind = judge.run(np.array([[*prompt, *(choice.token for choice in ours[:index])]]))
     rows = judge.logits(behind[0, -1:])
-    return Comparison(text, ours, theirs, Parting(index, ours[index], theirs[index], choose(rows[-1])))
+    return Comparison(text, ours, theirs, Divergence(index, ours[index], theirs[index], choose(rows[-1])))
 
 
 def ask_llama(job: dict[str, Any], python: str) -> list[list[Choice]]:
@@ -156,33 +154,33 @@ def table(rows: list[Comparison], tokenizer: Tokenizer) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [row.prompt, f"{len(row.ours)} of {len(row.ours)}", "", "", ""]
-        if row.parting is not None:
-            choices = (row.parting.ours, row.parting.theirs, row.parting.judged)
-            cells = [row.prompt, f"{row.parting.index} of {len(row.ours)}"]
-            cells += [described(choice, tokenizer) for choice in choices]
+        if row.divergence is not None:
+            choices = (row.divergence.ours, row.divergence.theirs, row.divergence.reference)
+            cells = [row.prompt, f"{row.divergence.index} of {len(row.ours)}"]
+            cells += [describe(choice, tokenizer) for choice in choices]
         cells.append(repr(tokenizer.decode(choice.token for choice in row.ours)))
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, summary(rows)]
 
 
 def summary(rows: list[Comparison]) -> str:
-    """Return how many answers are the same, and with whom the float model sides in the others."""
-    parted = [row.parting for row in rows if row.parting is not None]
-    with_ours = sum(parting.judged.token == parting.ours.token for parting in parted)
-    with_theirs = sum(parting.judged.token == parting.theirs.token for parting in parted)
+    """Return how many answers are the same, and with which side the float model agrees in the others."""
+    divergences = [row.divergence for row in rows if row.divergence is not None]
+    with_ours = sum(divergence.reference.token == divergence.ours.token for divergence in divergences)
+    with_theirs = sum(divergence.reference.token == divergence.theirs.token for divergence in divergences)
     return (
-        f"{len(rows) - len(parted)} of {len(rows)} answers are the same to the end; "
-        f"where they part, float32 takes our token {with_ours} times and theirs {with_theirs} times"
+        f"{len(rows) - len(divergences)} of {len(rows)} answers are the same to the end; "
+        f"where they diverge, float32 chooses our token {with_ours} times and theirs {with_theirs} times"
     )
 
 
-def described(choice: Choice, tokenizer: Tokenizer) -> str:
-    """Return a token's text with its lead over the second."""
+def describe(choice: Choice, tokenizer: Tokenizer) -> str:
+    """Return a token's text with its lead over the second choice."""
     return f"{tokenizer.decode([choice.token])!r} ({choice.gap:.3f})"
 
 
 def tell(step: str) -> None:
-    """Say on stderr what is going on."""
+    """Print progress on stderr."""
     print(step, file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Perplexity of the quantised demo weights beside their float version, on prose that every CPython carries.
+"""Compare the perplexity of the quantised demo weights with the float weights', on prose in every CPython.
 
 The same windows go through every version; the interval is a bootstrap over windows of the log ratio. To
 compare two models of your own, use ``baichuan2 evaluate MODEL --against OTHER``.
@@ -19,7 +19,7 @@ from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
-from baichuan2_tpu.evaluate.report import markdown_table
+from baichuan2_tpu.markdown import markdown_table
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer
@@ -28,31 +28,31 @@ from plain_rounding import RoundedWeights
 FLOAT = "float32"
 
 Versions = dict[str, tuple[Callable[[], Weights], bool]]
-"""Weights by name, opened when their turn comes, and whether they run in the engine's exact mode."""
+"""By name: a function that opens the weights, and whether they run in the engine's exact mode."""
 
 
 def main() -> None:
-    """Score every version, print a table and, if asked, one JSON object as the last line."""
+    """Score every version, print a table and, with --json, one JSON object as the last line."""
     given = parse_arguments()
-    source = find_source(given.model, tell)
+    source = find_source(given.model, tell).path
     directories = {bits: quantized(given.model, bits) for bits in (4, 8)}
     text = read_text(directories[8], given)
     checkpoint = FloatCheckpoint.open(source)
     tell("scoring the float weights")
-    found = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
+    scores = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
     every = versions(directories, checkpoint) | calibrated_versions(given.calibrated)
     for name, (weights, is_exact) in every.items():
         tell(f"scoring {name}")
-        found[name] = score_weights(weights(), text, is_exact=is_exact)
-    rows = {name: compared(one, found[FLOAT]) for name, one in found.items()}
+        scores[name] = score_weights(weights(), text, is_exact=is_exact)
+    rows = {name: compare(score, scores[FLOAT]) for name, score in scores.items()}
     print(
-        f"{source.name}: {found[FLOAT].scored_tokens} tokens of {text.name}, window {text.window}, ", end=""
+        f"{source.name}: {scores[FLOAT].scored_tokens} tokens of {text.name}, window {text.window}, ", end=""
     )
     print(f"stride {text.stride}")
     print("\n".join(table(rows)))
     if given.json:
         settings = {"model": source.name, "window": text.window, "stride": text.stride}
-        settings |= {"tokens": found[FLOAT].scored_tokens, "text_sha256": text.sha256}
+        settings |= {"tokens": scores[FLOAT].scored_tokens, "text_sha256": text.sha256}
         print(json.dumps({**settings, "versions": rows}))
 
 
@@ -64,15 +64,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--stride", type=int, default=512)
     parser.add_argument(
-        "--calibrated", type=Path, help="the same model's 4 bits by quantize --method gptq, to be scored too"
+        "--calibrated",
+        type=Path,
+        help="also score this checkpoint of the model, made by quantize --method gptq",
     )
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
 
 
 def quantized(model: str, bits: int) -> Path:
     """Return the package's own quantised checkpoint, from the cache or made now."""
-    return resolve_model(model, ResolveSettings(bits=8 if bits == 8 else 4), notice=tell)
+    return resolve_model(model, ResolveSettings(bits=8 if bits == 8 else 4), notice=tell).path
 
 
 def read_text(directory: Path, given: argparse.Namespace) -> ScoredText:
@@ -83,9 +85,9 @@ def read_text(directory: Path, given: argparse.Namespace) -> ScoredText:
 
 
 def versions(directories: dict[int, Path], checkpoint: FloatCheckpoint) -> Versions:
-    """Return what is compared, each opened when its turn comes, and whether in the engine's exact mode.
+    """Return the versions to compare.
 
-    The fast mode, which users get, rounds activations too; the exact one shows the share of the weights.
+    The fast mode, which users get, rounds activations too; the exact one shows what the weights alone cost.
     """
     eight, four = (partial(QuantizedCheckpoint, directories[bits]) for bits in (8, 4))
     return {
@@ -98,7 +100,7 @@ def versions(directories: dict[int, Path], checkpoint: FloatCheckpoint) -> Versi
 
 
 def calibrated_versions(directory: Path | None) -> Versions:
-    """Return the same of a calibrated checkpoint, where there is one."""
+    """Return the versions of a calibrated checkpoint, where there is one."""
     if directory is None:
         return {}
     calibrated = partial(QuantizedCheckpoint, directory)
@@ -114,11 +116,11 @@ def score_weights(weights: Weights, text: ScoredText, *, is_exact: bool) -> Perp
         return Perplexity.of(EngineScorer(engine).score(text.passages()))
 
 
-def compared(one: Perplexity, reference: Perplexity) -> dict[str, float | None]:
+def compare(perplexity: Perplexity, reference: Perplexity) -> dict[str, float | None]:
     """Return the perplexity and its rise over the reference, with a 95 % interval, in per cent."""
-    rise = one.rise_over(reference)
+    rise = perplexity.rise_over(reference)
     return {
-        "perplexity": one.value,
+        "perplexity": perplexity.value,
         "rise_percent": rise.percent,
         "rise_percent_low": rise.interval.low if rise.interval else None,
         "rise_percent_high": rise.interval.high if rise.interval else None,
@@ -133,7 +135,7 @@ def table(rows: dict[str, dict[str, float | None]]) -> list[str]:
 
 
 def cells(name: str, row: dict[str, float | None]) -> tuple[str, ...]:
-    """Return the cells of one version; one window alone leaves no interval."""
+    """Return the cells of one version; a single window has no interval."""
     low, high = row["rise_percent_low"], row["rise_percent_high"]
     return (
         name,
@@ -145,7 +147,7 @@ def cells(name: str, row: dict[str, float | None]) -> tuple[str, ...]:
 
 
 def tell(step: str) -> None:
-    """Say on stderr what is going on."""
+    """Print progress on stderr."""
     print(step, file=sys.stderr)
 
 

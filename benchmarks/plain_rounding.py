@@ -1,6 +1,6 @@
-"""Quantised weights by plain rounding between each group's least and greatest value: the usual baseline.
+"""Quantise by plain rounding between each group's smallest and largest value: the usual baseline.
 
-It differs from the package's own quantising in one thing, the missing search for the range.
+The package's own quantisation differs in one thing only: it searches for the best range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EMBEDDING = "model.embed_tokens"
 
 
 class RoundedWeights:
-    """A float checkpoint, quantised a tensor at a time as it is read; see ``Weights``."""
+    """A float checkpoint, quantised tensor by tensor as it is read; see ``Weights``."""
 
     def __init__(self, checkpoint: FloatCheckpoint, quantization: QuantizationConfig) -> None:
         self._checkpoint = checkpoint
@@ -49,14 +49,14 @@ class RoundedWeights:
         return values.astype(np.float16) if name == EMBEDDING else values
 
     def release(self, name: str) -> None:
-        """Give the tensor's pages back."""
+        """Release the tensor's pages."""
         self._checkpoint.release(name)
 
 
 def _round_groups(
     weights: NDArray[np.float32], bits: int, group_size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
-    """Round between the least and the greatest value of a group, zero included.
+    """Round between the smallest and the largest value of a group, zero included.
 
     Shapes: (N, K) -> integers (N, K), scales and zeros (N, G).
     """

@@ -1,9 +1,9 @@
-"""Ask a live server many things at once, leave half-way at random, and check every answer and its memory.
+"""Load a live server with clients that sometimes leave half-way; check every answer and the server's memory.
 
 Each question is answered alone first; under load its answer must be the same, greedy or with a seed. At the
-end nothing may be lost: the server's own counts must be those of the clients, and it must end with code 0.
-Memory must not grow once the keys and values have filled their bound, which should be in the first quarter.
-All traffic stays on 127.0.0.1, and the load ends after the time it was given.
+end nothing may be lost: the server's counts must equal those of the clients, and it must exit with code 0.
+Memory must not grow once keys and values have filled their limit, which should happen in the first quarter.
+All traffic stays on 127.0.0.1, and the load ends after the given time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTS = ("What is", "Tell me about", "Write a poem on", "Why is there")
 MOST_GROWTH = 0.05
 """Share by which memory may grow between the second quarter of the load and the last."""
 WAYS = {"stream": 5, "whole": 3, "leave stream": 3, "give up waiting": 1}
-"""How clients ask, and how often."""
+"""How clients ask, with the weight of each way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Report:
 
     @property
     def growth(self) -> float:
-        """How much memory grew since the second quarter, when pools are full."""
+        """Share by which memory grew since the second quarter, when all pools are full."""
         return self.memory_mb[-1] / self.memory_mb[1] - 1
 
     @property
     def faults(self) -> list[str]:
-        """Everything that must not be."""
+        """Everything that must not happen."""
         faults = [*self.wrong]
         if self.growth > MOST_GROWTH:
             faults.append(f"memory grew by {self.growth:.1%}")
@@ -65,7 +65,7 @@ class Report:
         if self.server_counts["failed"] or self.server_counts["faults"]:
             faults.append("the server counts failed requests")
         ended = self.server_counts["finished"] + self.server_counts["cancelled"]
-        # A client that gives up before its request is read is one that the server never had.
+        # The server never sees a client that gives up before its request is read.
         if not self.asked["kept"] <= ended <= sum(self.asked.values()):
             faults.append(f"the server counts {ended} requests, the clients {self.asked}")
         return faults
@@ -80,13 +80,16 @@ class Tally:
 
 
 def main() -> None:
-    """Load a server, print what happened, and end with 1 if anything is wrong."""
+    """Load a server, print what happened, and exit with 1 if anything is wrong."""
     given = parse_arguments()
     report = run(given)
     print(f"{report.clients} clients, {report.seconds:.0f} s: {dict(report.asked)}")
-    print(f"memory in quarters: {', '.join(f'{one:.0f}' for one in report.memory_mb)} MB")
+    print(f"memory in quarters: {', '.join(f'{median:.0f}' for median in report.memory_mb)} MB")
     print(f"the server's counts: {report.server_counts}")
-    print("\n".join(report.faults) or "every whole answer is that of its solo run; nothing lost, memory flat")
+    print(
+        "\n".join(report.faults)
+        or "every whole answer equals its solo run; nothing is lost, and memory does not grow"
+    )
     if given.json:
         print(json.dumps({**asdict(report), "growth": report.growth, "faults": report.faults}))
     sys.exit(bool(report.faults))
@@ -95,15 +98,15 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="demo", help="what baichuan2 serve takes (demo)")
+    parser.add_argument("--model", default="demo", help="a model for baichuan2 serve (demo)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--questions", type=int, default=32, help="different ones (32)")
-    parser.add_argument("--tokens", type=int, default=48, help="the longest answer (48)")
+    parser.add_argument("--questions", type=int, default=32, help="number of different questions (32)")
+    parser.add_argument("--tokens", type=int, default=48, help="length of the longest answer (48)")
     parser.add_argument("--kv-memory", type=float, default=0.25, metavar="GB")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--seed", type=int, default=0, help="of the questions and the leaving")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions and the ways to ask (0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
 
 
@@ -127,7 +130,7 @@ def run(given: argparse.Namespace) -> Report:
         process.kill()
         process.wait()
     asked = dict(tally.asked)
-    return Report(given.clients, seconds, asked, tally.wrong, quarters(samples), counts, code)
+    return Report(given.clients, seconds, asked, tally.wrong, quarter_medians(samples), counts, code)
 
 
 def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
@@ -152,7 +155,7 @@ def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]
     assert process.stderr is not None
     for line in process.stderr:
         if '"event": "ready"' in line:
-            # Nobody reads on: a full pipe would stop the server.
+            # Drain the pipe: the server would stop at a full one.
             subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
             return process, json.loads(line)["url"]
         tell(line.rstrip())
@@ -160,7 +163,7 @@ def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]
 
 
 def make_question(number: int, tokens: int, chance: random.Random) -> dict[str, object]:
-    """Return a completion's body; many begin alike, every third draws its tokens with a seed."""
+    """Return the body of a completion; many prompts begin alike, every third question samples with a seed."""
     prompt = f"{chance.choice(STARTS)} {chance.choice(TOPICS)}, {number}? " * chance.randint(1, 12)
     drawn = {"temperature": 0.8, "top_k": 40, "seed": number} if number % 3 == 0 else {"temperature": 0}
     return {"model": "served", "prompt": prompt, "max_tokens": chance.randint(1, tokens), **drawn}
@@ -175,7 +178,7 @@ async def ask_alone(url: str, questions: Sequence[dict[str, object]]) -> list[An
 async def load(
     url: str, process: int, known: Sequence[tuple[dict[str, object], Answer]], given: argparse.Namespace
 ) -> tuple[Tally, list[float]]:
-    """Ask from all clients until the time is over; return what they saw, and the memory meanwhile."""
+    """Ask from all clients until the time is over; return what they saw, and samples of the memory."""
     tally = Tally()
     samples: list[float] = []
     end_s = time.perf_counter() + given.seconds
@@ -199,7 +202,7 @@ async def load(
 async def ask_once(
     client: httpx.AsyncClient, question: dict[str, object], alone: Answer, chance: random.Random, tally: Tally
 ) -> None:
-    """Ask in some way; an answer that is read to its end must be the one of the solo run."""
+    """Ask in one of the ways; an answer that is read to its end must equal that of the solo run."""
     way = chance.choices([*WAYS], [*WAYS.values()])[0]
     answer = None
     try:
@@ -212,7 +215,7 @@ async def ask_once(
         else:
             await asyncio.wait_for(ask(client, question), chance.uniform(0.01, 0.5))
     except asyncio.TimeoutError:
-        pass  # it gave up, as it meant to
+        pass  # this way gives up on purpose
     except (AnswerError, httpx.HTTPError) as error:
         tally.wrong.append(f"{way}: {type(error).__name__}: {error}")
     tally.asked["kept" if answer else "left"] += 1
@@ -221,7 +224,7 @@ async def ask_once(
         alone.finish_reason,
         alone.tokens,
     ):
-        tally.wrong.append(f"{way}: {question} was answered {answer.text!r}, alone {alone.text!r}")
+        tally.wrong.append(f"{way}: {question} gave {answer.text!r} under load, {alone.text!r} alone")
 
 
 async def wait_until_idle(url: str) -> None:
@@ -238,27 +241,27 @@ def read_counts(url: str) -> dict[str, int]:
     text = httpx.get(f"{url}/metrics", trust_env=False).text
     names = {"running": "requests_running", "waiting": "requests_waiting", "faults": "engine_faults_total"}
     outcomes = ("finished", "cancelled", "failed", "refused")
-    names |= {one: f'requests_total{{outcome="{one}"}}' for one in outcomes}
-    found = dict(re.findall(r"^baichuan2_(\S+) (\S+)$", text, re.MULTILINE))
-    return {name: int(float(found[key])) for name, key in names.items()}
+    names |= {outcome: f'requests_total{{outcome="{outcome}"}}' for outcome in outcomes}
+    values = dict(re.findall(r"^baichuan2_(\S+) (\S+)$", text, re.MULTILINE))
+    return {name: int(float(values[key])) for name, key in names.items()}
 
 
 def memory_mb(process: int) -> float:
-    """Return the anonymous memory of a process: what is not a mapped file."""
+    """Return the anonymous memory of a process, that is without mapped files."""
     status = Path(f"/proc/{process}/status").read_text()
-    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found.group(1)) / 1000
+    match = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return int(match.group(1)) / 1000
 
 
-def quarters(samples: Sequence[float]) -> list[float]:
+def quarter_medians(samples: Sequence[float]) -> list[float]:
     """Return the median of each quarter of the samples."""
     size = max(1, len(samples) // 4)
     return [statistics.median(samples[start : start + size]) for start in range(0, 4 * size, size)]
 
 
 def tell(step: str) -> None:
-    """Say on stderr what is going on."""
+    """Print progress on stderr."""
     print(step, file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
-"""Compare the server with llama.cpp's at the shape of Baichuan2-7B: throughput and waiting against clients.
+"""Compare the server with llama.cpp's at the shape of Baichuan2-7B: throughput and latency by clients.
 
-Random weights of the same size on both sides, greedy, answers of a fixed length to prompts of which no two
+Random weights of the same size on both sides, greedy answers of a fixed length to prompts of which no two
 begin alike. Each client asks one question after the other. Both servers stay loaded and take turns at each
 number of clients, so that a slow minute of the machine hits both.
 """
@@ -18,11 +18,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 from peers.gguf_model import make_gguf
 from servers.asking import Answer, AnswerError, ask_stream, new_client
 from servers.running import RunningServer, ServerMissingError
@@ -30,7 +30,7 @@ from servers.running import RunningServer, ServerMissingError
 OURS = "ours"
 PEER = "llama"
 SETTLE_S = 1
-BYTE_TOKENS = 259  # the ids below are bytes and marks in a GGUF's vocabulary
+BYTE_TOKENS = 259  # ids below are bytes and control tokens in a GGUF's vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one server did for so many clients. Units: tokens of answers a second; seconds."""
+    """What one server did for a number of clients. Units: tokens of answers per second; seconds."""
 
     server: str
     clients: int
@@ -61,7 +61,7 @@ class Row:
 
 
 def main() -> None:
-    """Measure, print a table and, if asked, one JSON object as the last line."""
+    """Measure, print a table and, with --json, one JSON object as the last line."""
     given = parse_arguments()
     settings = Settings(
         given.shape,
@@ -80,7 +80,7 @@ def main() -> None:
     print("\n".join(table(rows)))
     print(f"\n{settings.bits} bits, {settings.threads} threads, {settings.layers} layers; ", end="")
     print(f"prompts of {settings.prompt_tokens}, answers of {settings.answer_tokens}; {versions}")
-    ratios = compared(rows)
+    ratios = compute_ratios(rows)
     for name, value in ratios.items():
         print(f"{name}: {value:.2f}")
     if given.json:
@@ -93,22 +93,24 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shape", choices=[*SHAPES], default="baichuan2-7b")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
-    parser.add_argument("--layers", type=int, help="fewer for a quick look; figures are not scaled")
+    parser.add_argument("--layers", type=int, help="fewer layers for a quick look; figures are not scaled")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=2, help="questions of each client (2)")
+    parser.add_argument("--rounds", type=int, default=2, help="questions per client (2)")
     parser.add_argument("--prompt", type=int, default=16, metavar="TOKENS")
     parser.add_argument("--answer", type=int, default=64, metavar="TOKENS")
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has xllamacpp (this)")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "benchmarks", help="for the GGUF")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter with xllamacpp (this one)")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder() / "benchmarks", help="folder of the GGUF"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
 
 
 def start_servers(
     settings: Settings, stack: ExitStack, *, peer_python: str, cache: Path
 ) -> list[RunningServer]:
-    """Load our server, and llama.cpp's if it is there."""
+    """Load our server, and llama.cpp's if it is installed."""
     common = {
         "context": settings.prompt_tokens + settings.answer_tokens + 16,
         "threads": settings.threads,
@@ -128,44 +130,44 @@ def start_servers(
 
 
 def measure(servers: Sequence[RunningServer], clients: int, settings: Settings) -> list[Row]:
-    """Ask every server for so many clients at once."""
+    """Ask every server from a number of clients at once."""
     rows: list[Row] = []
     for server in servers:
-        time.sleep(SETTLE_S)  # the idle threads of the one before spin for a while
+        time.sleep(SETTLE_S)  # the idle threads of the server before spin for a while
         tell(f"{clients} clients: {server.name}")
         asyncio.run(ask_all(server.url, 1, 1, settings, answer_tokens=2))
         start_s = time.perf_counter()
         answers = asyncio.run(ask_all(server.url, clients, settings.rounds, settings))
-        rows.append(summed(server.name, clients, answers, time.perf_counter() - start_s))
+        rows.append(summarize(server.name, clients, answers, time.perf_counter() - start_s))
     return rows
 
 
 async def ask_all(
     url: str, clients: int, rounds: int, settings: Settings, *, answer_tokens: int | None = None
 ) -> list[Answer]:
-    """Let each client ask its questions and return all answers."""
+    """Let each client ask its questions, and return all answers."""
     tokens = answer_tokens or settings.answer_tokens
     async with new_client(url) as client:
 
         async def ask_in_turn() -> list[Answer]:
             return [await ask_stream(client, question(settings, tokens)) for _ in range(rounds)]
 
-        answers = await asyncio.gather(*(ask_in_turn() for _ in range(clients)))
-    whole = [answer for one in answers for answer in one]
-    if any(answer.tokens != tokens for answer in whole):
-        raise AnswerError(f"an answer ended by itself; all should have {tokens} tokens")
-    return whole
+        by_client = await asyncio.gather(*(ask_in_turn() for _ in range(clients)))
+    answers = list(chain.from_iterable(by_client))
+    if any(answer.tokens != tokens for answer in answers):
+        raise AnswerError(f"an answer ended early; all should have {tokens} tokens")
+    return answers
 
 
 def question(settings: Settings, tokens: int) -> dict[str, object]:
-    """Return a question that no server has seen."""
+    """Return a question that no server has seen before."""
     size = SHAPES[settings.shape].vocabulary_size
     ids = [random.randrange(BYTE_TOKENS, size) for _ in range(settings.prompt_tokens)]
     return {"model": "random", "prompt": ids, "max_tokens": tokens, "temperature": 0}
 
 
-def summed(server: str, clients: int, answers: Sequence[Answer], elapsed_s: float) -> Row:
-    """Return throughput and waiting of all answers."""
+def summarize(server: str, clients: int, answers: Sequence[Answer], elapsed_s: float) -> Row:
+    """Return throughput and latencies of all answers."""
     first = [answer.arrivals_s[0] for answer in answers]
     between = [later - sooner for answer in answers for sooner, later in pairwise(answer.arrivals_s)]
     return Row(
@@ -184,8 +186,8 @@ def percentile(values: Sequence[float], share: int) -> float:
     return sorted(values)[-(-len(values) * share // 100) - 1]
 
 
-def compared(rows: Sequence[Row]) -> dict[str, float]:
-    """Return our throughput over our single client's, and over llama.cpp's, by clients."""
+def compute_ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Return each server's throughput over that of one client, and ours over llama.cpp's, by clients."""
     rates = {(row.server, row.clients): row.tok_per_s for row in rows}
     ratios: dict[str, float] = {}
     for (server, clients), rate in rates.items():
@@ -212,7 +214,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def tell(step: str) -> None:
-    """Say on stderr what is going on."""
+    """Print progress on stderr."""
     print(step, file=sys.stderr)
 
 

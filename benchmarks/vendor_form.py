@@ -1,8 +1,8 @@
-"""The nets of the vendor's build of a layer, for the compiler: what the estimates are set beside.
+"""The nets of a layer as the vendor builds them, for comparison with our estimates.
 
 A layer is two nets: "block" computes all P = S positions of any prompt, "block_cache" one token after a
-history of S. Attention is written out, and memory is shared between nets (addr_mode basic). One thing is in
-its favour here: Q, K and V need not be cut out of one product. Through the vendor's own ONNX route the
+history of S. Attention is written out, and memory is shared between nets (addr_mode basic). One thing
+favours it here: Q, K and V need not be cut out of one product. Through the vendor's own ONNX route the
 compiler's estimate of these nets at S = 512 and 4 bits was 17.5 and 2.45 ms.
 Not here: the head, which is ours with floats and an arg-max.
 Source: tools/export_onnx.py and modeling_baichuan.py of the vendor's sample (sophon-demo, Baichuan2).
@@ -56,19 +56,19 @@ class _VendorBlock:
         return graph.text([states, keys, values])
 
     def heads(self, states: Value, positions: Value) -> list[Value]:
-        """Return queries, keys and values, the first two turned; each is (1, T, H, D)."""
+        """Return queries, keys and values, the first two rotated. Shapes: (1, T, H, D) each."""
         graph, config = self.graph, self.config
         shape = (1, states.shape[1], config.heads, config.head_size)
         queries, keys, values = (
-            graph.reshape(name, self.linear(f"self_attn.{one}_proj", states, config.hidden_size), shape)
-            for one, name in (("q", "queries"), ("k", "unturned_k"), ("v", "v"))
+            graph.reshape(name, self.linear(f"self_attn.{letter}_proj", states, config.hidden_size), shape)
+            for letter, name in (("q", "queries"), ("k", "unturned_k"), ("v", "v"))
         )
         sines, cosines = (
             graph.gather(name, graph.weight(f"{name}.weight", (self.context, 1, config.head_size)), positions)
             for name in (SINES, COSINES)
         )
-        turned = graph.rotate("turned_queries", queries, sines, cosines)
-        return [turned, graph.rotate("k", keys, sines, cosines), values]
+        rotated = graph.rotate("turned_queries", queries, sines, cosines)
+        return [rotated, graph.rotate("k", keys, sines, cosines), values]
 
     def attend(self, queries: Value, keys: Value, values: Value, mask: Value) -> Value:
         graph, config = self.graph, self.config

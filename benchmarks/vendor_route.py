@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.shapes import SHAPES
 
 GRAPHS = Path(__file__).resolve().parents[1] / "tests" / "models" / "vendor_graphs.py"
 CONTEXT = 512
-VOCABULARY = 64  # the graphs of embedding and head come along and are not compiled
+VOCABULARY = 64  # graphs of an embedding and a head are written too, but not compiled
 WEIGHT_DEVIATION = 0.02
 QUANTIZE = {4: ("--quantize", "W4BF16", "--q_group_size", "64"), 8: ("--quantize", "W8F16")}
 KV_OUTPUTS = ("--quant_output", "--quant_output_list", "2,3")
@@ -37,7 +37,7 @@ KV_INPUTS = ("--quant_input", "--quant_input_list", "4,5")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one program took, its children's memory included."""
+    """What one program took, with the memory of its children."""
 
     program: str
     net: str
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a net took to compile, and a launch of it by the cycle model."""
+    """What compiling a net took, and the time of a launch by the cycle model."""
 
     net: str
     steps: tuple[Step, ...]
@@ -55,7 +55,7 @@ class Result:
 
 
 def main() -> None:
-    """Compile both nets of a layer, print a Markdown table and, if asked, one line of JSON last."""
+    """Compile both nets of a layer, print a Markdown table and, with --json, one line of JSON last."""
     arguments = parse_arguments()
     route = arguments.route or find_route()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -73,21 +73,23 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compile one layer of the 7B through the vendor's route.")
     parser.add_argument("--bits", type=int, choices=tuple(QUANTIZE), default=4)
     parser.add_argument("--route", type=Path, help="the environment of the vendor's programs")
-    parser.add_argument("--scratch", type=Path, help="folder for some gigabytes, which are removed")
+    parser.add_argument("--scratch", type=Path, help="folder for 6 GB of temporary files")
     parser.add_argument("--json", action="store_true", help="print one line of JSON last")
     return parser.parse_args()
 
 
 def find_route() -> Path:
     """Return the environment that the tests have made."""
-    found = [one.parent for one in (cache_folder() / "test-tools").glob("vendor-route-*/whole")]
-    if not found:
-        sys.exit("no environment of the vendor's programs; make it: see the table in benchmarks/README.md")
-    return max(found, key=lambda one: one.stat().st_mtime)
+    routes = [mark.parent for mark in (cache_folder() / "test-tools").glob("vendor-route-*/whole")]
+    if not routes:
+        sys.exit(
+            "there is no environment with the vendor's programs; benchmarks/README.md says how to make it"
+        )
+    return max(routes, key=lambda route: route.stat().st_mtime)
 
 
 def write_weights(folder: Path, config: ModelConfig) -> None:
-    """Write one layer, and an embedding and a head that are as good as none."""
+    """Write one layer, and a tiny embedding and head, which the graphs need."""
     shape = {
         "heads": config.heads,
         "hidden_size": config.hidden_size,
@@ -99,8 +101,8 @@ def write_weights(folder: Path, config: ModelConfig) -> None:
     (folder / "shape.json").write_text(json.dumps(shape), "utf-8")
     random, hidden, inner = np.random.default_rng(0), config.hidden_size, config.intermediate_size
     prefix = "model.layers.0"
-    sizes = {f"{prefix}.self_attn.{one}_proj": (hidden, hidden) for one in "qkvo"}
-    sizes |= {f"{prefix}.mlp.{one}_proj": (inner, hidden) for one in ("gate", "up")}
+    sizes = {f"{prefix}.self_attn.{letter}_proj": (hidden, hidden) for letter in "qkvo"}
+    sizes |= {f"{prefix}.mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}
     sizes |= {f"{prefix}.mlp.down_proj": (hidden, inner)}
     sizes |= dict.fromkeys(("model.embed_tokens", "lm_head"), (VOCABULARY, hidden))
     norms = (f"{prefix}.input_layernorm", f"{prefix}.post_attention_layernorm", "model.norm")
@@ -111,7 +113,7 @@ def write_weights(folder: Path, config: ModelConfig) -> None:
 
 
 def compile_layer(route: Path, folder: Path, bits: int) -> Iterator[Result]:
-    """Yield the net for a prompt and the one for a token behind it."""
+    """Yield the net for a prompt, and the net for a token after it."""
     for net, tokens, history, options in (
         ("block_0", CONTEXT, 0, KV_OUTPUTS),
         ("block_cache_0", 1, CONTEXT, (*KV_INPUTS, *KV_OUTPUTS)),
@@ -129,7 +131,7 @@ def compile_layer(route: Path, folder: Path, bits: int) -> Iterator[Result]:
 
 
 def run(route: Path, folder: Path, program: str, *arguments: str, net: str = "") -> Step:
-    """Run one of the route's programs and take its time and the most memory any of its processes had."""
+    """Run one of the route's programs; return its time and the largest memory of any of its processes."""
     environment = {"PATH": os.pathsep.join([str(route / "bin"), "/usr/bin", "/bin"]), "HOME": str(route)}
     command = [str(route / "bin" / program), *arguments]
     started = time.perf_counter()
@@ -146,7 +148,7 @@ def run(route: Path, folder: Path, program: str, *arguments: str, net: str = "")
 
 def table(results: list[Result]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    yield "| net | program | time | peak memory | a launch by the cycle model |"
+    yield "| net | program | time | peak memory | launch by the cycle model |"
     yield "|---|---|---|---|---|"
     for result in results:
         for step in result.steps:

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Ask a running server with curl: its models, an answer, a streamed one, and the count of tokens.
+# Ask a running server with curl: its models, an answer, a streamed answer, and the number of tokens.
 #
 #     baichuan2 serve demo
 #     examples/chat.sh
 #
-# OPENAI_BASE_URL, OPENAI_API_KEY and MODEL name another server, its key and its model.
+# Set OPENAI_BASE_URL, OPENAI_API_KEY and MODEL for another server, its key and its model.
 set -euo pipefail
 base=${OPENAI_BASE_URL:-http://127.0.0.1:8000/v1}
 model=${MODEL:-demo}
 headers=(-H "Authorization: Bearer ${OPENAI_API_KEY:-none}" -H "Content-Type: application/json")
 
 ask() { # PATH BODY
-  # -N shows pieces as they come; --fail-with-body ends with an error and shows the error object.
+  # -N shows pieces as they arrive; --fail-with-body shows the error object and fails.
   curl --silent --show-error --fail-with-body -N "${headers[@]}" "$base$1" -d "$2"
   echo
 }

@@ -1,10 +1,10 @@
-"""Use a running server as LangChain's model: an answer, a streamed one, a chain of prompt and parser.
+"""Use a running server as a LangChain model: an answer, a streamed answer, a chain of prompt and parser.
 
     pip install langchain-openai
     baichuan2 serve demo
     python examples/langchain_chat.py
 
-``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``MODEL`` name another server, its key and its model.
+Set ``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``MODEL`` for another server, its key and its model.
 """
 
 # ruff: noqa: T201 - an example prints

@@ -1,10 +1,10 @@
-"""Ask a running server with OpenAI's own package: an answer at once, a streamed one, JSON, and an error.
+"""Ask a running server with OpenAI's own package: an answer, a streamed answer, JSON, and an error.
 
     pip install openai
     baichuan2 serve demo
     python examples/openai_chat.py
 
-``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` name another server and its key.
+Set ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` for another server and its key.
 """
 
 # ruff: noqa: T201 - an example prints
@@ -16,9 +16,8 @@ import openai
 
 client = openai.OpenAI(
     base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
-    api_key=os.environ.get(
-        "OPENAI_API_KEY", "none"
-    ),  # the package wants one, the server only if it was given any
+    # The package requires a key; the server checks it only if it was started with keys.
+    api_key=os.environ.get("OPENAI_API_KEY", "none"),
 )
 model = client.models.list().data[0].id
 print("model:", model)
@@ -41,7 +40,7 @@ stream = client.chat.completions.create(
     model=model,
     messages=[{"role": "user", "content": "Count from one to five."}],
     max_tokens=40,
-    seed=7,  # the same seed, the same answer
+    seed=7,  # the same seed gives the same answer
     stream=True,
 )
 for chunk in stream:

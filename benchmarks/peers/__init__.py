@@ -1,4 +1,4 @@
-"""The programs that ``compare_cpu.py`` measures, each behind the same three questions.
+"""The programs that ``compare_cpu.py`` measures, each behind the same interface.
 
-Every one runs in a process of its own (``worker``), so that its memory and threads end with it.
+Every program runs in a process of its own (``worker``), so that its memory and threads end with it.
 """

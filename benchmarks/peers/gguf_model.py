@@ -16,8 +16,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType, TokenType
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.shapes import SHAPES
 from peers.protocol import GgufModel
 
 __all__ = ["make_gguf"]
@@ -27,7 +27,7 @@ HEAD = {4: GGMLQuantizationType.Q6_K, 8: GGMLQuantizationType.Q8_0}
 FILE_TYPE = {4: LlamaFileType.MOSTLY_Q4_0, 8: LlamaFileType.MOSTLY_Q8_0}
 WEIGHT_DEVIATION = 0.02
 
-# Quantising in Python is slow: this many rows are made, then repeated.
+# Quantising in Python is slow: only this many rows are made, then repeated.
 ROWS_MADE = 512
 
 Q6K_WEIGHTS = 256
@@ -39,7 +39,7 @@ BYTE_TOKENS = 256
 
 
 def make_gguf(shape: str, *, bits: int, layers: int, folder: Path) -> GgufModel:
-    """Return the GGUF of ``layers`` layers of a shape; it is written into ``folder`` unless it is there.
+    """Return the GGUF of ``layers`` layers of a shape; write it into ``folder`` unless it is there.
 
     Side effect: a file of 4 GB (7B, 4 bits) or 8 GB (8 bits).
     """
@@ -47,7 +47,7 @@ def make_gguf(shape: str, *, bits: int, layers: int, folder: Path) -> GgufModel:
     path = folder / f"{shape}-{layers}-layers-{BLOCKS[bits].name}-{HEAD[bits].name}.gguf".lower()
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Renamed when whole: an interrupted run must not leave a file that looks finished.
+        # Renamed when complete: an interrupted run must not leave a file that looks finished.
         unfinished = path.with_suffix(".part")
         _write(unfinished, config, bits=bits, layers=layers)
         unfinished.rename(path)
@@ -101,7 +101,7 @@ def _add_dimensions(writer: gguf.GGUFWriter, config: ModelConfig, layers: int) -
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
-    """Add made-up tokens: llama.cpp wants a vocabulary, and the byte tokens in it, to load at all."""
+    """Add made-up tokens: llama.cpp does not load a file without a vocabulary that has the byte tokens."""
     special = ["<unk>", "<s>", "</s>"]
     known = [*special, *(f"<0x{byte:02X}>" for byte in range(BYTE_TOKENS))]
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * BYTE_TOKENS]
@@ -124,7 +124,7 @@ def _add_tensors(writer: gguf.GGUFWriter, config: ModelConfig, *, bits: int, lay
         writer.add_tensor(f"{name}.weight", values, raw_dtype=kind)
 
     kind = BLOCKS[bits]
-    # One array a name: the writer copies it into the file for every layer, memory holds it once.
+    # One array per name: the writer copies it into the file for every layer, memory holds it once.
     linears = {name: _random_rows(generator, rows, columns, kind) for name, rows, columns in _linears(config)}
     add("token_embd", _random_rows(generator, vocabulary, hidden, kind), kind)
     add("output", _random_rows(generator, vocabulary, hidden, HEAD[bits]), HEAD[bits])
@@ -139,7 +139,7 @@ def _add_tensors(writer: gguf.GGUFWriter, config: ModelConfig, *, bits: int, lay
 def _random_rows(
     generator: np.random.Generator, rows: int, columns: int, kind: GGMLQuantizationType
 ) -> NDArray[np.uint8]:
-    """Return packed random weights. Shapes: (rows, bytes of a row)."""
+    """Return packed random weights. Shapes: (rows, bytes per row)."""
     made = min(rows, ROWS_MADE)
     if kind == GGMLQuantizationType.Q6_K:
         packed = _random_q6k(generator, made, columns)

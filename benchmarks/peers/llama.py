@@ -23,7 +23,7 @@ BATCH_TOKENS = 512
 
 @library.llama_log_callback
 def _discard(level: int, text: bytes, data: object) -> None:
-    """Take llama.cpp's log lines and forget them."""
+    """Discard llama.cpp's log lines."""
 
 
 class LlamaModel:
@@ -48,14 +48,14 @@ class LlamaModel:
 
         Shapes: (T,) -> (V,).
         """
-        # llama_decode refuses more tokens than n_batch; positions go on by themselves.
+        # llama_decode refuses more tokens than n_batch; it counts positions itself.
         for start in range(0, len(tokens), BATCH_TOKENS):
             piece = tokens[start : start + BATCH_TOKENS]
             ids = (library.llama_token * len(piece))(*piece)
             status = library.llama_decode(self._context, library.llama_batch_get_one(ids, len(piece)))
             if status:
                 raise RuntimeError(f"llama_decode returned {status} at token {start}")
-        # A batch made by get_one has logits for its last token alone.
+        # A batch made by get_one has logits for its last token only.
         logits = library.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, (self.vocabulary_size,))
 

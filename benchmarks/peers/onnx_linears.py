@@ -20,7 +20,7 @@ __all__ = ["OnnxPeer", "load"]
 
 BLOCK_SIZE = 64
 MOST_LAYERS = 4
-"""The graph is one protobuf, and those end at 2 GB; blocks are alike, so more of them tell nothing new."""
+"""The graph is one protobuf, which holds 2 GB at most; all blocks take the same time, so a few suffice."""
 
 
 class OnnxPeer:
@@ -72,10 +72,10 @@ class _Graph:
         self.weight_bytes = 0
 
     def add_layer(self, source: str, layer: int, hidden: int, inner: int) -> str:
-        """Add the linears of one block, chained through the plainest operators that keep the shapes."""
+        """Add the linears of one block, connected by the simplest operators that keep the shapes."""
         mixed = self._linear(source, f"qkv{layer}", hidden, 3 * hidden)
         third = self._constant(f"third{layer}", np.array([hidden] * 3, np.int64))
-        parts = [f"{one}{layer}" for one in "qkv"]
+        parts = [f"{letter}{layer}" for letter in "qkv"]
         self._nodes.append(helper.make_node("Split", [mixed, third], parts, axis=1))
         # Attention itself is left out: the queries stand for its result.
         attended = self._linear(parts[0], f"o{layer}", hidden, hidden)

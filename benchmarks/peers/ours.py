@@ -61,7 +61,7 @@ class OurPeer:
 
 
 def _head_bytes(config: ModelConfig) -> int:
-    """Return what the head takes: integers, and a scale and a zero a group."""
+    """Return what the head takes: integers, and a scale and a zero per group."""
     assert config.quantization is not None
     integer_bytes = config.quantization.head_bits / 8
     group_bytes = SCALE_BYTES + integer_bytes

@@ -1,4 +1,4 @@
-"""What is asked of every program, and the job description it gets. Knows none of them.
+"""The interface of every program, and the description of its job. Knows none of the programs.
 
 Jobs and answers cross between processes as one line of JSON each.
 """
@@ -75,7 +75,7 @@ class Peer(Protocol):
         ...
 
     def decode(self, prompt_tokens: int, tokens: int) -> float:
-        """Return the seconds for ``tokens`` greedy tokens after a prompt, whose own time does not count."""
+        """Return the seconds for ``tokens`` greedy tokens after a prompt, without the prompt's own time."""
         ...
 
 

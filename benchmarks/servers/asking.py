@@ -1,4 +1,4 @@
-"""Ask a server of OpenAI's API for completions, and note when the pieces come.
+"""Ask a server with OpenAI's API for completions, and note when the pieces arrive.
 
 Not here: which questions, and what the times mean.
 """
@@ -19,7 +19,7 @@ _LIMIT_S = 600
 
 
 class AnswerError(Exception):
-    """A server answered with an error, or an answer is not whole."""
+    """A server answered with an error, or an answer is incomplete."""
 
 
 @dataclass(slots=True)
@@ -52,9 +52,9 @@ async def ask(client: httpx.AsyncClient, body: Mapping[str, object]) -> Answer:
 async def ask_stream(
     client: httpx.AsyncClient, body: Mapping[str, object], *, leave_after: int | None = None
 ) -> Answer:
-    """Return an answer that came in pieces; or a part of it, when the client leaves after some of them.
+    """Return a streamed answer, or its first part when the client is to leave after some pieces.
 
-    Raises: AnswerError also when the stream ends without its end; httpx.HTTPError.
+    Raises: AnswerError also when the stream breaks off; httpx.HTTPError.
     """
     answer = Answer()
     whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -83,7 +83,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, object] 
 
 
 def _read(event: Mapping[str, object], answer: Answer) -> Answer:
-    """Add a piece, or all, of an answer."""
+    """Add a piece of an answer, or all of it."""
     if "error" in event:
         raise AnswerError(str(event["error"]))
     choices, usage = event.get("choices"), event.get("usage")

@@ -1,6 +1,6 @@
-"""llama.cpp's own server, out of the ``xllamacpp`` wheel: continuous batching, a slot for every client.
+"""llama.cpp's own server from the ``xllamacpp`` wheel: continuous batching, a slot for every client.
 
-Run by the interpreter that has it. Settings are the server's defaults but for slots, threads and context.
+The interpreter that has the wheel runs it. Settings are the defaults except slots, threads and context.
 Source: ``common_params`` of llama.cpp, as xllamacpp 2026.10 names its fields.
 """
 

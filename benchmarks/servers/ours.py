@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.server.app import create_app
@@ -22,6 +22,7 @@ from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
 from baichuan2_tpu.server.transport.listening import Address, bind, serve
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.text.template import BaichuanTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
@@ -29,7 +30,7 @@ MODEL = "random"
 
 
 class WordTokenizer(Tokenizer):
-    """Id 7 is the word "token7 "; texts have no tokens."""
+    """Id 7 is the word "token7 "."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self._size = vocabulary_size
@@ -41,11 +42,11 @@ class WordTokenizer(Tokenizer):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """None: every answer is as long as it may be."""
+        """No ids: every answer has its full length."""
         return frozenset()
 
     def encode(self, text: str) -> list[int]:
-        """Return one id a character; the benchmark sends ids."""
+        """Return one id per character; the benchmark itself sends ids."""
         return [3 + ord(character) % 200 for character in text]
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -53,7 +54,7 @@ class WordTokenizer(Tokenizer):
         return f"token{token_id} ".encode()
 
     def control_id(self, name: str) -> None:
-        """There are no control ids."""
+        """Return None: there are no control ids."""
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def main() -> None:
         Scheduler(engine, tokenizer, SchedulerSettings(given["running"])) as scheduler,
         bind(Address(port=0)) as listener,
     ):
-        # The conversation's template is not used: prompts are ids.
+        # The template is not used: prompts are ids.
         template = BaichuanTemplate(tokenizer, 1, 2)
         settings = GenerationSettings(SamplingSettings(temperature=0))
         model = ServedModel(MODEL, engine.name, tokenizer, template, settings, engine.max_context)

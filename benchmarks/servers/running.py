@@ -1,7 +1,7 @@
 """Start a server in a process of its own, and end it: ``python -m servers.NAME SETTINGS``.
 
-The process says on its standard output, in one line of JSON, where it listens, or what it misses; it ends
-with its standard input.
+The process writes one line of JSON to its standard output: its URL and version, or the package it lacks. It
+ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ServerMissingError(Exception):
 
 
 class RunningServer:
-    """A server from its start to the end of ``with``."""
+    """A server that runs until the end of ``with``."""
 
     def __init__(self, name: str, settings: Mapping[str, object], *, python: str) -> None:
         self.name = name
@@ -40,12 +40,12 @@ class RunningServer:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{name} ended with exit code {self._process.wait()}; its message is above")
-        said = json.loads(line)
-        if "missing" in said:
+        answer = json.loads(line)
+        if "missing" in answer:
             self.close()
-            raise ServerMissingError(f"{name} is not installed for {python} ({said['missing']})")
-        self.url: str = said["url"]
-        self.version: str = said["version"]
+            raise ServerMissingError(f"{name} is not installed for {python} ({answer['missing']})")
+        self.url: str = answer["url"]
+        self.version: str = answer["version"]
 
     def close(self) -> None:
         """End the process and wait for it, so that its memory is free."""

@@ -1,4 +1,5 @@
-# Native kernels; see native/*.h for layouts and meaning.
+# Native kernels; see the headers of native/ for layouts and meaning. Names of kernels are those that
+# kernel_names() lists; "" is the fastest of them.
 
 from collections.abc import Sequence as Items
 
@@ -83,6 +84,7 @@ def quantize_groups(
     bits: int,
     group_size: int,
     importance: NDArray[np.float32] | None = None,
+    kernels: str = "",
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8]]: ...
 def round_with_feedback(
     values: NDArray[np.float32],
@@ -92,4 +94,5 @@ def round_with_feedback(
     zeros: NDArray[np.uint8],
     group_of: NDArray[np.int32],
     bits: int,
+    kernels: str = "",
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...

@@ -1,14 +1,11 @@
-"""A conversation: messages, and answers that go on from what the engine already holds.
+"""A conversation: messages, and answers that continue from what the engine already holds.
 
 Not here: reading from a terminal (``cli``), many conversations on one engine (``server``).
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,26 +15,63 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.loop import Event, Result, generate
+from baichuan2_tpu.files import read_json, write_json
+from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.text.messages import Message, Role, check_order
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["ChatEvent", "Conversation", "RoundsDropped", "prompt_budget"]
+__all__ = [
+    "AnswerPiece",
+    "Conversation",
+    "join_events",
+    "prompt_budget",
+    "read_message",
+    "read_result",
+]
 
 _FORMAT = "baichuan2-tpu conversation 1"
 
 
 @dataclass(frozen=True, slots=True)
-class RoundsDropped:
-    """The prompt is without this many of the oldest rounds, which no longer fit; comes before the answer."""
+class AnswerPiece:
+    """What is new of an answer; the last piece, and no other, has the ``result``.
 
-    rounds: int
+    ``tokens`` are those chosen since the piece before, with the log probabilities that were asked for, and
+    ``prompt_tokens`` those of the prompt, where ``prompt_logprobs`` asked for them. ``dropped_rounds`` of the
+    oldest rounds of the conversation did not fit the context and are not in the prompt.
+    """
+
+    text: str
+    tokens: tuple[TokenChosen, ...] = ()
+    prompt_tokens: tuple[TokenChosen, ...] = ()
+    dropped_rounds: int = 0
+    result: Result | None = None
 
 
-ChatEvent = Event | RoundsDropped
+def join_events(events: Iterable[Event], dropped_rounds: int = 0) -> Generator[AnswerPiece, None, None]:
+    """Join the events of an answer into pieces of text, each with the tokens that it took."""
+    tokens: list[TokenChosen] = []
+    prompt_tokens: tuple[TokenChosen, ...] = ()
+    for event in events:
+        if isinstance(event, PromptScored):
+            prompt_tokens = event.tokens
+        elif isinstance(event, TokenChosen):
+            tokens.append(event)
+        else:
+            text, result = (event.text, None) if isinstance(event, TextPiece) else ("", event)
+            yield AnswerPiece(text, tuple(tokens), prompt_tokens, dropped_rounds, result)
+            tokens.clear()
+            prompt_tokens = ()
+
+
+def read_result(pieces: Iterable[AnswerPiece]) -> Result:
+    """Read an answer to its end and return it."""
+    *_, last = pieces
+    assert last.result is not None, "the last piece of an answer has its result"  # noqa: S101 - our invariant
+    return last.result
 
 
 def prompt_budget(max_context: int, max_tokens: int) -> int:
@@ -50,11 +84,11 @@ def prompt_budget(max_context: int, max_tokens: int) -> int:
 
 
 class Conversation:
-    """Messages, and a sequence of the engine that holds the latest prompt and answer.
+    """The messages of one conversation, and the engine's memory of the latest prompt and answer.
 
-    Messages change only with a Result: a cancelled answer stays as far as it was said, and is forgotten with
-    its question when nothing was said; after an error, or when an answer is not read to its Result, they are
-    as before.
+    ``Model.conversation`` makes one; it is open until ``close``, or to the end of ``with``. Messages change
+    only with a result: of a cancelled answer what was written stays, and where nothing was written its
+    question is forgotten too. After an error, or if an answer is not read to its result, they are as before.
     """
 
     def __init__(
@@ -76,81 +110,79 @@ class Conversation:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The system message, if there is one, and everything said."""
+        """The system message, if there is one, then questions and answers."""
         return (self._system, *self._rounds) if self._system else self._rounds
 
     @property
     def system(self) -> str | None:
-        """The system message; setting it keeps what was said."""
+        """The system message; setting it keeps the other messages."""
         return self._system.content if self._system else None
 
     @system.setter
     def system(self, content: str | None) -> None:
         self._system = Message("system", content) if content else None
 
-    def ask(
-        self, text: str, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> Generator[ChatEvent, None, None]:
-        """Say something and yield the answer as it comes; the last event is the Result.
+    def chat(self, text: str) -> Result:
+        """Send a message and return the whole answer.
 
+        Raises: as ``stream``.
+        """
+        return read_result(self.stream(text))
+
+    def stream(
+        self, text: str, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[AnswerPiece, None, None]:
+        """Send a message and yield the answer in pieces as they come; the last one has the result.
+
+        ``is_cancelled`` is asked between two tokens and ends the answer there.
         Raises: RequestError for an empty text; ContextLengthError when it does not fit beside the system
         message; BackendError when the engine fails.
         """
         yield from self._answer((*self._rounds, Message("user", text)), is_cancelled)
 
-    def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Generator[ChatEvent, None, None]:
-        """Answer the last user message again; the old answer stays until the new one is there.
+    def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Generator[AnswerPiece, None, None]:
+        """Answer the last user message again; the old answer stays until the new one is complete.
 
-        Raises: RequestError when nothing was asked; else as ``ask``.
+        Raises: RequestError when nothing was asked; else as ``stream``.
         """
         if not self._rounds:
             raise RequestError("there is no answer to try again; ask something first")
         yield from self._answer(self._rounds[:-1], is_cancelled)
 
     def clear(self) -> None:
-        """Forget everything said; the system message stays."""
+        """Forget all messages but the system message."""
         self._rounds = ()
 
     def save(self, path: Path) -> None:
-        """Write the messages as JSON.
+        """Write the messages to a file, as JSON.
 
-        Side effect: ``path`` is replaced at once, when all is written.
+        Side effect: ``path`` is replaced in one step, once everything is written.
         Raises: RequestError when it cannot be written.
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
-        content = json.dumps({"format": _FORMAT, "messages": messages}, ensure_ascii=False, indent=2)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            beside.write_text(content + "\n", encoding="utf-8")
-            beside.replace(path)
+            write_json(path, {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
         except OSError as exc:
-            with suppress(OSError):
-                beside.unlink()
             raise RequestError(
                 f"cannot save to {path}: {exc.strerror or exc}; name a file in a directory you can write to"
             ) from exc
 
     def load(self, path: Path) -> None:
-        """Take the messages of a saved conversation in place of the present ones.
+        """Replace the messages by those of a saved conversation.
 
-        Raises: RequestError when the file cannot be read or is no saved conversation; then nothing changed.
+        Raises: RequestError, and nothing changes, if the file cannot be read or is not a saved conversation.
         """
+        content = read_json(path, RequestError, "name a saved file")
         try:
-            value: object = json.loads(path.read_bytes())
-        except OSError as exc:
-            raise RequestError(f"cannot load {path}: {exc.strerror or exc}; name a saved file") from exc
-        except (ValueError, RecursionError) as exc:
-            raise RequestError(f"cannot load {path}: it is not JSON: {exc}; name a saved file") from exc
-        try:
-            messages = _messages(value)
+            messages = _messages(content)
         except RequestError as exc:
-            raise RequestError(f"cannot load {path}: {exc}") from exc
+            raise RequestError(f"{path}: {exc}") from exc
         has_system = bool(messages) and messages[0].role == "system"
         self._system = messages[0] if has_system else None
         self._rounds = messages[has_system:]
 
     def close(self) -> None:
-        """Give the engine's memory back; closing twice is allowed."""
+        """Free the engine's memory of this conversation; closing twice is allowed."""
         self._sequence.close()
 
     def __enter__(self) -> Self:
@@ -163,29 +195,28 @@ class Conversation:
 
     def _answer(
         self, rounds: Sequence[Message], is_cancelled: Callable[[], bool]
-    ) -> Generator[ChatEvent, None, None]:
+    ) -> Generator[AnswerPiece, None, None]:
         system = (self._system,) if self._system else ()
         check_order((*system, *rounds))
         budget = prompt_budget(self._max_context, self.settings.max_tokens)
         prompt = self._template.render((*system, *rounds), budget)
-        if prompt.dropped_rounds:
-            yield RoundsDropped(prompt.dropped_rounds)
         settings = replace(self.settings, stop_ids=self.settings.stop_ids | self._template.stop_ids)
-        for event in generate(self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled):
-            if isinstance(event, Result) and (event.text or event.finish_reason != "cancelled"):
-                self._rounds = (*rounds, Message("assistant", event.text))
-            yield event
+        events = generate(self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled)
+        for piece in join_events(events, prompt.dropped_rounds):
+            result = piece.result
+            if result is not None and (result.text or result.finish_reason != "cancelled"):
+                self._rounds = (*rounds, Message("assistant", result.text))
+            yield piece
 
 
-def _messages(value: object) -> tuple[Message, ...]:
+def _messages(content: Mapping[str, object]) -> tuple[Message, ...]:
     """Check a loaded conversation and return its messages."""
-    content = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     if content.get("format") != _FORMAT:
         raise RequestError(f"its format is {content.get('format')!r}; {_FORMAT!r} is allowed")
     items = content.get("messages")
     if not isinstance(items, list):
         raise RequestError("it has no list of messages; name a saved file")
-    messages = tuple(_message(item) for item in cast("list[object]", items))
+    messages = tuple(read_message(item) for item in cast("list[object]", items))
     # A conversation can be saved before anything was said.
     if [message.role for message in messages] not in ([], ["system"]):
         check_order(messages)
@@ -194,7 +225,11 @@ def _messages(value: object) -> tuple[Message, ...]:
     return messages
 
 
-def _message(item: object) -> Message:
+def read_message(item: object) -> Message:
+    """Return the message that an object of JSON describes.
+
+    Raises: RequestError for anything but the texts ``role`` and ``content``, or a role that is not known.
+    """
     fields = cast("dict[str, object]", item) if isinstance(item, dict) else {}
     role, content = fields.get("role"), fields.get("content")
     if not isinstance(role, str) or not isinstance(content, str) or len(fields) != 2:

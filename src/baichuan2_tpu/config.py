@@ -1,6 +1,6 @@
 """Dimensions of a model and how its weights are quantised, read from and written to ``config.json``.
 
-Not here: file access (``checkpoint``), generation settings (``generate``).
+Not here: weights (``checkpoint``), generation settings (``generate``).
 Source: the official ``config.json`` of Baichuan-7B, Baichuan2-7B and Baichuan2-13B; Hugging Face's
 ``LlamaConfig``; GPTQModel's ``QuantizeConfig`` for ``quantization_config``.
 """
@@ -10,13 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import read_json
 
-__all__ = ["HEAD_BITS", "Method", "ModelConfig", "Position", "QuantizationConfig", "alibi_slopes"]
+__all__ = [
+    "GROUP_MULTIPLE",
+    "HEAD_BITS",
+    "Method",
+    "ModelConfig",
+    "Position",
+    "QuantizationConfig",
+    "alibi_slopes",
+]
 
 Position = Literal["rope", "alibi"]
 
@@ -24,9 +34,9 @@ Method = Literal["search", "gptq"]
 """How integers are chosen: by the range search alone, or calibrated."""
 
 HEAD_BITS = 8
-"""What the head has unless another width is asked for, whatever the layers have: it loses most at 4 bits."""
+"""Bits of the output head unless others are asked for: it suffers most at low precision."""
 
-_GROUP_MULTIPLE = 64
+GROUP_MULTIPLE = 64
 """Activations are quantised in groups of 64 columns, so a weight group holds a whole number of them."""
 
 _BAICHUAN1_VOCABULARY = 64_000
@@ -35,13 +45,14 @@ _DEFAULT_ROPE_THETA = 10_000.0
 _FOLDED_KEY = "norm_head_folded"
 """Our own key: true when the rows of the head are divided by their norm already."""
 
+_HEAD_KEY = "lm_head"  # what GPTQ readers call the head, in the settings and in the weights
 _META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
 _METHOD_KEY = "method"
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """How the linear layers are stored: asymmetric integers of ``bits`` bits, one scale and zero a group.
+    """How the linear layers are stored: asymmetric integers of ``bits`` bits, one scale and zero per group.
 
     Units: ``group_size`` counts consecutive input columns that share a scale.
     """
@@ -50,7 +61,7 @@ class QuantizationConfig:
     group_size: int = 64
     head_bits: Literal[4, 8] = HEAD_BITS
     method: Method = "search"
-    """For people only: how the integers were chosen makes no difference to whoever reads them."""
+    """For information only: how the integers were chosen makes no difference to a reader."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
@@ -62,12 +73,12 @@ class QuantizationConfig:
         keys.require("quant_method", "gptq", ("gptq",))
         keys.require("checkpoint_format", "gptq", ("gptq",))
         keys.require("desc_act", False, (False,))
-        keys.require("lm_head", False, (True,))
+        keys.require(_HEAD_KEY, False, (True,))
         group_size = keys.positive_int("group_size")
-        if group_size % _GROUP_MULTIPLE:
-            raise keys.error("group_size", group_size, f"a multiple of {_GROUP_MULTIPLE}")
-        head = _head_overrides(keys).get("lm_head", {})
-        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.lm_head")
+        if group_size % GROUP_MULTIPLE:
+            raise keys.error("group_size", group_size, f"a multiple of {GROUP_MULTIPLE}")
+        head = _head_overrides(keys).get(_HEAD_KEY, {})
+        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.{_HEAD_KEY}")
         head_keys.require("group_size", group_size, (group_size,))
         bits = keys.bits("bits")
         made_by = (keys.mapping(_META_KEY) or {}).get(_METHOD_KEY)
@@ -87,8 +98,8 @@ class QuantizationConfig:
             "group_size": self.group_size,
             "sym": False,
             "desc_act": False,
-            "lm_head": True,
-            "dynamic": {"lm_head": {"bits": self.head_bits, "group_size": self.group_size}},
+            _HEAD_KEY: True,
+            "dynamic": {_HEAD_KEY: {"bits": self.head_bits, "group_size": self.group_size}},
         }
         if self.method != "search":
             values[_META_KEY] = {_METHOD_KEY: self.method}
@@ -119,6 +130,14 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the dimensions from a ``config.json``.
+
+        Raises: CheckpointError naming the file, and the key, the value and what is allowed.
+        """
+        return cls.from_json(read_json(path), file=str(path))
 
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
@@ -216,8 +235,8 @@ class _Keys:
     def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
         """Check that ``key`` has one of the values that this package can run."""
         value = self.values.get(key, default)
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            raise self.error(key, value, " or ".join(repr(one) for one in allowed))
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
+            raise self.error(key, value, " or ".join(repr(choice) for choice in allowed))
 
     def positive_int(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key)
@@ -257,10 +276,10 @@ class _Keys:
         value: object = self.values.get(key)
         if value is None:
             return ()
-        found: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
-        ids = tuple(one for one in found if isinstance(one, int) and not isinstance(one, bool))
-        if len(ids) < len(found) or not all(0 <= one < vocabulary_size for one in ids):
-            raise self.error(key, found, f"null, or token ids from 0 to {vocabulary_size - 1}")
+        items: list[object] = cast("list[object]", value) if isinstance(value, list) else [value]
+        ids = tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
+        if len(ids) < len(items) or not all(0 <= token_id < vocabulary_size for token_id in ids):
+            raise self.error(key, items, f"null, or token ids from 0 to {vocabulary_size - 1}")
         return ids
 
 
@@ -316,7 +335,7 @@ def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:
     overrides: dict[str, Mapping[str, object]] = {}
     for pattern, settings in (keys.mapping("dynamic") or {}).items():
         name = pattern.removeprefix("+:").strip("^$").replace("\\.", ".")
-        if name != "lm_head" or not isinstance(settings, dict):
-            raise keys.error("dynamic", {pattern: settings}, "an object for lm_head alone")
+        if name != _HEAD_KEY or not isinstance(settings, dict):
+            raise keys.error("dynamic", {pattern: settings}, f"an object for {_HEAD_KEY} alone")
         overrides[name] = cast("Mapping[str, object]", settings)
     return overrides

@@ -20,6 +20,8 @@ Every message says what failed, the value seen, the value allowed and the next s
         └── ShutdownError      the server stops
 """
 
+from baichuan2_tpu.quoting import escape_controls, shorten
+
 __all__ = [
     "ArtifactError",
     "BackendError",
@@ -38,8 +40,18 @@ __all__ = [
 ]
 
 
+_MOST_CHARACTERS = 2000
+
+
 class Baichuan2Error(Exception):
-    """Base class: anything a user can meet and act on."""
+    """Base class: anything a user can meet and act on.
+
+    The values in a message can be anybody's: control characters are written as escapes, and of a message that
+    is longer than 2,000 characters the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_controls(shorten(message, _MOST_CHARACTERS)))
 
 
 class CheckpointError(Baichuan2Error):

@@ -5,36 +5,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
+from baichuan2_tpu.files import FileDigest, find_json, write_json
 
-__all__ = ["MANIFEST_NAME", "FileDigest", "Manifest", "NetCost", "digest_file", "find_bmodel", "is_bundle"]
+__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
-_BLOCK_BYTES = 1 << 22
 
 HeadOutput = Literal["logits", "token", "sample"]
 EmbeddingPlace = Literal["disk", "device"]
 HeadKind = Literal["w4", "w8", "f16"]
 Float = Literal["float16", "bfloat16"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """Size and sha256 of one file of a bundle."""
-
-    nbytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +77,14 @@ class Manifest:
         Raises: ArtifactError naming the file and the key.
         """
         path = folder / MANIFEST_NAME
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{folder}: holds no {MANIFEST_NAME}; make a bundle with baichuan2 compile"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path}: cannot be read ({error}); compile the bundle again") from error
+        values = find_json(path, ArtifactError, "compile the bundle again")
+        if values is None:
+            raise ArtifactError(f"{folder}: holds no {MANIFEST_NAME}; make a bundle with baichuan2 compile")
         return cls._from_json(values, path)
 
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``, all at once."""
-        values = asdict(self) | {"format": _FORMAT, "model": self.model.to_json()}
-        part = folder / f".{MANIFEST_NAME}.part"
-        part.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        part.replace(folder / MANIFEST_NAME)
+        write_json(folder / MANIFEST_NAME, asdict(self) | {"format": _FORMAT, "model": self.model.to_json()})
 
     def check_sizes(self, folder: Path) -> None:
         """Check that every file of the bundle is there and of its size, which takes no time.
@@ -128,7 +110,7 @@ class Manifest:
         for name, wanted in self.files.items():
             path = folder / name
             is_read = digest_limit_bytes is None or wanted.nbytes <= digest_limit_bytes
-            if is_read and digest_file(path) != wanted:
+            if is_read and not wanted.is_at(path):
                 raise ArtifactError(
                     f"{path}: its sha256 is not that of {MANIFEST_NAME}; copy the bundle again"
                 )
@@ -146,10 +128,8 @@ class Manifest:
         return context or self.context
 
     @classmethod
-    def _from_json(cls, values: object, path: Path) -> Self:
-        if not isinstance(values, dict):
-            raise ArtifactError(f"{path}: is no JSON object; compile the bundle again")
-        found = cast("dict[str, Any]", values)
+    def _from_json(cls, values: Mapping[str, object], path: Path) -> Self:
+        found: dict[str, Any] = {**values}
         if found.pop("format", None) != _FORMAT:
             raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
         wanted = {field.name for field in fields(cls)}
@@ -187,12 +167,3 @@ def find_bmodel(path: Path) -> Path | None:
             "the tokenizer.model, and name that folder"
         )
     return found[0] if found else None
-
-
-def digest_file(path: Path) -> FileDigest:
-    """Return the size and sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return FileDigest(path.stat().st_size, digest.hexdigest())

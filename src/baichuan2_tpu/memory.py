@@ -1,12 +1,13 @@
 """How much memory a model takes, from its dimensions alone, and how much the machine has.
 
-Not here: loading, measuring what a process really holds (``bench``).
+Not here: measuring what a process really holds (``bench``), the memory of a TPU (``doctor.tpu_memory``).
 Source: the sizes of GPTQ form (``checkpoint.layout``); the KV cache is float16 (engine.cpu).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ContextLengthError
 
-__all__ = ["CGROUP_LIMITS", "MemoryNeed", "check_context", "machine_memory_bytes", "memory_need"]
+__all__ = [
+    "CGROUP_LIMITS",
+    "MemoryNeed",
+    "check_context",
+    "fit_context",
+    "machine_memory_bytes",
+    "memory_need",
+]
 
 _FLOAT16_BYTES = 2
 _FLOAT32_BYTES = 4
@@ -66,6 +74,21 @@ def machine_memory_bytes() -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
     return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])
+
+
+def fit_context(config: ModelConfig, context: int | None, notice: Callable[[str], None]) -> int:
+    """Return the context to open a model with; None asks for the model's own, or the longest that fits.
+
+    Side effect: ``notice`` is told of a context that is shorter than the model's own for want of memory.
+    Raises: ContextLengthError with the numbers when a context that was asked for cannot fit.
+    """
+    limit = machine_memory_bytes()
+    longest = max(1, memory_need(config).longest_context(limit))
+    chosen = min(config.max_context, longest) if context is None else context
+    check_context(config, chosen, limit)
+    if context is None and chosen < config.max_context:
+        notice(f"context shortened to {chosen} of the model's {config.max_context} tokens: memory is short")
+    return chosen
 
 
 def check_context(config: ModelConfig, context: int, limit_bytes: int) -> None:

@@ -1,9 +1,9 @@
-"""From what a user calls a model to the directory of a quantised checkpoint or of a compiled bundle.
+"""From what a user calls a model to where it lies and what kind it is: a ``Located``, asked once, passed on.
 
 A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
 they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
-files, the bits and the group size.
-Not here: quantising itself (``quantize``), downloading (``fetch``), opening engines (``engine.registry``).
+files, the bits and the group size. Who finds everything in place imports neither HTTP nor the quantiser.
+Not here: quantising itself (``quantize``), downloading (``fetch``), opening the model (``model``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
+from baichuan2_tpu.checkpoint.identify import Located, identify
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
@@ -30,10 +29,10 @@ from baichuan2_tpu.fetch import (
     cache_folder,
     fetch_demo,
 )
-from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
-from baichuan2_tpu.fetch.vendor import fetch_vendor_model
-from baichuan2_tpu.quantize import Progress, quantize
-from baichuan2_tpu.quantize.plan import make_plan
+from baichuan2_tpu.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from baichuan2_tpu.quantize import Progress
 
 __all__ = ["KNOWN_MODELS", "FetchWish", "KnownModel", "ResolveSettings", "find_source", "resolve_model"]
 
@@ -47,7 +46,7 @@ _SOURCE_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.gguf")
 
 @dataclass(frozen=True, slots=True)
 class FetchWish:
-    """How a fetch tells what it does, and what must be free on the disk besides for what is made of it."""
+    """How a fetch reports what it does, and what must be free on the disk besides for what is made of it."""
 
     notice: Notice
     progress: DownloadProgress | None = None
@@ -56,7 +55,7 @@ class FetchWish:
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that can be fetched: what it is, what tells it from others, the bits that keep its quality."""
+    """A model that can be fetched: what it is, what identifies it, the bits that keep its quality."""
 
     description: str
     fetch: Callable[[FetchWish], Path]
@@ -72,11 +71,15 @@ def _fetch_demo(wish: FetchWish) -> Path:
 
 
 def _fetch_from_hub(name: str, wish: FetchWish) -> Path:
+    from baichuan2_tpu.fetch.models import FetchSettings, fetch_model  # noqa: PLC0415
+
     settings = FetchSettings(spare_bytes=wish.spare_bytes)
     return fetch_model(name, settings, notice=wish.notice, progress=wish.progress)
 
 
 def _fetch_from_vendor(name: str, wish: FetchWish) -> Path:
+    from baichuan2_tpu.fetch.vendor import fetch_vendor_model  # noqa: PLC0415
+
     return fetch_vendor_model(name, notice=wish.notice, progress=wish.progress)
 
 
@@ -122,22 +125,23 @@ class ResolveSettings:
 
 def find_source(
     model: str, notice: Notice, progress: DownloadProgress | None = None, *, spare_bytes: int = 0
-) -> Path:
-    """Return the path of a model's files, to be quantised; fetched first if it is a known name.
+) -> Located:
+    """Return where a model's files lie, to be quantised; fetched first if it is a known name.
 
     ``spare_bytes`` must be free in the user's cache besides.
-    Raises: RequestError for what is neither, or is compiled already; FetchError.
+    Raises: RequestError for what is neither, or a known name that is compiled already; FetchError;
+    CheckpointError for a path that holds no model.
     """
     known = KNOWN_MODELS.get(model)
     if known is not None:
         if known.bits is None:
             raise RequestError(f"{model} is compiled already; give a checkpoint, such as baichuan2-7b-chat")
-        return known.fetch(FetchWish(notice, progress, spare_bytes))
+        return identify(known.fetch(FetchWish(notice, progress, spare_bytes)))
     path = Path(model).expanduser()
     if path.exists():
-        return path
+        return identify(path)
     raise RequestError(
-        f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
+        f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
         f"a .gguf file, or one of: {', '.join(KNOWN_MODELS)}"
     )
 
@@ -149,31 +153,35 @@ def resolve_model(
     notice: Notice,
     progress: Progress | None = None,
     fetch_progress: DownloadProgress | None = None,
-) -> Path:
-    """Return the directory of a quantised checkpoint, or of a compiled bundle, for ``model``.
+) -> Located:
+    """Return where the quantised checkpoint or the compiled model behind ``model`` lies.
 
     A known name goes before a path of that name: write ``./demo`` for a folder called demo.
     Side effect: what is not fetched or not quantised yet is, into the user's cache, once.
     Raises: RequestError, FetchError, CheckpointError.
     """
     settings = settings or ResolveSettings()
-    known = KNOWN_MODELS.get(model)
+    known, source = KNOWN_MODELS.get(model), None
     if known is None:
-        path = find_source(model, notice)
-        if identify(path) in ("quantized", "bundle", "bmodel"):
-            return path
-        name, fingerprint, bits = path.resolve().stem, _fingerprint(path), settings.bits or _DEFAULT_BITS
+        source = find_source(model, notice)
+        if source.kind in ("quantized", "bundle", "bmodel"):
+            return source
+        name, fingerprint = source.path.resolve().stem, _fingerprint(source.path)
+        bits = settings.bits or _DEFAULT_BITS
     elif known.bits is None:
-        return known.fetch(FetchWish(notice, fetch_progress))
+        return identify(known.fetch(FetchWish(notice, fetch_progress)))
     else:
         name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
     cached = _cached_path(name, fingerprint, bits, settings.group_size)
     if not cached.exists():
-        spare_bytes = _result_bytes(known, bits, settings.group_size)
-        source = find_source(model, notice, fetch_progress, spare_bytes=spare_bytes)
+        from baichuan2_tpu.quantize import quantize  # noqa: PLC0415
+
+        if source is None:
+            spare_bytes = _result_bytes(known, bits, settings.group_size)
+            source = find_source(model, notice, fetch_progress, spare_bytes=spare_bytes)
         notice(f"quantising {model} to {bits} bits (once, into {cached})")
         quantize(
-            source,
+            source.path,
             cached,
             bits=bits,
             group_size=settings.group_size,
@@ -181,14 +189,16 @@ def resolve_model(
             progress=progress,
         )
         if known is not None and known.shape is not None:
-            notice(f"{source} is not needed for that any more and can be deleted")
-    return cached
+            notice(f"{source.path} is no longer needed for this and can be deleted")
+    return Located(cached, "quantized")
 
 
 def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:
     """Return what a known model takes on the disk when it is quantised."""
     if known is None or known.shape is None:
         return 0
+    from baichuan2_tpu.quantize.plan import make_plan  # noqa: PLC0415
+
     return make_plan(SHAPES[known.shape], QuantizationConfig(bits, group_size)).size_bytes
 
 

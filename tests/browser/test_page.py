@@ -24,12 +24,12 @@ _FIGURES = re.compile(r"first token \d+\.\d\d s · \d+\.\d tokens/s · \d+ token
 def test_an_answer_is_seen_to_grow_and_ends_with_its_figures(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.ask("count")
-    some = page.wait(lambda: next(iter(page.said("bot")), ""))
-    more = page.wait(lambda: next((text for text in page.said("bot") if len(text) > len(some)), ""))
+    some = page.wait(lambda: next(iter(page.messages("bot")), ""))
+    more = page.wait(lambda: next((text for text in page.messages("bot") if len(text) > len(some)), ""))
     assert COUNT.startswith(more)
     assert page.is_answering
     page.wait_until_over()
-    assert page.said("bot") == [COUNT]
+    assert page.messages("bot") == [COUNT]
     assert _FIGURES.fullmatch(page.note)
 
 
@@ -37,12 +37,12 @@ def test_stop_ends_an_answer_at_once_and_keeps_it(serve: Serve, browser: Open) -
     server = serve()
     page = ChatPage(browser(), server.url)
     page.ask("count on")
-    page.wait(lambda: page.said("bot"))
+    page.wait(lambda: page.messages("bot"))
     page.stop()
     page.wait_until_over()
-    (said,) = page.said("bot")
-    assert LONG_COUNT.startswith(said)
-    assert len(said) < len(LONG_COUNT)
+    (answer,) = page.messages("bot")
+    assert LONG_COUNT.startswith(answer)
+    assert len(answer) < len(LONG_COUNT)
     assert page.note.endswith("stopped")
     assert server.scheduler.load().running == 0
     assert page.answer("hello") == "Hello! How can I help?"
@@ -51,17 +51,17 @@ def test_stop_ends_an_answer_at_once_and_keeps_it(serve: Serve, browser: Open) -
 def test_conversations_grow_side_by_side_and_never_meet(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.ask("count on")
-    page.wait(lambda: page.said("bot"))
+    page.wait(lambda: page.messages("bot"))
     page.start_new()
     assert page.answer("hello") == "Hello! How can I help?"
-    assert page.said("user") == ["hello"]
+    assert page.messages("user") == ["hello"]
     page.choose("count on")
     assert page.is_answering
     page.stop()
     page.wait_until_over()
-    assert LONG_COUNT.startswith(page.said("bot")[0])
+    assert LONG_COUNT.startswith(page.messages("bot")[0])
     page.choose("hello")
-    assert page.said("bot") == ["Hello! How can I help?"]
+    assert page.messages("bot") == ["Hello! How can I help?"]
 
 
 def test_a_page_that_is_loaded_again_has_its_history(serve: Serve, browser: Open) -> None:
@@ -71,21 +71,21 @@ def test_a_page_that_is_loaded_again_has_its_history(serve: Serve, browser: Open
     page.start_new()
     page.answer("this is the second")
     page.open()
-    page.wait(lambda: page.said("bot") == ["You said: this is the second"])
+    page.wait(lambda: page.messages("bot") == ["You said: this is the second"])
     assert page.conversations == ["this is the second", "hello"]
     page.choose("hello")
-    assert page.said("bot") == ["Hello! How can I help?"]
+    assert page.messages("bot") == ["Hello! How can I help?"]
 
 
 def test_an_answer_nobody_waits_for_is_stopped_and_what_was_said_is_kept(serve: Serve, browser: Open) -> None:
     server = serve()
     page = ChatPage(browser(), server.url)
     page.ask("count on")
-    page.wait(lambda: len(page.said("bot")[0]) > 300 if page.said("bot") else False)
+    page.wait(lambda: len(page.messages("bot")[0]) > 300 if page.messages("bot") else False)
     page.open()
     page.wait(lambda: server.scheduler.load().running == 0)
-    (said,) = page.wait(lambda: page.said("bot"))
-    assert LONG_COUNT.startswith(said)
+    (answer,) = page.wait(lambda: page.messages("bot"))
+    assert LONG_COUNT.startswith(answer)
     assert not page.is_answering
 
 
@@ -103,7 +103,7 @@ def test_two_tabs_do_not_overwrite_each_others_conversations(serve: Serve, brows
     chrome.switch_to.window(second)
     page.wait_until_over()
     page.open()
-    page.wait(lambda: page.said("bot") == [COUNT])
+    page.wait(lambda: page.messages("bot") == [COUNT])
     assert set(page.conversations) == {"hello", "count"}
 
 
@@ -114,8 +114,8 @@ def test_people_who_ask_at_once_see_their_own_answers(serve: Serve, browser: Ope
         page.ask(question)
     for page, question in zip(pages, ("of one person", "of another"), strict=True):
         page.wait_until_over()
-        assert page.said("user") == [question]
-        assert page.said("bot") == [f"You said: {question}"]
+        assert page.messages("user") == [question]
+        assert page.messages("bot") == [f"You said: {question}"]
         assert page.conversations == [question]
 
 
@@ -126,15 +126,15 @@ def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browse
     page.press("Try again")
     page.wait(lambda: page.is_answering)
     page.wait_until_over()
-    assert page.said("bot") == ["Hello! How can I help?", "You said: the second question"]
+    assert page.messages("bot") == ["Hello! How can I help?", "You said: the second question"]
 
     page.find("#chat button[title='Edit']").click()
     field = page.find("#chat .message.user textarea")
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys("something else")
     page.find("#chat button[title='Submit']").click()
-    page.wait(lambda: page.said("bot") == ["You said: something else"])
-    assert page.said("user") == ["something else"]
+    page.wait(lambda: page.messages("bot") == ["You said: something else"])
+    assert page.messages("user") == ["something else"]
 
 
 def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
@@ -142,7 +142,7 @@ def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
     page.answer("hello")
     page.find("#conversations .delete").click()
     page.browser.switch_to.alert.accept()
-    page.wait(lambda: not page.said("user"))
+    page.wait(lambda: not page.messages("user"))
     page.open()
     assert page.conversations == []
 
@@ -151,8 +151,8 @@ def test_a_fault_is_shown_as_an_error_and_not_as_an_answer(serve: Serve, browser
     page = ChatPage(browser(), serve().url)
     page.ask("break")
     assert page.error == "Error: the device reported a fault; restart it"
-    assert page.said("bot") == []
-    assert page.said("user") == ["break"]
+    assert page.messages("bot") == []
+    assert page.messages("user") == ["break"]
     assert page.answer("hello") == "Hello! How can I help?"
     assert _FIGURES.fullmatch(page.note)
 
@@ -171,11 +171,11 @@ def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
     server = serve()
     page = ChatPage(browser(), server.url)
     page.ask("count on")
-    page.wait(lambda: page.said("bot"))
+    page.wait(lambda: page.messages("bot"))
     server.stop()
     assert page.error.startswith("Error: ")
     assert not page.is_answering
-    assert page.said("user") == ["count on"]
+    assert page.messages("user") == ["count on"]
 
 
 def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, browser: Open) -> None:
@@ -185,7 +185,7 @@ def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, br
     server.stop()
     page.ask("are you there?")
     page.wait(lambda: "Connection to the server was lost." in page.find(".toast-body.error").text)
-    assert page.said("bot") == ["Hello! How can I help?"]
+    assert page.messages("bot") == ["Hello! How can I help?"]
 
 
 def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> None:

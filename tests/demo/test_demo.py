@@ -14,6 +14,7 @@ import pytest
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.resolve import resolve_model
+from documents.document_pages import ROOT, blocks
 from running.leaving import leave
 
 COMMAND = ["-c", "from baichuan2_tpu.cli import main; main()"]
@@ -23,7 +24,7 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 @pytest.fixture(scope="module", autouse=True)
 def demo() -> Path:
     try:
-        return resolve_model("demo", notice=lambda _: None)
+        return resolve_model("demo", notice=lambda _: None).path
     except FetchError as error:
         pytest.skip(f"the demo weights cannot be had: {error}")
 
@@ -34,6 +35,17 @@ def test_demo_knows_the_capital_of_france() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "Paris" in done.stdout
     assert done.stdout.endswith(".\n")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_scripts_of_the_documents_run(page: str) -> None:
+    scripts = [block.body for block in blocks(ROOT / page) if block.language == "python"]
+    runnable = [script for script in scripts if 'load("demo"' in script]
+    assert runnable
+    for script in runnable:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Paris" in done.stdout
 
 
 def test_exact_mode_agrees_on_the_capital() -> None:

@@ -1,6 +1,6 @@
 """The pages of the repository, read as its readers read them: blocks, commands, links, transcripts.
 
-Not here: what they have to be (``unit/test_documents.py``, ``unit/test_site.py``, ``demo/test_guides.py``).
+Not here: what they must fulfil (``unit/test_documents.py``, ``unit/test_site.py``, ``demo/test_guides.py``).
 """
 
 import re
@@ -38,8 +38,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text("utf-8")
     return [
-        Block(page, text.count("\n", 0, found.start()) + 2, found[1], found[2])
-        for found in _FENCE.finditer(text)
+        Block(page, text.count("\n", 0, fence.start()) + 2, fence[1], fence[2])
+        for fence in _FENCE.finditer(text)
     ]
 
 
@@ -85,7 +85,7 @@ def shell_commands(page: Path) -> Iterator[Command]:
     """Yield every call of the command in the blocks of a page."""
     for block in blocks(page):
         if block.language == "bash":
-            lines = _joined(block.body.splitlines())
+            lines = _join_lines(block.body.splitlines())
         else:
             lines = [line[2:] for line in block.body.splitlines() if line.startswith("$ ")]
         for line in lines:
@@ -94,11 +94,11 @@ def shell_commands(page: Path) -> Iterator[Command]:
 
 
 def spans(page: Path) -> Iterator[Command]:
-    """Yield what running text says of the command, which may be a part of a call."""
-    text = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text("utf-8"))
-    for found in _SPAN.finditer(text):
-        place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}"
-        yield Command(place, tuple(found[1].split()[1:]))
+    """Yield the calls named in running text, which may be parts of one."""
+    text = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), page.read_text("utf-8"))
+    for span in _SPAN.finditer(text):
+        place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, span.start()) + 1}"
+        yield Command(place, tuple(span[1].split()[1:]))
 
 
 def calls(line: str) -> Iterator[tuple[str, ...]]:
@@ -124,8 +124,8 @@ def _call(words: list[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(words[1:])
 
 
-def _joined(lines: list[str]) -> Iterator[str]:
-    """Yield lines of shell, joined where one goes on in the next: a backslash, or a quotation."""
+def _join_lines(lines: list[str]) -> Iterator[str]:
+    """Yield lines of shell, joined where one continues in the next: a backslash, or an open quotation."""
     held = ""
     for line in lines:
         held += line.removesuffix("\\") + ("" if line.endswith("\\") else "\n")

@@ -1,4 +1,4 @@
-"""Every message in the source, as a pattern that its values fill: to hold what documents quote to it.
+"""Every message in the source as a pattern that any values fit, to compare quotations in documents with.
 
 Not here: which messages documents quote.
 """

@@ -1,6 +1,6 @@
-"""Stand-ins for an engine and a tokenizer that do what the seams promise, with nothing to compute.
+"""Stand-ins for an engine and a tokenizer that keep the interfaces' promises and compute nothing.
 
-They keep the whole contract of ``engine/base.py``, errors included, so that what passes here passes there.
+They keep the whole contract of ``engine/base.py``, errors included: code that passes here passes there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ByteTokenizer", "FakeEngine", "FakeSequence", "HistoryEngine", "Scri
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0 to 255 are bytes; behind them come an end token and the control ids that are asked for."""
+    """Ids 0 to 255 are bytes; an end token and the control ids that were asked for follow."""
 
     END_ID = 256
 
@@ -141,7 +141,7 @@ class FakeEngine(Engine):
         self.open_sequences = 0
 
     def logits(self, ids: Items[int]) -> NDArray[np.float32]:
-        """Return the logits behind ``ids``, the whole history of a sequence."""
+        """Return the logits after ``ids``, the whole history of a sequence."""
         raise NotImplementedError
 
     def _rows(self, past: list[int], chunk: Chunk) -> NDArray[np.float32]:
@@ -162,7 +162,7 @@ class FakeEngine(Engine):
 
 
 class ScriptedEngine(FakeEngine):
-    """Returns the logits that were enqueued, one array a row, whatever it is fed."""
+    """Returns the logits that were enqueued, one array per row, whatever it is fed."""
 
     def __init__(self, vocabulary_size: int, *, max_context: int = 64, max_sequences: int = 4) -> None:
         super().__init__(vocabulary_size, max_context=max_context, max_sequences=max_sequences)
@@ -180,7 +180,7 @@ class ScriptedEngine(FakeEngine):
 
     @property
     def rows_left(self) -> int:
-        """Rows of the script that were not asked for."""
+        """Rows of the script that are not used yet."""
         return len(self._script)
 
     def logits(self, ids: Items[int]) -> NDArray[np.float32]:
@@ -189,7 +189,7 @@ class ScriptedEngine(FakeEngine):
 
 
 class HistoryEngine(FakeEngine):
-    """Draws logits from the whole history, so that one wrong token of it changes all that follow."""
+    """Draws logits from the whole history, so that one wrong token changes all that follow."""
 
     def logits(self, ids: Items[int]) -> NDArray[np.float32]:
         return np.random.default_rng(list(ids)).standard_normal(self.config.vocabulary_size, np.float32)

@@ -66,8 +66,8 @@ class FaultyHub:
     hub_url: str = ""
     cdn_url: str = ""
 
-    def asked(self, server: str, name: str) -> list[Seen]:
-        """Return the requests for a file that one of the servers has had."""
+    def requests_for(self, server: str, name: str) -> list[Seen]:
+        """Return the requests for a file that one of the servers has received."""
         return [seen for seen in list(self.requests) if seen.server == server and name in unquote(seen.path)]
 
     def next_fault(self) -> str:
@@ -271,7 +271,7 @@ class _Sender:
         self.head(206, len(body), f"bytes {self.start + 1}-{self.start + len(body)}/{self.size}")
         self.write(body)
 
-    def no_range_said(self) -> None:
+    def no_range_given(self) -> None:
         self.head(206, len(self.body))
         self.write(self.body)
 
@@ -327,7 +327,7 @@ _FAULTS: dict[str, Callable[[_Sender], None]] = {
     "ignore range and drop": _Sender.ignore_range_and_drop,
     "whole of another size": _Sender.whole_of_another_size,
     "shifted range": _Sender.shifted_range,
-    "no range said": _Sender.no_range_said,
+    "no range given": _Sender.no_range_given,
     "garbled range": _Sender.garbled_range,
     "wrong bytes": _Sender.wrong_bytes_of_right_range,
     "too few": _Sender.too_few,
@@ -341,7 +341,7 @@ _FAULTS: dict[str, Callable[[_Sender], None]] = {
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """A server that says nothing about connections that break, which is what it is for."""
+    """A server that does not report broken connections, because breaking them is its purpose."""
 
     daemon_threads = True
 

@@ -36,12 +36,12 @@ class RecordedMachine(Machine):
         self._nodes: dict[str, dict[str, Any]] = record["nodes"]
         self._needs_root: tuple[str, ...] = tuple(record["needs_root"])
 
-    def content(self, path: str) -> Seen[bytes]:
+    def read_bytes(self, path: str) -> Seen[bytes]:
         if self._needs_root and path.startswith(self._needs_root):
             return Seen(path, problem=NEEDS_ROOT)
-        return super().content(path)
+        return super().read_bytes(path)
 
-    def node(self, path: str) -> Seen[Node]:
+    def read_node(self, path: str) -> Seen[Node]:
         recorded = self._nodes.get(path)
         return Seen(path, Node(**recorded)) if recorded else Seen(path, problem=MISSING)
 

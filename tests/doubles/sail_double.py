@@ -1,7 +1,7 @@
-"""A double of ``sophon.sail`` 3.10.7 on top of libbmrt: real bmodels run, and misuse is heard.
+"""A double of ``sophon.sail`` 3.10.7 on top of libbmrt: it runs real bmodels, and reports misuse.
 
-Where SAIL would crash, or corrupt memory without a word, the double raises ``Trap``, which no code of the
-package catches. Calls that the package has no use for are absent. Not here: tensors (``sail_double_tensor``),
+Where SAIL would crash, or corrupt memory silently, the double raises ``Trap``, which no code of the
+package catches. Calls that the package does not use are absent. Not here: tensors (``sail_double_tensor``),
 video, images, several devices.
 Source: src/bind.cpp and src/engine_llm.cpp of SOPHON-SAIL 3.10.7; what it did on the functional model.
 """
@@ -64,17 +64,17 @@ class Graph:
         self.addr_mode = int(net.addr_mode)
         self.stage_count = int(net.stage_count)
         self.memories: list[Memory] = []
-        stages = [net.stages[one] for one in range(self.stage_count)]
+        stages = [net.stages[index] for index in range(self.stage_count)]
         self.inputs = self._side(
             handle,
-            [net.input_names[one].decode() for one in range(net.input_count)],
-            [Dtype(net.input_dtypes[one]) for one in range(net.input_count)],
+            [net.input_names[index].decode() for index in range(net.input_count)],
+            [Dtype(net.input_dtypes[index]) for index in range(net.input_count)],
             [(stage.input_shapes, stage.input_memories) for stage in stages],
         )
         self.outputs = self._side(
             handle,
-            [net.output_names[one].decode() for one in range(net.output_count)],
-            [Dtype(net.output_dtypes[one]) for one in range(net.output_count)],
+            [net.output_names[index].decode() for index in range(net.output_count)],
+            [Dtype(net.output_dtypes[index]) for index in range(net.output_count)],
             [(stage.output_shapes, stage.output_memories) for stage in stages],
         )
 
@@ -87,14 +87,14 @@ class Graph:
     ) -> Side:
         side = Side(names, dtypes, [], [])
         for shapes, memories in stages:
-            side.shapes.append([shapes[one].dims[: shapes[one].num_dims] for one in range(len(names))])
+            side.shapes.append([shape.dims[: shape.num_dims] for shape in shapes[: len(names)]])
             side.tensors.append({})
             if self.addr_mode != IO_ALONE:
                 continue
-            for one, dtype in enumerate(dtypes):
-                memory = Memory(MemoryStruct.from_buffer_copy(memories[one]))
+            for index, dtype in enumerate(dtypes):
+                memory = Memory(MemoryStruct.from_buffer_copy(memories[index]))
                 self.memories.append(memory)
-                side.tensors[-1][one] = Tensor.of_engine(handle, side.shapes[-1][one], dtype, memory)
+                side.tensors[-1][index] = Tensor.of_engine(handle, side.shapes[-1][index], dtype, memory)
         return side
 
     def stage_of(self, shapes: list[list[int]]) -> int | None:
@@ -121,7 +121,7 @@ class EngineLLM:
             raise SailEngineError("EngineLLM device_ids error!")
         if not Path(bmodel_path).exists():
             raise SailEngineError("EngineLLM bmodel error!")
-        self._handles = [self.handle_type(one) for one in tpu_ids]
+        self._handles = [self.handle_type(tpu_id) for tpu_id in tpu_ids]
         library, handle = self.chip.library, self._handles[0]
         self._busy = threading.Lock()
         self._runtime = library.create(handle.native)
@@ -211,7 +211,7 @@ class EngineLLM:
         )
         if not is_done or library.thread_sync(self._handles[0].native) != 0:
             raise SailEngineError("Engine related error!")
-        check_room(outputs, [math.prod(one.shape.dims[: one.shape.num_dims]) for one in results])
+        check_room(outputs, [math.prod(result.shape.dims[: result.shape.num_dims]) for result in results])
 
     def _graph(self, name: str) -> Graph:
         if name not in self._graphs:
@@ -273,7 +273,7 @@ def make_sail(library: BmrtLibrary, *, is_soc: bool = False, total_bytes: int = 
     handle = type("Handle", (Handle,), {"chip": chip})
     engine = type("EngineLLM", (EngineLLM,), {"chip": chip, "handle_type": handle})
     sail = ModuleType("sophon.sail")
-    vars(sail).update({one.__name__: one for one in EXCEPTIONS})
+    vars(sail).update({kind.__name__: kind for kind in EXCEPTIONS})
     vars(sail).update(Dtype=Dtype, LogLevel=LogLevel, Handle=handle, Tensor=Tensor, EngineLLM=engine)
     vars(sail).update(
         get_available_tpu_num=lambda: 1,

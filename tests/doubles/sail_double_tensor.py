@@ -200,7 +200,7 @@ class Tensor:
     ) -> None:
         if values.dtype not in CONSTRUCTED:
             raise Trap(f"an array of {values.dtype} becomes FLOAT32 without a word")
-        dtype = next(one for one, host in HOST_DTYPES.items() if host == values.dtype)
+        dtype = next(dtype for dtype, host in HOST_DTYPES.items() if host == values.dtype)
         self._init_memory(handle, values.shape, dtype, own_sys, own_dev)
         self.update_data(values)
 

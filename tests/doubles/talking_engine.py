@@ -1,6 +1,6 @@
-"""An engine that answers what was asked last, from a list, one byte a token.
+"""An engine that answers the last question from a list, one byte per token.
 
-It looks at nothing but its history, so that answers side by side cannot differ from answers alone.
+It looks at nothing but its history, so that answers given together cannot differ from answers given alone.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _TOKEN_S = 0.005  # so that an answer is seen to grow
 
 
 class TalkingEngine(FakeEngine):
-    """Says after each question what the list has for it, or repeats it; "break" is a fault.
+    """Answers a question from the list, or repeats it; the question "break" is a fault.
 
-    What stands before the first question is its system prompt, which it tells.
+    The text before the first question is its system prompt, which it tells when asked.
     """
 
     name = "talking"
@@ -55,13 +55,13 @@ class TalkingEngine(FakeEngine):
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         ids = list(ids)
         begin = len(ids) - ids[::-1].index(self._assistant_id)
-        asked = len(ids) - ids[::-1].index(self._user_id)
-        question = bytes(ids[asked : begin - 1]).decode()
+        question_begin = len(ids) - ids[::-1].index(self._user_id)
+        question = bytes(ids[question_begin : begin - 1]).decode()
         if question == "break":
             raise DeviceError("the device reported a fault; restart it")
         answer = _ANSWERS.get(question, f"You said: {question}").encode()
         if question == "what is your system prompt?":
             answer = bytes(ids[: ids.index(self._user_id)])
-        said = len(ids) - begin
-        token_id = answer[said] if said < len(answer) else ByteTokenizer.END_ID
+        position = len(ids) - begin
+        token_id = answer[position] if position < len(answer) else ByteTokenizer.END_ID
         return one_hot(token_id, self.config.vocabulary_size)

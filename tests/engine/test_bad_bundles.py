@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file
 from models.tiny_bundle import TinyBundles
 
 COMMAND = (sys.executable, "-c", "from baichuan2_tpu.cli import main; main()")

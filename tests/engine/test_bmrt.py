@@ -66,7 +66,7 @@ def test_a_bmodel_cut_anywhere_is_refused(bmodel: Path, tmp_path: Path, share: f
     length = bmodel.stat().st_size
     short = tmp_path / "short.bmodel"
     short.write_bytes(bmodel.read_bytes()[: min(int(length * share), length - 1)])
-    with pytest.raises(ArtifactError, match=r"is no bmodel|has \d+ bytes, its"):
+    with pytest.raises(ArtifactError, match=r"is not a bmodel|has \d+ bytes, its"):
         BmodelFile.read(short)
 
 
@@ -160,13 +160,19 @@ def test_a_fault_while_opening_is_told_and_everything_given_back(
 def test_a_machine_that_cannot_count_its_devices_is_asked_for_the_one(
     bmodel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+
     class Uncounted(BmrtLibrary):
         def __init__(self, folder: Path) -> None:
             super().__init__(folder)
+            real_query = self.dev_query
             self.dev_getcount = lambda *them: 2
+            self.dev_query = lambda number: asked.append(number) or real_query(number)
 
     monkeypatch.setattr(bmrt, "BmrtLibrary", Uncounted)
-    BmrtDevice(bmodel, simulator=find_simulator()).close()
+    with BmrtDevice(bmodel, simulator=find_simulator()) as device:
+        assert "lm_head" in device.nets
+    assert asked == [0]
 
 
 def test_a_fault_while_running_is_told(bmodel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.engine.registry import open_engine
@@ -100,7 +101,7 @@ def device_opener(request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> 
     bundle = tiny_bundle(4).folder
     if request.param == "sail":
         install_sail(patch, find_simulator())
-    return lambda: open_engine(bundle, engine=request.param)
+    return lambda: open_engine(identify(bundle), engine=request.param)
 
 
 @pytest.fixture

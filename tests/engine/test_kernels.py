@@ -37,7 +37,7 @@ def multiply(
     return _native.matmul(kernels, *arrays, linear.bits, linear.group_size, x, is_exact)
 
 
-def rounded(kernels: str, x: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
+def read_quantized(kernels: str, x: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
     """Return what the quantised activations stand for."""
     codes, scales, _ = _native.quantize_activations(kernels, x, bits)
     values = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), GROUP, axis=1)
@@ -61,7 +61,7 @@ def test_matmul_is_the_float64_product(
     x = random.normal(0, 1, (tokens, columns)).astype(np.float32)
     weights = dequantize(linear).astype(np.float64)
     # The error of a float32 sum grows with the size of its terms, not with their sum.
-    for is_exact, inputs in [(True, x.astype(np.float64)), (False, rounded(kernels, x, bits))]:
+    for is_exact, inputs in [(True, x.astype(np.float64)), (False, read_quantized(kernels, x, bits))]:
         size = np.abs(inputs) @ np.abs(weights).T + 1e-30
         error = (np.abs(multiply(kernels, linear, x, is_exact=is_exact) - inputs @ weights.T) / size).max()
         assert error < 3e-6, f"exact={is_exact}: {error:.1e}"
@@ -117,10 +117,14 @@ def test_activation_codes_stay_in_range_at_any_magnitude(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_activations_are_the_same_integers_on_every_instruction_set(bits: int) -> None:
     x = np.random.default_rng(0).normal(0, 3, (23, 200)).astype(np.float32)
-    first, *others = [_native.quantize_activations(kernels, x, bits) for kernels in KERNELS]
-    for other in others:
-        for one, two in zip(first, other, strict=True):
-            np.testing.assert_array_equal(one, two)
+    if KERNELS == ["scalar"]:
+        pytest.skip("this processor runs the scalar kernels only, so there is nothing to compare them with")
+    expected = _native.quantize_activations("scalar", x, bits)
+    for kernels in KERNELS:
+        for array, expected_array in zip(
+            _native.quantize_activations(kernels, x, bits), expected, strict=True
+        ):
+            np.testing.assert_array_equal(array, expected_array)
 
 
 def plain_attention(
@@ -129,7 +133,7 @@ def plain_attention(
     values: NDArray[np.float32],
     slopes: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    held = [one.astype(np.float16).astype(np.float64) for one in (keys, values)]
+    held = [array.astype(np.float16).astype(np.float64) for array in (keys, values)]
     tokens, heads, size = queries.shape
     context, kv_heads, _ = keys.shape
     out = np.empty(queries.shape, np.float64)

@@ -218,9 +218,19 @@ def test_a_fault_of_sail_becomes_ours_with_its_cause(
 
 def test_two_threads_take_turns(device: SailDevice) -> None:
     """SAIL gave wrong results where two threads ran nets of one engine; the double raises there."""
+
+    def launch(pair: tuple[list[Buffer], list[Buffer]]) -> NDArray[Any]:
+        device.launch(HEAD, 0, *pair)
+        return device.download(pair[1][0])
+
     buffers = [head_buffers(device) for _ in range(4)]
+    for seed, ((states,), _) in enumerate(buffers):
+        device.upload(states, np.random.default_rng(seed).normal(size=states.shape).astype(np.float16))
+    alone = [launch(pair) for pair in buffers]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda pair: device.launch(HEAD, 0, *pair), buffers * 3))
+        together = list(pool.map(launch, buffers * 3))
+    np.testing.assert_array_equal(together, alone * 3)
+    assert not np.array_equal(alone[0], alone[1])
 
 
 def head_buffers(device: Device) -> tuple[list[Buffer], list[Buffer]]:

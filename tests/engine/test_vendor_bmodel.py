@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu import cli
+from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.engine.base import Chunk, Engine
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
@@ -62,7 +63,7 @@ def folder(bmodels: Path, request: pytest.FixtureRequest, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, toolchain: Toolchain) -> Iterator[Engine]:
-    with open_engine(folder, engine="simulator") as opened:
+    with open_engine(identify(folder), engine="simulator") as opened:
         yield opened
 
 
@@ -107,7 +108,7 @@ def test_sail_gives_the_same_tokens(
     install_sail(monkeypatch, find_simulator(), total_bytes=64 << 20)
     write_config(tmp_path, VENDOR_CONFIG)
     shutil.copy(bmodels / "int8.bmodel", tmp_path)
-    with open_engine(tmp_path, engine="sail") as engine, engine.open_sequence() as sequence:
+    with open_engine(identify(tmp_path), engine="sail") as engine, engine.open_sequence() as sequence:
         answer = greedy_answer(engine, Chunk(sequence, PROMPT), 4)
         second = greedy_answer(engine, Chunk(sequence, SECOND_PROMPT), 4)
     assert answer == expected_answer(PROMPT, 4)
@@ -163,17 +164,17 @@ def test_nets_that_are_not_those_of_the_config_are_refused(folder: Path, tmp_pat
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ArtifactError, match=r"layers is 2, Baichuan2-7B has 32; put the config.json"):
-        open_engine(tmp_path, engine="simulator")
+        open_engine(identify(tmp_path), engine="simulator")
     write_config(tmp_path, rope_config(heads=4, kv_heads=4))
     with pytest.raises(ArtifactError, match=r"key-value heads is 2, config.json has 4"):
-        open_engine(tmp_path, engine="simulator")
+        open_engine(identify(tmp_path), engine="simulator")
 
 
 def test_a_file_that_was_cut_short_is_refused(bmodels: Path, toolchain: Toolchain, tmp_path: Path) -> None:
     whole = (bmodels / "int8.bmodel").read_bytes()
     (tmp_path / "cut.bmodel").write_bytes(whole[:-4096])
     with pytest.raises(ArtifactError, match=rf"cut.bmodel: has {len(whole) - 4096} bytes, .* copy the file"):
-        open_engine(tmp_path, engine="simulator")
+        open_engine(identify(tmp_path), engine="simulator")
 
 
 def test_another_form_is_refused_by_the_nets_it_has(
@@ -181,7 +182,7 @@ def test_another_form_is_refused_by_the_nets_it_has(
 ) -> None:
     shutil.copy(bmodels / "lm_head.bmodel", tmp_path)
     with pytest.raises(ArtifactError, match=r"no block_cache_0 among the nets \(lm_head\)"):
-        open_engine(tmp_path, engine="simulator")
+        open_engine(identify(tmp_path), engine="simulator")
 
 
 def test_the_commands_show_answer_with_and_measure_it(

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.manifest import Manifest, NetCost
+from baichuan2_tpu.shapes import shape_config
 
 __all__ = ["bundle_manifest"]
 

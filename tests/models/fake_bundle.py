@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.manifest import Manifest, digest_file
+from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.manifest import Manifest
 
 __all__ = ["write_fake_bundle"]
 
@@ -24,7 +24,7 @@ def write_fake_bundle(
     (folder / "model.bmodel").write_bytes(b"no bmodel" * 100)
     (folder / "embedding.bin").write_bytes(bytes(100))
     manifest = Manifest(
-        model=ModelConfig.from_json(read_json(folder / "config.json")),
+        model=ModelConfig.read(folder / "config.json"),
         bits=4,
         head="w8",
         head_output="logits",

@@ -50,7 +50,7 @@ def float_weights(weights: Weights) -> dict[str, NDArray[np.float32]]:
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}"
         arrays += [f"{prefix}.input_layernorm", f"{prefix}.post_attention_layernorm"]
-        linears += [f"{prefix}.self_attn.{one}_proj" for one in "qkvo"]
-        linears += [f"{prefix}.mlp.{one}_proj" for one in ("gate", "up", "down")]
+        linears += [f"{prefix}.self_attn.{letter}_proj" for letter in "qkvo"]
+        linears += [f"{prefix}.mlp.{part}_proj" for part in ("gate", "up", "down")]
     floats = {f"{name}.weight": weights.array(name).astype(np.float32) for name in arrays}
     return floats | {f"{name}.weight": dequantize(weights.linear(name)) for name in linears}

@@ -45,7 +45,7 @@ def reference_states(
     tokens: Sequence[int],
     kv_dtype: type[np.floating[Any]] | None = None,
 ) -> list[Values]:
-    """Return the states of every token behind the embedding and behind each layer.
+    """Return the states of every token after the embedding and after each layer.
 
     Shapes: tokens (T,) -> layers + 1 times (T, E).
     """
@@ -53,7 +53,7 @@ def reference_states(
 
 
 def reference_layer(config: ModelConfig, weights: Weights, layer: int, states: Values) -> Values:
-    """Return the states behind one layer, of a sequence whose states before it are given. Shapes: (T, E)."""
+    """Return the states after one layer, of a sequence whose states before it are given. Shapes: (T, E)."""
     return _layer(_Model(config, weights, None), layer, states)
 
 
@@ -80,7 +80,7 @@ class _Model:
             head = head / np.linalg.norm(head, axis=1, keepdims=True)
         return head
 
-    def cached(self, values: Values) -> Values:
+    def round_as_cached(self, values: Values) -> Values:
         return values if self.kv_dtype is None else values.astype(self.kv_dtype).astype(np.float64)
 
 
@@ -105,16 +105,18 @@ def _attention(model: _Model, prefix: str, states: Values) -> Values:
     prefix = f"{prefix}.self_attn"
     # (T, H, D) -> (H, T, D)
     queries, keys, values = (
-        model.linear(f"{prefix}.{one}_proj", states).reshape(length, -1, config.head_size).transpose(1, 0, 2)
-        for one in "qkv"
+        model.linear(f"{prefix}.{letter}_proj", states)
+        .reshape(length, -1, config.head_size)
+        .transpose(1, 0, 2)
+        for letter in "qkv"
     )
     if config.position == "rope":
         queries, keys = rotate(queries, config.rope_theta), rotate(keys, config.rope_theta)
     shared = config.heads // config.kv_heads
-    keys, values = (np.repeat(model.cached(one), shared, axis=0) for one in (keys, values))
+    keys, values = (np.repeat(model.round_as_cached(rows), shared, axis=0) for rows in (keys, values))
     scores = queries @ keys.transpose(0, 2, 1) / math.sqrt(config.head_size)
     if config.position == "alibi":
-        # A constant a row drops out of the softmax, so the distance may count from the key alone.
+        # A constant per row drops out of the softmax, so the distance may count from the key alone.
         scores = scores + alibi_slopes(config.heads)[:, None, None] * np.arange(length)
     scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -149,7 +151,7 @@ def rotate(states: Values, theta: float, positions: NDArray[np.integer[Any]] | N
 
 
 def alibi_slopes(heads: int) -> Values:
-    """Return one slope a head; above the nearest power of two they come from between the next power's.
+    """Return one slope per head; beyond the nearest power of two they lie between the next power's.
 
     Source: ``_get_interleave`` of the 13B model, after Press et al., "Train Short, Test Long".
     """

@@ -109,7 +109,7 @@ def official_tensors(config: ModelConfig, seed: int) -> dict[str, NDArray[np.flo
     weights = float_weights(config, seed)
     for name, tensor in weights.items():
         if ".q_proj." in name:
-            parts = [weights[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+            parts = [weights[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
             tensors[name.replace("q_proj", "W_pack")] = np.concatenate(parts)
         elif ".k_proj." not in name and ".v_proj." not in name:
             tensors[name] = tensor
@@ -178,13 +178,13 @@ def write_index(path: Path, names: list[str], parts: list[dict[str, NDArray[np.f
 def shard_names(stem: str, suffix: str, count: int) -> list[str]:
     if count == 1:
         return [f"{stem}.{suffix}"]
-    return [f"{stem}-{one + 1:05d}-of-{count:05d}.{suffix}" for one in range(count)]
+    return [f"{stem}-{number:05d}-of-{count:05d}.{suffix}" for number in range(1, count + 1)]
 
 
 def split_shards(tensors: Tensors, shards: int) -> list[dict[str, NDArray[np.float32]]]:
-    """Deal the tensors out in order, about equally many a shard."""
+    """Deal the tensors out in order, about equally many per shard."""
     names = list(tensors)
-    bounds = [len(names) * one // shards for one in range(shards + 1)]
+    bounds = [len(names) * shard // shards for shard in range(shards + 1)]
     return [{name: tensors[name] for name in names[start:stop]} for start, stop in pairwise(bounds)]
 
 
@@ -258,8 +258,8 @@ def pickled_tensor(
     arguments = [
         pickled_tuple([*storage, pickled_int(elements)]) + pickle.BINPERSID,
         pickled_int(offset),
-        pickled_tuple([pickled_int(one) for one in shape]),
-        pickled_tuple([pickled_int(one) for one in strides]),
+        pickled_tuple([pickled_int(size) for size in shape]),
+        pickled_tuple([pickled_int(stride) for stride in strides]),
         pickle.NEWFALSE,
         hooks,
     ]

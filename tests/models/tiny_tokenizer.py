@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
@@ -45,8 +46,8 @@ def write_sentencepiece(directory: Path) -> None:
     (directory / "tokenizer.model").write_bytes(model.getvalue())
 
 
-def write_bpe(directory: Path) -> None:
-    """Train ``tokenizer.json`` and write the ``tokenizer_config.json`` that names its end token."""
+def write_bpe(directory: Path, special: Sequence[str] = BPE_SPECIAL) -> None:
+    """Train ``tokenizer.json`` and ``tokenizer_config.json``; the last special token is the end token."""
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,9 +57,9 @@ def write_bpe(directory: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         show_progress=False,
-        special_tokens=[AddedToken(name, special=True, normalized=False) for name in BPE_SPECIAL],
+        special_tokens=[AddedToken(name, special=True, normalized=False) for name in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(_CORPUS * 20, trainer)
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": special[-1]}))

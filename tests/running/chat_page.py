@@ -62,13 +62,16 @@ class ChatPage:
         """Write a question and send it."""
         self.wait(lambda: not self.is_answering)
         self.find("#box textarea").send_keys(question, Keys.ENTER)
-        self.wait(lambda: question in self.said("user"))
+        self.wait(lambda: question in self.messages("user"))
 
     def answer(self, question: str) -> str:
         """Ask and return the whole answer."""
+        answers = len(self.messages("bot"))
         self.ask(question)
+        # On a slow machine the question is shown some time before its answer begins.
+        self.wait(lambda: len(self.messages("bot")) > answers)
         self.wait_until_over()
-        return self.said("bot")[-1]
+        return self.messages("bot")[-1]
 
     def wait_until_over(self) -> None:
         self.wait(lambda: not self.is_answering)
@@ -80,8 +83,8 @@ class ChatPage:
     def stop(self) -> None:
         self.find("#box .stop-button").click()
 
-    def said(self, role: str) -> list[str]:
-        """Return what "user" or "bot" said, as it is shown."""
+    def messages(self, role: str) -> list[str]:
+        """Return the messages of "user" or "bot" as they are shown."""
         return [
             element.text for element in self.browser.find_elements(By.CSS_SELECTOR, f"#chat .message.{role}")
         ]
@@ -104,13 +107,13 @@ class ChatPage:
         ]
 
     def _texts(self, selector: str) -> list[str]:
-        # In one step: elements that are looked at one by one may be gone meanwhile.
-        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+        # In one step: elements that are read one after the other may be gone meanwhile.
+        script = "return [...document.querySelectorAll(arguments[0])].map((node) => node.innerText.trim())"
         return cast("list[str]", self.browser.execute_script(script, selector))
 
     def start_new(self) -> None:
         self.press("New conversation")
-        self.wait(lambda: not self.said("user"))
+        self.wait(lambda: not self.messages("user"))
 
     def choose(self, title: str) -> None:
         """Open another conversation."""
@@ -120,7 +123,7 @@ class ChatPage:
             return True
 
         self.wait(press)  # again, if the list changed meanwhile
-        self.wait(lambda: title in self.said("user"))
+        self.wait(lambda: title in self.messages("user"))
 
     def press(self, label: str) -> None:
         """Press the button with this text."""

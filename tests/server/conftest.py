@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.model import load
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
@@ -33,10 +33,13 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(model_directory: Path) -> Generator[Service, None, None]:
-    with open_engine(model_directory, engine="cpu", threads=1) as engine:
-        model = ServedModel.open(MODEL, model_directory, engine)
-        with Scheduler(engine, model.tokenizer) as scheduler:
-            yield Service(model, scheduler)
+    with (
+        load(model_directory, threads=1) as model,
+        Scheduler(model.engine, model.tokenizer) as scheduler,
+    ):
+        service = Service(ServedModel.of(model, MODEL), scheduler)
+        yield service
+        service.stop(grace_s=0)
 
 
 @pytest.fixture(scope="session")

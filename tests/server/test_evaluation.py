@@ -11,10 +11,9 @@ import pytest
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.generate.sampling import logprobs
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
-from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.model import load
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question": "The capital of France is", "choices": ["Paris.", "a cold river", "two"], "answer": 0},
@@ -66,10 +65,9 @@ def evaluate(url: str, task_folder: Path, **arguments: object) -> dict[str, Any]
 
 def score(model_directory: Path, context: str, choice: str) -> tuple[float, bool]:
     """Return the log probability of a choice behind its context, and whether it is the greedy answer."""
-    tokenizer = open_tokenizer(model_directory)
-    ids = tokenizer.encode(f"{context} {choice}")
-    start = len(tokenizer.encode(context))
-    with open_engine(model_directory, engine="cpu", threads=1) as engine, TrackedSequence(engine) as sequence:
+    with load(model_directory, threads=1) as model, TrackedSequence(model.engine) as sequence:
+        ids = model.tokens(f"{context} {choice}")
+        start = len(model.tokens(context))
         rows = sequence.feed(ids, len(ids))[start - 1 : -1]
     scores = [logprobs(row, token_id, 0)[0].logprob for row, token_id in zip(rows, ids[start:], strict=True)]
     return sum(scores), bool(np.array_equal(rows.argmax(axis=1), ids[start:]))

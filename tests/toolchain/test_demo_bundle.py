@@ -30,7 +30,7 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 @pytest.fixture(scope="module")
 def demo() -> Path:
     try:
-        return resolve_model("demo", notice=lambda _: None)
+        return resolve_model("demo", notice=lambda _: None).path
     except FetchError as error:
         pytest.skip(f"the demo weights cannot be had: {error}")
 

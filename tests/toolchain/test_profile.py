@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.compile.net_weights import block_weights
 from baichuan2_tpu.compile.nets import block_net
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import Toolchain
 
 CONFIG = shape_config("tiny", 4)

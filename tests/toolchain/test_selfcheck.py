@@ -37,7 +37,7 @@ def test_simulation_writes_the_outputs_beside_the_bmodel(toolchain: Toolchain, t
     bmodel = prove_toolchain._compile(toolchain, tmp_path)
     prove_toolchain.simulate(str(bmodel), str(prove_toolchain.find_simulator(toolchain.root)))
     with np.load(tmp_path / "outputs.npz") as outputs:
-        error = prove_toolchain.relative_error(
+        error = prove_toolchain.largest_error(
             prove_toolchain.expected_outputs(weights, inputs), list(outputs.values())
         )
     assert error < prove_toolchain._MOST_ERROR

@@ -40,5 +40,5 @@ def baichuan2_tokenizer() -> Tokenizer:
 @pytest.fixture(params=["sentencepiece", "bpe", "baichuan2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """Each tokenizer in turn."""
-    found: Tokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
-    return found
+    tokenizer: Tokenizer = request.getfixturevalue(f"{request.param}_tokenizer")
+    return tokenizer

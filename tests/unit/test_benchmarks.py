@@ -36,7 +36,7 @@ def test_a_version_is_shown_beside_the_float_weights() -> None:
     counts, best = np.full(20, 100), np.zeros(2000, np.int64)
     reference = script.Perplexity(np.full(20, 200.0), counts, best)
     worse = script.Perplexity(np.random.default_rng(0).normal(202, 1, 20), counts, best)
-    rows = {"float32": script.compared(reference, reference), "4 bits": script.compared(worse, reference)}
+    rows = {"float32": script.compare(reference, reference), "4 bits": script.compare(worse, reference)}
     lines = script.table(rows)
     assert lines[2] == "| float32 | 7.3891 | +0.000 % | +0.000 to +0.000 % | 100.00% |"
     assert lines[3].startswith("| 4 bits | 7.5")

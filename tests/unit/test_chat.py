@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baichuan2_tpu.chat import ChatEvent, Conversation, RoundsDropped, prompt_budget
+from baichuan2_tpu.chat import Conversation, prompt_budget, read_result
 from baichuan2_tpu.errors import BackendError, ContextLengthError, RequestError
-from baichuan2_tpu.generate.loop import Result
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.template import BaichuanTemplate
@@ -37,28 +36,23 @@ def scripted(*answers: bytes, max_context: int = 64) -> ScriptedEngine:
     return engine
 
 
-def result_of(events: list[ChatEvent]) -> Result:
-    assert isinstance(events[-1], Result)
-    return events[-1]
-
-
 def said(*texts: str) -> tuple[Message, ...]:
     return tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(texts))
 
 
 def test_turns_are_kept_with_the_system_message_first() -> None:
     with open_conversation(scripted(b"yes", b"no"), system="S") as conversation:
-        list(conversation.ask("a"))
-        list(conversation.ask("b"))
+        conversation.chat("a")
+        conversation.chat("b")
         assert conversation.messages == (Message("system", "S"), *said("a", "yes", "b", "no"))
 
 
 def test_the_second_turn_feeds_only_what_is_new() -> None:
     engine = scripted(b"yes", b"no")
     with open_conversation(engine) as conversation:
-        list(conversation.ask("ab"))
+        conversation.chat("ab")
         engine.fed.clear()
-        result = result_of(list(conversation.ask("cd")))
+        result = conversation.chat("cd")
     # The end token was never fed, so the next thing after the answer is the user's mark.
     assert engine.fed[0] == [257, *b"cd", 258]
     assert (result.stats.prompt_tokens, result.stats.reused_tokens) == (11, 7)
@@ -73,27 +67,27 @@ def test_the_answer_is_the_same_without_reuse(settings: GenerationSettings, turn
             fresh = open_conversation(HistoryEngine(VOCABULARY, max_context=120), settings, "S")
             fresh._rounds = before
             with fresh:
-                expected = result_of(list(fresh.ask(turn)))
-            result = result_of(list(reusing.ask(turn)))
+                expected = fresh.chat(turn)
+            result = reusing.chat(turn)
             assert (result.token_ids, result.text) == (expected.token_ids, expected.text)
             assert expected.stats.reused_tokens == 0
             assert (result.stats.reused_tokens > 0) == (before != ())
 
 
-def test_dropped_rounds_are_announced_before_the_answer() -> None:
+def test_every_piece_says_how_many_rounds_were_dropped() -> None:
     engine = scripted(b"one", b"two", max_context=24)
     with open_conversation(engine) as conversation:
-        list(conversation.ask("a" * 10))
-        events = list(conversation.ask("b" * 10))
-        assert events[0] == RoundsDropped(1)
+        conversation.chat("a" * 10)
+        pieces = list(conversation.stream("b" * 10))
+        assert {piece.dropped_rounds for piece in pieces} == {1}
         assert conversation.messages == said("a" * 10, "one", "b" * 10, "two")
 
 
 def test_a_prompt_that_cannot_fit_changes_nothing() -> None:
     with open_conversation(scripted(b"yes", max_context=20)) as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         with pytest.raises(ContextLengthError, match=r"prompt is 52 tokens .* 14 are allowed"):
-            list(conversation.ask("x" * 50))
+            conversation.chat("x" * 50)
         assert conversation.messages == said("a", "yes")
 
 
@@ -101,27 +95,27 @@ def test_a_prompt_that_cannot_fit_changes_nothing() -> None:
 def test_an_empty_question_is_refused(text: str) -> None:
     with open_conversation(scripted()) as conversation:
         with pytest.raises(RequestError, match="is empty"):
-            list(conversation.ask(text))
+            conversation.chat(text)
         assert conversation.messages == ()
 
 
 def test_after_a_fault_the_messages_are_as_before_and_the_chat_goes_on() -> None:
     engine = HistoryEngine(VOCABULARY)
     with open_conversation(engine) as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         before = conversation.messages
         engine.fail_after = 3
         with pytest.raises(BackendError):
-            list(conversation.ask("b"))
+            conversation.chat("b")
         assert conversation.messages == before
         engine.fail_after = None
-        list(conversation.ask("b"))
+        conversation.chat("b")
         assert len(conversation.messages) == 4
 
 
 def test_an_answer_that_is_not_read_to_its_end_is_forgotten() -> None:
     with open_conversation(scripted(b"yes")) as conversation:
-        events = conversation.ask("a")
+        events = conversation.stream("a")
         next(events)
         events.close()
         assert conversation.messages == ()
@@ -130,21 +124,21 @@ def test_an_answer_that_is_not_read_to_its_end_is_forgotten() -> None:
 def test_a_cancelled_answer_stays_as_far_as_it_was_said() -> None:
     looks = iter([False, False, True])
     with open_conversation(scripted(b"yes")) as conversation:
-        result = result_of(list(conversation.ask("a", lambda: next(looks))))
+        result = read_result(conversation.stream("a", lambda: next(looks)))
         assert result.finish_reason == "cancelled"
         assert conversation.messages == said("a", "ye")
 
 
 def test_a_question_cancelled_before_anything_was_said_is_forgotten() -> None:
     with open_conversation(scripted(b"yes")) as conversation:
-        list(conversation.ask("a", lambda: True))
+        list(conversation.stream("a", lambda: True))
         assert conversation.messages == ()
 
 
 def test_an_empty_answer_is_kept() -> None:
     with open_conversation(scripted(b"", b"yes")) as conversation:
-        list(conversation.ask("a"))
-        list(conversation.ask("b"))
+        conversation.chat("a")
+        conversation.chat("b")
         assert conversation.messages == said("a", "", "b", "yes")
 
 
@@ -152,13 +146,13 @@ def test_a_role_id_in_the_answer_ends_it() -> None:
     engine = ScriptedEngine(VOCABULARY)
     engine.enqueue_ids([ord("y"), 257])
     with open_conversation(engine) as conversation:
-        assert result_of(list(conversation.ask("a"))).text == "y"
+        assert conversation.chat("a").text == "y"
 
 
 def test_retry_answers_the_last_question_again() -> None:
     engine = scripted(b"yes", b"no")
     with open_conversation(engine) as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         list(conversation.retry())
         assert conversation.messages == said("a", "no")
 
@@ -166,7 +160,7 @@ def test_retry_answers_the_last_question_again() -> None:
 def test_a_retry_that_fails_keeps_the_old_answer() -> None:
     engine = scripted(b"yes")
     with open_conversation(engine) as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         engine.fail_after = 0
         with pytest.raises(BackendError):
             list(conversation.retry())
@@ -180,14 +174,14 @@ def test_retry_needs_a_question() -> None:
 
 def test_clear_keeps_the_system_message() -> None:
     with open_conversation(scripted(b"yes"), system="S") as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         conversation.clear()
         assert conversation.messages == (Message("system", "S"),)
 
 
 def test_a_new_system_message_keeps_what_was_said() -> None:
     with open_conversation(scripted(b"yes"), system="S") as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         conversation.system = "T"
         assert conversation.messages == (Message("system", "T"), *said("a", "yes"))
         conversation.system = None
@@ -217,7 +211,7 @@ def test_a_saved_conversation_is_loaded_as_it_was(
     path = tmp_path / "chat.json"
     with open_conversation(scripted(*answers), system=system) as conversation:
         for _ in answers:
-            list(conversation.ask("你好"))
+            conversation.chat("你好")
         conversation.save(path)
         saved = conversation.messages
     with open_conversation(scripted(), system="other") as loaded:
@@ -248,7 +242,8 @@ SYSTEM = {"role": "system", "content": "S"}
     ("content", "fault"),
     [
         ("{", "not JSON"),
-        ("[]", "its format is None"),
+        ("[]", "holds a list, not a JSON object"),
+        ("{}", "its format is None"),
         (json.dumps({"format": "other"}), "its format is 'other'"),
         (json.dumps({**document(), "messages": {}}), "no list of messages"),
         (json.dumps(document("a")), "a message is 'a'"),
@@ -265,21 +260,21 @@ def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path: Path, content: 
     path = tmp_path / "chat.json"
     path.write_text(content)
     with open_conversation(scripted(b"yes"), system="S") as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         before = conversation.messages
-        with pytest.raises(RequestError, match=rf"cannot load .*chat\.json.*{fault}"):
+        with pytest.raises(RequestError, match=rf"chat\.json: .*{fault}"):
             conversation.load(path)
         assert conversation.messages == before
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    missing = pytest.raises(RequestError, match=r"cannot load .*none\.json: No such file")
+    missing = pytest.raises(RequestError, match=r"none\.json: cannot be read \(No such file")
     with open_conversation(scripted()) as conversation, missing:
         conversation.load(tmp_path / "none.json")
 
 
 def test_settings_can_change_between_turns() -> None:
     with open_conversation(scripted(b"yes", b"no")) as conversation:
-        list(conversation.ask("a"))
+        conversation.chat("a")
         conversation.settings = replace(GREEDY, max_tokens=1)
-        assert result_of(list(conversation.ask("b"))).finish_reason == "length"
+        assert conversation.chat("b").finish_reason == "length"

@@ -8,9 +8,10 @@ import pytest
 
 from baichuan2_tpu import memory
 from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
-from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.memory import check_context, machine_memory_bytes, memory_need
+from baichuan2_tpu.shapes import SHAPES, shape_config
 
 
 def test_kv_cache_of_the_7b_is_half_a_mebibyte_a_token() -> None:
@@ -35,10 +36,12 @@ def test_float_model_counts_two_bytes_a_weight() -> None:
     assert memory_need(config).weight_bytes / 2 == pytest.approx(7.506e9, rel=1e-3)
 
 
-def test_context_that_fits_is_accepted() -> None:
+def test_context_that_fits_to_the_byte_is_accepted() -> None:
     config = shape_config("tiny", 4)
     need = memory_need(config)
     check_context(config, 100, need.total_bytes(100))
+    with pytest.raises(ContextLengthError, match="use --context 99 or less"):
+        check_context(config, 100, need.total_bytes(100) - 1)
 
 
 def test_context_that_does_not_fit_names_every_number() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import resolve
+from baichuan2_tpu.checkpoint.identify import Located
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
@@ -32,18 +33,20 @@ def source(tmp_path: Path) -> Path:
 
 def test_float_checkpoint_is_quantised_once(source: Path, cache: Path) -> None:
     notices: list[str] = []
-    first = resolve_model(str(source), notice=notices.append)
+    located = resolve_model(str(source), notice=notices.append)
+    first = located.path
+    assert located.kind == "quantized"
     assert first.parent == cache / "models"
     assert first.name.startswith("Tiny-Chat-w4g64-")
     assert notices == [f"quantising {source} to 4 bits (once, into {first})"]
-    assert resolve_model(str(source), notice=pytest.fail) == first
+    assert resolve_model(str(source), notice=pytest.fail) == located
 
 
 def test_settings_choose_another_place(source: Path) -> None:
     four = resolve_model(str(source), notice=lambda _: None)
     eight = resolve_model(str(source), ResolveSettings(bits=8), notice=lambda _: None)
     assert four != eight
-    assert QuantizedCheckpoint(eight).config.quantization == QuantizationConfig(8)
+    assert QuantizedCheckpoint(eight.path).config.quantization == QuantizationConfig(8)
 
 
 def test_changed_source_is_quantised_again(source: Path) -> None:
@@ -54,7 +57,8 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
 
 def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path, cache: Path) -> None:
     quantize(source, tmp_path / "ready", bits=4)
-    assert resolve_model(str(tmp_path / "ready"), notice=pytest.fail) == tmp_path / "ready"
+    ready = Located(tmp_path / "ready", "quantized")
+    assert resolve_model(str(ready.path), notice=pytest.fail) == ready
     assert not cache.exists()
 
 
@@ -67,7 +71,7 @@ def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch
 
     monkeypatch.setattr(resolve, "KNOWN_MODELS", {"demo": replace(KNOWN_MODELS["demo"], fetch=fetch)})
     first = resolve_model("demo", notice=lambda _: None)
-    assert first.name.startswith("demo-w8g64-")
+    assert first.path.name.startswith("demo-w8g64-")
     assert resolve_model("demo", notice=pytest.fail) == first
     assert fetched == [source]
 
@@ -93,7 +97,9 @@ def test_compiled_model_is_used_where_it_was_fetched(tmp_path: Path, monkeypatch
     name = "baichuan2-7b-int8-bmodel"
     known = replace(KNOWN_MODELS[name], fetch=lambda wish: tmp_path)
     monkeypatch.setattr(resolve, "KNOWN_MODELS", {name: known})
-    assert resolve_model(name, notice=pytest.fail) == tmp_path
+    bmodel = tmp_path / "baichuan2-7b_int8_1dev.bmodel"
+    bmodel.touch()
+    assert resolve_model(name, notice=pytest.fail) == Located(tmp_path, "bmodel", bmodel)
 
 
 def test_compiled_model_is_not_fetched_to_be_quantised() -> None:
@@ -105,7 +111,7 @@ def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(RequestError) as caught:
         find_source("baichuan3", pytest.fail)
     assert str(caught.value) == (
-        "'baichuan3' is no path that exists, and no known model; give a checkpoint or bundle directory, "
+        "'baichuan3' is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
         "a .gguf file, or one of: demo, baichuan2-7b-chat, baichuan2-7b-base, baichuan2-13b-chat, "
         "baichuan2-13b-base, baichuan2-7b-int8-bmodel, baichuan2-7b-int4-bmodel"
     )

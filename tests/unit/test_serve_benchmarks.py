@@ -27,7 +27,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_ratios_are_over_one_client_and_over_the_peer(speed: ModuleType) -> None:
     rates = {("ours", 1): 7.0, ("llama", 1): 5.0, ("ours", 8): 21.0, ("llama", 8): 14.0}
     rows = [speed.Row(*key, rate, 0, 0, 0, 0) for key, rate in rates.items()]
-    assert speed.compared(rows) == {
+    assert speed.compute_ratios(rows) == {
         "1 clients: ours over llama.cpp": 1.4,
         "ours: 8 clients over 1": 3.0,
         "8 clients: ours over llama.cpp": 1.5,
@@ -45,7 +45,7 @@ def test_a_percentile_is_one_of_the_values(speed: ModuleType, share: int, expect
 def test_waiting_is_taken_from_arrivals(speed: ModuleType) -> None:
     asking = importlib.import_module("servers.asking")
     answers = [asking.Answer("", "length", 3, [1.0, 1.5, 2.5]), asking.Answer("", "length", 2, [2.0, 2.1])]
-    row = speed.summed("ours", 2, answers, 2.5)
+    row = speed.summarize("ours", 2, answers, 2.5)
     assert row.tok_per_s == 2.0
     assert (row.first_token_p50_s, row.first_token_p95_s) == (1.5, 2.0)
     assert (row.between_p50_s, row.between_p95_s) == (0.5, 1.0)
@@ -97,5 +97,5 @@ def test_a_request_that_is_lost_is_told(load: ModuleType, count: dict[str, int],
 def test_questions_are_those_of_their_seed(load: ModuleType) -> None:
     first, again = ([load.make_question(n, 48, random.Random(5)) for n in range(9)] for _ in range(2))
     assert first == again
-    assert [one for one in first if "seed" in one] == [first[0], first[3], first[6]]
-    assert load.quarters([1.0, 3.0, 2.0, 2.0, 5.0, 7.0, 4.0, 4.0]) == [2.0, 2.0, 6.0, 4.0]
+    assert [question for question in first if "seed" in question] == [first[0], first[3], first[6]]
+    assert load.quarter_medians([1.0, 3.0, 2.0, 2.0, 5.0, 7.0, 4.0, 4.0]) == [2.0, 2.0, 6.0, 4.0]

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baichuan2_tpu.bench.table import PerformanceRow, chip_platform
-from baichuan2_tpu.bench.timing import Measurement, flat, peak_rss_bytes, spread, time_answer, time_prefill
+from baichuan2_tpu.bench.timing import (
+    Measurement,
+    flat_json,
+    format_measurement,
+    peak_rss_bytes,
+    time_answer,
+    time_prefill,
+)
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import Manifest
@@ -26,8 +33,8 @@ _VENDOR_CHIP = "bm1684x"
 class BundleBenchSettings:
     """What to measure.
 
-    Units: lengths count tokens. ``lengths`` are prompts whose first token is waited for, beside ``prompt``,
-    which the answer follows.
+    Units: lengths count tokens. The first token is timed for ``prompt``, which the answer follows, and for
+    prompts of each of ``lengths``.
     """
 
     prompt: tuple[int, ...]
@@ -61,7 +68,7 @@ class BundleReport:
     first_token_s: Mapping[int, Measurement]
     decode_tok_per_s: Measurement
     is_simulated: bool
-    """True when this is no measure of a chip's speed."""
+    """True when the times say nothing of a chip's speed."""
 
     @property
     def performance(self) -> PerformanceRow:
@@ -73,7 +80,7 @@ class BundleReport:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Return one object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
+        """Return one object; a measurement is its median, beside ``NAME_low`` and ``NAME_high``."""
         settings = self.settings
         result: dict[str, object] = {
             "model": self.model,
@@ -88,16 +95,18 @@ class BundleReport:
             "load_s": self.load_s,
             "peak_rss_bytes": self.peak_rss_bytes,
         }
-        in_ms = {str(length): value.scaled(1e3) for length, value in self.first_token_s.items()}
+        in_ms = {str(length): value.scale(1e3) for length, value in self.first_token_s.items()}
         for name, pick in (("", "median"), ("_low", "low"), ("_high", "high")):
-            result[f"first_token_ms{name}"] = {length: getattr(one, pick) for length, one in in_ms.items()}
-        return result | flat("decode_tok_per_s", self.decode_tok_per_s)
+            result[f"first_token_ms{name}"] = {
+                length: getattr(value, pick) for length, value in in_ms.items()
+            }
+        return result | flat_json("decode_tok_per_s", self.decode_tok_per_s)
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return the figures for a reader: what, median with spread, and a blank for a limit."""
         label = f"{self.engine}: no measure of a chip's speed" if self.is_simulated else self.engine
         first_tokens = [
-            (f"first token after {length}", spread(value, "ms", 1e3), "")
+            (f"first token after {length}", format_measurement(value, "ms", 1e3), "")
             for length, value in self.first_token_s.items()
         ]
         return [
@@ -105,12 +114,16 @@ class BundleReport:
             ("load", f"{self.load_s:.2f} s", ""),
             ("peak memory of the host", f"{self.peak_rss_bytes / 1e9:.2f} GB", ""),
             *first_tokens,
-            (f"decode of {self.settings.decode_tokens}", spread(self.decode_tok_per_s, "tok/s"), ""),
+            (
+                f"decode of {self.settings.decode_tokens}",
+                format_measurement(self.decode_tok_per_s, "tok/s"),
+                "",
+            ),
         ]
 
 
 def prompt_lengths(context: int) -> tuple[int, ...]:
-    """Return the lengths of prompts worth waiting for: doubles of 64 tokens, and the whole context."""
+    """Return the lengths of prompts worth timing: doubles of 64 tokens, and the whole context."""
     doubles = [_SHORTEST_DOUBLED << power for power in range(context.bit_length())]
     return (*(length for length in doubles if length < context), context)
 
@@ -125,7 +138,8 @@ def run_bundle_bench(
 ) -> BundleReport:
     """Open an engine, measure it and close it.
 
-    ``on_step`` is told what begins. Stop ids do not end the answer: every run has the same length.
+    ``on_step`` is called with each step as it begins. Stop ids do not end the answer, so that all runs have
+    the same length.
     Raises: ContextLengthError when the lengths do not fit the engine's context.
     """
     on_step("loading")
@@ -151,7 +165,7 @@ def run_bundle_bench(
 
 
 def _facts(manifest: Manifest | None) -> dict[str, object]:
-    """Return what was compiled, as far as a manifest tells."""
+    """Return what was compiled, as far as the manifest says."""
     if manifest is None:
         return {}
     names = ("chip", "bits", "head", "head_output", "context")
@@ -169,10 +183,10 @@ def _measure(
     for number in range(1 - settings.warmups, settings.repetitions + 1):
         tell("warming up" if number < 1 else f"run {number} of {settings.repetitions}")
         first_token_s, decode_s = time_answer(engine, settings.prompt, settings.decode_tokens)
-        found = {length: time_prefill(engine, length) for length in settings.lengths}
-        found[len(settings.prompt)] = first_token_s
+        seconds_by_length = {length: time_prefill(engine, length) for length in settings.lengths}
+        seconds_by_length[len(settings.prompt)] = first_token_s
         if number >= 1:
             rates.append(settings.decode_tokens / decode_s)
-            for length, seconds in found.items():
+            for length, seconds in seconds_by_length.items():
                 times.setdefault(length, []).append(seconds)
     return dict(times), rates

@@ -1,4 +1,4 @@
-"""Measure an engine on this machine's processor, beside the limits of the machine.
+"""Measure an engine on this machine's processor, and compare it with the limits of the machine.
 
 Not here: printing (``cli``), comparing with other programs (``benchmarks/`` beside the package).
 """
@@ -15,17 +15,18 @@ from baichuan2_tpu.bench.table import PerformanceRow, processor_platform
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT_IDS,
     Measurement,
-    flat,
+    flat_json,
+    format_measurement,
     peak_rss_bytes,
-    spread,
     time_answer,
     time_prefill,
 )
-from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine, check_room
 from baichuan2_tpu.engine.cpu import available_threads
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.shapes import SHAPES, shape_config
 
 __all__ = [
     "SHAPES",
@@ -47,7 +48,7 @@ __all__ = [
 class BenchSettings:
     """What to measure.
 
-    Units: lengths count tokens. ``prompt`` is what the first token is waited for and the answer follows.
+    Units: lengths count tokens. The first token and the answer are timed for ``prompt``.
     ``threads`` is for the machine's ceilings and should be the engine's.
     """
 
@@ -111,7 +112,7 @@ class BenchReport:
     """What was measured, with the settings that produced it.
 
     Units: as the names end; a MAC is one multiplication and addition.
-    ``traffic`` is None for an engine that does not tell.
+    ``traffic`` is None for an engine that does not report it.
     """
 
     model: str
@@ -127,7 +128,7 @@ class BenchReport:
 
     @property
     def bits(self) -> int | None:
-        """Bits a weight; None for a model of floats."""
+        """Bits per weight; None for a model of floats."""
         return self.config.quantization.bits if self.config.quantization else None
 
     @property
@@ -154,22 +155,22 @@ class BenchReport:
 
     @property
     def decode_bytes_per_s(self) -> Measurement | None:
-        """Bytes of weights, keys and values read while decoding; None where the engine does not tell."""
+        """Bytes of weights, keys and values read while decoding; None where the engine does not report it."""
         if self.traffic is None:
             return None
         # Step k of n reads the cache of the prompt and of k tokens.
         mean_length = len(self.settings.prompt) + (self.settings.decode_tokens + 1) / 2
         step_bytes = self.traffic.weight_bytes + self.traffic.kv_bytes_per_token * mean_length
-        return self.decode_tok_per_s.scaled(step_bytes)
+        return self.decode_tok_per_s.scale(step_bytes)
 
     @property
     def prefill_mac_per_s(self) -> Measurement:
-        """Multiplications of the linear layers for each second of the long prompt."""
+        """Multiplications of the linear layers per second of the long prompt."""
         macs = prefill_macs(self.config, self.settings.prefill_tokens)
-        return self.prefill_tok_per_s.scaled(macs / self.settings.prefill_tokens)
+        return self.prefill_tok_per_s.scale(macs / self.settings.prefill_tokens)
 
     def to_json(self) -> dict[str, object]:
-        """Return one flat object; a measurement is its median, with ``NAME_low`` and ``NAME_high`` beside."""
+        """Return one flat object; a measurement is its median, beside ``NAME_low`` and ``NAME_high``."""
         traffic, settings = self.traffic, self.settings
         result: dict[str, object] = {
             "model": self.model,
@@ -188,9 +189,9 @@ class BenchReport:
             "kv_bytes_per_token": traffic.kv_bytes_per_token if traffic else None,
         }
         for name in ("first_token_s", "prefill_tok_per_s", "decode_tok_per_s"):
-            result |= flat(name, getattr(self, name))
-        result |= flat("decode_bytes_per_s", self.decode_bytes_per_s)
-        result |= flat("prefill_mac_per_s", self.prefill_mac_per_s)
+            result |= flat_json(name, getattr(self, name))
+        result |= flat_json("decode_bytes_per_s", self.decode_bytes_per_s)
+        result |= flat_json("prefill_mac_per_s", self.prefill_mac_per_s)
         result["read_bytes_per_s_ceiling"] = self.ceilings.read_bytes_per_s
         result["multiply_mac_per_s_ceiling"] = self.ceilings.multiply_mac_per_s
         return result
@@ -202,17 +203,25 @@ class BenchReport:
         return [
             ("load", f"{self.load_s:.2f} s", ""),
             ("peak memory", f"{self.peak_rss_bytes / 1e9:.2f} GB", ""),
-            (f"first token after {len(settings.prompt)}", spread(self.first_token_s, "ms", 1e3), ""),
-            (f"prefill of {settings.prefill_tokens}", spread(self.prefill_tok_per_s, "tok/s"), ""),
+            (
+                f"first token after {len(settings.prompt)}",
+                format_measurement(self.first_token_s, "ms", 1e3),
+                "",
+            ),
+            (
+                f"prefill of {settings.prefill_tokens}",
+                format_measurement(self.prefill_tok_per_s, "tok/s"),
+                "",
+            ),
             (
                 "  multiplications",
-                spread(macs, "GMAC/s", 1e-9),
+                format_measurement(macs, "GMAC/s", 1e-9),
                 _share(macs, ceilings.multiply_mac_per_s, "GMAC/s"),
             ),
-            (f"decode of {settings.decode_tokens}", spread(self.decode_tok_per_s, "tok/s"), ""),
+            (f"decode of {settings.decode_tokens}", format_measurement(self.decode_tok_per_s, "tok/s"), ""),
             (
                 "  memory reads",
-                spread(reads, "GB/s", 1e-9),
+                format_measurement(reads, "GB/s", 1e-9),
                 _share(reads, ceilings.read_bytes_per_s, "GB/s"),
             ),
         ]
@@ -249,7 +258,8 @@ def run_bench(
 ) -> BenchReport:
     """Open an engine, measure it, close it, then measure the machine.
 
-    ``on_step`` is told what begins. Stop ids do not end the answer: every run has the same length.
+    ``on_step`` is called with each step as it begins. Stop ids do not end the answer, so that all runs have
+    the same length.
     Raises: ContextLengthError when the lengths do not fit the engine's context.
     """
     tell = on_step or _ignore

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from baichuan2_tpu.markdown import markdown_table
+
 __all__ = ["PerformanceRow", "chip_platform", "performance_table", "processor_platform"]
 
-_HEADER = ("platform", "model", "bits", "first token (s)", "tokens a second")
+_COLUMNS = ("platform", "model", "bits", "first token (s)", "tokens per second")
 
 _CPUINFO = Path("proc/cpuinfo")
 _BOARD = Path("proc/device-tree/model")
@@ -23,7 +25,7 @@ _BOARD = Path("proc/device-tree/model")
 
 @dataclass(frozen=True, slots=True)
 class PerformanceRow:
-    """One line of the table, all medians; ``bits`` None where a bmodel does not tell."""
+    """One line of the table, all medians; ``bits`` None where a bmodel does not say."""
 
     platform: str
     model: str
@@ -39,9 +41,7 @@ class PerformanceRow:
 
 def performance_table(rows: Sequence[PerformanceRow]) -> list[str]:
     """Return the lines of a Markdown table."""
-    lines = [_HEADER, *(row.cells() for row in rows)]
-    shown = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines]
-    return [shown[0], "|---" * len(_HEADER) + "|", *shown[1:]]
+    return markdown_table(_COLUMNS, [row.cells() for row in rows])
 
 
 def processor_platform(threads: int, root: Path = Path("/")) -> str:

@@ -1,6 +1,6 @@
-"""What every benchmark here shares: the vendor's prompt, the clock around an engine, medians with spread.
+"""What every benchmark here shares: the vendor's prompt, the timing of an engine, medians with their range.
 
-Not here: what is measured on which engine (``processor``, ``bundle``).
+Not here: what is measured on which engine (``cpu``, ``compiled``).
 Source of the prompt: the vendor's demonstration asks "请使用C++写一段冒泡排序算法。".
 """
 
@@ -24,9 +24,9 @@ __all__ = [
     "VENDOR_PROMPT",
     "VENDOR_PROMPT_IDS",
     "Measurement",
-    "flat",
+    "flat_json",
+    "format_measurement",
     "peak_rss_bytes",
-    "spread",
     "time_answer",
     "time_prefill",
     "vendor_prompt_ids",
@@ -50,13 +50,13 @@ class Measurement:
         """Summarise at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
-    def scaled(self, factor: float) -> Measurement:
+    def scale(self, factor: float) -> Measurement:
         """Return the same in another unit."""
         return Measurement(self.median * factor, self.low * factor, self.high * factor)
 
 
-def flat(name: str, measured: Measurement | None) -> dict[str, float | None]:
-    """Return the median under ``name``, with the least and the greatest beside."""
+def flat_json(name: str, measured: Measurement | None) -> dict[str, float | None]:
+    """Return the median under ``name``, and the least and the greatest under names of their own."""
     return {
         name: measured.median if measured else None,
         f"{name}_low": measured.low if measured else None,
@@ -64,11 +64,11 @@ def flat(name: str, measured: Measurement | None) -> dict[str, float | None]:
     }
 
 
-def spread(measured: Measurement | None, unit: str, factor: float = 1.0) -> str:
+def format_measurement(measured: Measurement | None, unit: str, factor: float = 1.0) -> str:
     """Write a measurement for a reader; a blank for none."""
     if measured is None:
         return ""
-    shown = measured.scaled(factor)
+    shown = measured.scale(factor)
     return f"{shown.median:.2f} {unit} ({shown.low:.2f} to {shown.high:.2f})"
 
 
@@ -78,10 +78,10 @@ def vendor_prompt_ids(config: ModelConfig) -> tuple[int, ...]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory this process has held so far."""
+    """Return the peak memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Unlike ru_maxrss, this one starts anew in a process that a large one has started.
+        # Unlike ru_maxrss, this counts from the start of a process that a large one has started.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
 """How a .bmodel file is laid out: a header, a flatbuffer that describes every net, and data it points into.
 
-Read without the vendor's library, which aborts on a damaged file. Not here: what the fields are read for
-(``engine.bmodel_file``) or changed for (``compile.bmodel_file``).
+Read without the vendor's library, which aborts on a damaged file. Not here: which fields there are
+(``fields``), what they are read for (``header``) or changed for (``weights``).
 Source: ``bmodel.fbs`` and ``bmodel.hpp`` of tpu_mlir 1.30.2; https://flatbuffers.dev/internals.
 """
 
@@ -39,22 +39,23 @@ class BmodelEnvelope:
     def read(cls, path: Path) -> Self:
         """Read both and check that the file is as long as its header says.
 
-        Raises: ArtifactError when it is no bmodel, cut short or cannot be read.
+        Raises: ArtifactError when it is not a bmodel, cut short or cannot be read.
         """
         try:
             with path.open("rb") as file:
                 head = file.read(_HEADER_BYTES)
                 magic, header_bytes, length, data_bytes = _HEADER.unpack_from(head.ljust(_HEADER.size, b"\0"))
                 if magic != _MAGIC or header_bytes != _HEADER_BYTES:
-                    raise ArtifactError(f"{path}: is no bmodel; name a file made by baichuan2 compile")
+                    raise ArtifactError(f"{path}: is not a bmodel; name a file made by baichuan2 compile")
                 buffer = bytearray(file.read(length))
             nbytes = path.stat().st_size
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
         base = _HEADER_BYTES + length
         if nbytes < base + data_bytes:
-            wanted = base + data_bytes
-            raise ArtifactError(f"{path}: has {nbytes} bytes, its header says {wanted}; copy the file again")
+            raise ArtifactError(
+                f"{path}: has {nbytes} bytes, its header says {base + data_bytes}; copy the file again"
+            )
         return cls(head[_HEADER.size :], buffer, base, data_bytes)
 
     @property

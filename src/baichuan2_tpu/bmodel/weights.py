@@ -4,20 +4,21 @@
 inputs and its result. A bmodel without its weights (a skeleton) combines in no time; the weights follow at
 the end, layer by layer. In a skeleton they are replaced by the digest that the file has of them, so that the
 weights of different layers stay different and those of one layer's stages stay the same.
-Not here: how the file is laid out (``bmodel_format``), any other content of it.
-Source: ``bmodel.fbs`` (the schema inside model_tool) and ``debugger/disassembler.py`` of tpu_mlir 1.30.2.
+Not here: how the file is laid out (``layout``), what its header says (``header``).
+Source: ``debugger/disassembler.py`` of tpu_mlir 1.30.2.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from baichuan2_tpu.bmodel.fields import Model, Net, Stage, Tensor, Weights
 from baichuan2_tpu.bmodel.layout import BINARY, BmodelEnvelope, Table
 from baichuan2_tpu.errors import ArtifactError, CompileError
+from baichuan2_tpu.files import hash_blocks
 
 __all__ = [
     "StageLayout",
@@ -34,13 +35,6 @@ _TIME = b"Thu Jan  1 00:00:00 1970\n"  # as ctime writes it; the real time would
 _CODE_BYTES = 32
 _PAGE_BYTES = 4096  # model_tool begins everything on a page of the file
 _COPY_BYTES = 1 << 24
-
-# Fields by table, numbered as in bmodel.fbs.
-_MODEL_TIME, _MODEL_NETS = 2, 4
-_NET_NAME, _NET_STAGES = 0, 3
-_STAGE_INPUTS, _STAGE_WEIGHTS, _STAGE_IO_BYTES = 0, 4, 18
-_TENSOR_ADDRESS = 3
-_WEIGHTS_CODE, _WEIGHTS_BINARY = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +70,26 @@ class _Description:
         try:
             self._envelope = BmodelEnvelope.read(path)
         except ArtifactError as error:
-            raise CompileError(f"{path}: is no whole bmodel; compile again") from error
+            raise CompileError(f"{path}: is not a complete bmodel; compile again") from error
 
     def stages(self) -> Iterator[StageLayout]:
         """Yield every stage of every net."""
-        for net in self._envelope.root.tables(_MODEL_NETS):
-            name = net.content(_NET_NAME).decode()
-            for stage in net.tables(_NET_STAGES):
-                addresses = tuple(tensor.number(_TENSOR_ADDRESS) for tensor in stage.tables(_STAGE_INPUTS))
-                yield StageLayout(name, addresses, stage.number(_STAGE_IO_BYTES), self._weights(stage))
+        for net in self._envelope.root.tables(Model.NETS):
+            name = net.content(Net.NAME).decode()
+            for stage in net.tables(Net.STAGES):
+                addresses = tuple(tensor.number(Tensor.ADDRESS) for tensor in stage.tables(Stage.INPUTS))
+                yield StageLayout(name, addresses, stage.number(Stage.IO_BYTES), self._weights(stage))
 
     def _weights(self, stage: Table) -> WeightRegion:
-        weights = stage.table(_STAGE_WEIGHTS)
-        if weights is None or not weights.field(_WEIGHTS_BINARY):
+        weights = stage.table(Stage.WEIGHTS)
+        if weights is None or not weights.field(Weights.BINARY):
             raise CompileError("the bmodel has an unknown form; use TPU-MLIR 1.30.2")
-        start, nbytes = weights.binary(_WEIGHTS_BINARY)
+        start, nbytes = weights.binary(Weights.BINARY)
         return WeightRegion(
-            code=weights.content(_WEIGHTS_CODE).hex(),
+            code=weights.content(Weights.CODE).hex(),
             start=self._envelope.base + start,
             nbytes=nbytes,
-            field=weights.field(_WEIGHTS_BINARY),
+            field=weights.field(Weights.BINARY),
         )
 
     def place(self, region: WeightRegion, start: int, nbytes: int) -> None:
@@ -104,7 +98,7 @@ class _Description:
 
     def clear_time(self) -> None:
         """Replace the time of creation by a constant, so that the same input gives the same bytes."""
-        place = self._envelope.root.vector(_MODEL_TIME, 1)
+        place = self._envelope.root.vector(Model.TIME, 1)
         if len(place) != len(_TIME):
             raise CompileError("the bmodel's time of creation has an unknown form; use TPU-MLIR 1.30.2")
         self._envelope.buffer[place.start : place.stop] = _TIME
@@ -117,7 +111,7 @@ class _Description:
 def read_stages(bmodel: Path) -> list[StageLayout]:
     """Return where every stage has its things.
 
-    Raises: CompileError when it is no whole bmodel.
+    Raises: CompileError when it is not a complete bmodel.
     """
     return list(_Description(bmodel).stages())
 
@@ -125,11 +119,11 @@ def read_stages(bmodel: Path) -> list[StageLayout]:
 def detach_weights(bmodel: Path, skeleton: Path) -> None:
     """Write ``bmodel`` without its weights; what is left out takes no disk space.
 
-    Raises: CompileError when it is no whole bmodel.
+    Raises: CompileError when it is not a complete bmodel.
     """
     description = _Description(bmodel)
-    found = {stage.weights.start: stage.weights for stage in description.stages()}
-    regions = [found[start] for start in sorted(found)]
+    by_start = {stage.weights.start: stage.weights for stage in description.stages()}
+    regions = [by_start[start] for start in sorted(by_start)]
     for stage in list(description.stages()):
         description.place(stage.weights, stage.weights.start, _CODE_BYTES)
     size = bmodel.stat().st_size
@@ -150,7 +144,7 @@ def fill_skeleton(skeleton: Path, result: Path, places: Mapping[str, tuple[int, 
     """Write ``skeleton`` as a file of ``nbytes`` whose weights will lie at ``places``, by their code.
 
     Side effect: ``result`` is made, or changed where it differs; bytes at ``places`` stay as they are.
-    Raises: CompileError when it is no whole bmodel.
+    Raises: CompileError when it is not a complete bmodel.
     """
     description = _Description(skeleton)
     description.clear_time()
@@ -174,26 +168,25 @@ def copy_range(source: BinaryIO, begin: int, target: BinaryIO, place: int, nbyte
 
     Raises: CompileError when the file ends too soon.
     """
-    digest = hashlib.sha256()
+
+    def copy_blocks() -> Iterator[bytes]:
+        for block in _read_blocks(source, begin, nbytes):
+            target.write(block)
+            yield block
+
     target.seek(place)
-    for block in _blocks(source, begin, nbytes):
-        digest.update(block)
-        target.write(block)
-    return digest.hexdigest()
+    return hash_blocks(copy_blocks())
 
 
 def digest_range(path: Path, begin: int, nbytes: int) -> str | None:
     """Return the sha256 of a part of a file; None when the file ends before it does."""
     if path.stat().st_size < begin + nbytes:
         return None
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        for block in _blocks(file, begin, nbytes):
-            digest.update(block)
-    return digest.hexdigest()
+        return hash_blocks(_read_blocks(file, begin, nbytes))
 
 
-def _blocks(source: BinaryIO, begin: int, nbytes: int) -> Iterator[bytes]:
+def _read_blocks(source: BinaryIO, begin: int, nbytes: int) -> Iterator[bytes]:
     """Read a part of a file piece by piece."""
     source.seek(begin)
     while nbytes:

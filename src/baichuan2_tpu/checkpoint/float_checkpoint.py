@@ -16,9 +16,17 @@ from typing_extensions import Self
 
 from baichuan2_tpu.checkpoint.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
-from baichuan2_tpu.checkpoint.layout import HEAD, check_tensors, llama_shapes, official_shapes
+from baichuan2_tpu.checkpoint.layout import (
+    EMBEDDING,
+    HEAD,
+    PACKED_QKV,
+    QKV,
+    check_tensors,
+    llama_shapes,
+    official_shapes,
+)
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.shards import ShardedSource, read_json
+from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.source import TensorSource
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.config import ModelConfig
@@ -26,7 +34,6 @@ from baichuan2_tpu.errors import CheckpointError
 
 __all__ = ["FloatCheckpoint"]
 
-_EMBEDDING = "model.embed_tokens"
 _NORM_FLOOR = 1e-12  # of torch.nn.functional.normalize
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
@@ -49,7 +56,7 @@ class FloatCheckpoint:
         self.metadata = metadata
         """What a GGUF file says besides its tensors, its tokenizer above all; None for a directory."""
         self._source = source
-        self._is_official = any(".W_pack." in name for name in source.tensors)
+        self._is_official = any(f".{PACKED_QKV}." in name for name in source.tensors)
         shapes = official_shapes(config) if self._is_official else llama_shapes(config)
         check_tensors(path, source.tensors, shapes)
 
@@ -59,13 +66,13 @@ class FloatCheckpoint:
 
         Raises: CheckpointError, also for a checkpoint that is quantised already.
         """
-        kind = identify(path)
+        kind = identify(path).kind
         if kind == "gguf":
             gguf = GgufFile(path)
             return cls(path, gguf.config, gguf, gguf.metadata)
         if kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
-        config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
+        config = ModelConfig.read(path / "config.json")
         if has_weights(path, SAFETENSORS_NAME):
             source = ShardedSource(path, SAFETENSORS_NAME, SafetensorsFile)
         else:
@@ -104,17 +111,13 @@ class FloatCheckpoint:
     def _place(self, name: str) -> tuple[str, int, int]:
         """Return the stored tensor that holds ``name``, and at which row it begins and how many it has."""
         if name == HEAD and self.config.is_head_tied:
-            name = _EMBEDDING
-        prefix, _, last = name.rpartition(".")
-        if self._is_official and last in ("q_proj", "k_proj", "v_proj"):
+            name = EMBEDDING
+        part = next((part for part in QKV if name.endswith(part)), None)
+        if self._is_official and part is not None:
             queries = self.config.heads * self.config.head_size
             keys = self.config.kv_heads * self.config.head_size
-            first, rows = {
-                "q_proj": (0, queries),
-                "k_proj": (queries, keys),
-                "v_proj": (queries + keys, keys),
-            }[last]
-            return f"{prefix}.W_pack.weight", first, rows
+            first, rows = ((0, queries), (queries, keys), (queries + keys, keys))[QKV.index(part)]
+            return f"{name.removesuffix(part)}{PACKED_QKV}.weight", first, rows
         return f"{name}.weight", 0, self._source.tensors[f"{name}.weight"].shape[0]
 
 

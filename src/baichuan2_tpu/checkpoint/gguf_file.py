@@ -15,27 +15,42 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint.gguf_header import check_header
+from baichuan2_tpu.checkpoint.layout import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT,
+    DOWN,
+    EMBEDDING,
+    FINAL_NORM,
+    GATE,
+    HEAD,
+    MLP_NORM,
+    QKV,
+    UP,
+    layer_prefix,
+)
 from baichuan2_tpu.checkpoint.source import TensorInfo
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quoting import quote, shorten
 
 __all__ = ["GgufFile"]
 
 _PLAIN_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd.weight": f"{EMBEDDING}.weight",
+    "output_norm.weight": f"{FINAL_NORM}.weight",
+    "output.weight": f"{HEAD}.weight",
 }
 _LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_norm": ATTENTION_NORM,
+    "ffn_norm": MLP_NORM,
+    "attn_q": QKV[0],
+    "attn_k": QKV[1],
+    "attn_v": QKV[2],
+    "attn_output": ATTENTION_OUTPUT,
+    "ffn_gate": GATE,
+    "ffn_up": UP,
+    "ffn_down": DOWN,
 }
 
 
@@ -47,12 +62,10 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader = _open(path)
-        self.metadata = {
-            key: field.contents() for key, field in self._reader.fields.items() if not key.startswith("GGUF.")
-        }
+        check_header(path)
+        self._reader, self.metadata = _open(path)
         self._by_name = {_llama_name(tensor.name): tensor for tensor in self._reader.tensors}
-        self.config = _read_config(path, self.metadata, has_head="lm_head.weight" in self._by_name)
+        self.config = _read_config(path, self.metadata, has_head=f"{HEAD}.weight" in self._by_name)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -95,13 +108,17 @@ class GgufFile:
             ) from error
 
 
-def _open(path: Path) -> GGUFReader:
-    """Open the file with the library, whose complaints are of many kinds."""
+def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    """Open the file with the library, whose complaints are of many kinds, and return its metadata too."""
     try:
-        return GGUFReader(path)
+        reader = GGUFReader(path)
+        return reader, {
+            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+        }
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is no readable GGUF file ({error}); it is truncated or damaged, fetch it again"
+            f"{path}: is no readable GGUF file ({shorten(str(error))}); "
+            "it is truncated or damaged, fetch it again"
         ) from error
 
 
@@ -109,15 +126,16 @@ def _llama_name(name: str) -> str:
     """Translate a tensor name; one that is not known stays as it is, for the layout check to refuse."""
     parts = name.split(".")
     if len(parts) == 4 and parts[0] == "blk" and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+        return f"{layer_prefix(parts[1])}{_LAYER_NAMES[parts[2]]}.{parts[3]}"
     return _PLAIN_NAMES.get(name, name)
 
 
 def _read_config(path: Path, metadata: Mapping[str, Any], *, has_head: bool) -> ModelConfig:
     """Translate the metadata to the keys of a config.json, where all checks are."""
-    if metadata.get("general.architecture") != "llama":
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
         raise CheckpointError(
-            f"{path}: general.architecture is {metadata.get('general.architecture')!r}, allowed is 'llama'"
+            f"{path}: general.architecture is {quote(str(architecture))}, allowed is 'llama'"
         )
     scaling = metadata.get("llama.rope.scaling.type")
     values: dict[str, object] = {

@@ -6,7 +6,6 @@ Source: ``llama_vocab`` of llama.cpp (token types, pre-tokenizer names); the ``t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import write_json
 
 __all__ = ["check_tokenizer", "write_tokenizer"]
 
@@ -72,9 +72,7 @@ def write_tokenizer(metadata: Mapping[str, Any], directory: Path) -> None:
     added = [AddedToken(token, special=True, normalized=False) for token in controls]
     tokenizer.add_special_tokens(added)  # pyright: ignore[reportUnknownMemberType] - their stub says "list"
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps(_settings(metadata, tokens), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(directory / "tokenizer_config.json", _settings(metadata, tokens), ensure_ascii=False)
 
 
 def _settings(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, object]:

@@ -1,52 +1,78 @@
-"""Tell what lies at a path: a checkpoint, a GGUF file, a bundle, a bmodel without one, or nothing we read."""
+"""Tell what lies at a path: a checkpoint, a GGUF file, a bundle, a bmodel without one, or nothing we read.
+
+The answer, ``Located``, is passed on to whatever opens the model; nobody looks at the path a second time.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import read_json
 from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel, is_bundle
 
-__all__ = ["BIN_NAME", "SAFETENSORS_NAME", "CheckpointKind", "has_weights", "identify"]
+__all__ = ["BIN_NAME", "SAFETENSORS_NAME", "Located", "ModelKind", "has_weights", "identify"]
 
-CheckpointKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
+ModelKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
 
 SAFETENSORS_NAME = "model.safetensors"
 BIN_NAME = "pytorch_model.bin"
 
 
-def identify(path: Path) -> CheckpointKind:
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A model on the disk and its kind; ``path`` is a folder, or a GGUF file."""
+
+    path: Path
+    kind: ModelKind
+    bmodel: Path | None = None
+    """The file that is loaded, where ``kind`` is "bmodel"."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it runs on a device, with or without a manifest."""
+        return self.kind in ("bundle", "bmodel")
+
+
+def identify(path: Path, *, needs_weights: bool = True) -> Located:
     """Tell what lies at ``path``, from its name, its config.json and the names of its weight files.
 
-    Raises: CheckpointError saying what was looked for.
+    ``needs_weights`` False is for who only counts: a config.json is enough.
+    Raises: CheckpointError saying what was looked for; ArtifactError for several bmodels in one folder.
     """
     if path.is_file() and path.suffix == ".gguf":
-        return "gguf"
+        return Located(path, "gguf")
     if not path.is_dir():
         if path.suffix == ".bmodel" and path.exists():
             raise CheckpointError(f"{path}: is one file of a model; name its folder")
         seen = "is a file" if path.exists() else "does not exist"
         raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
     if is_bundle(path):
-        return "bundle"
-    if find_bmodel(path):
-        return "bmodel"
+        return Located(path, "bundle")
+    bmodel = find_bmodel(path)
+    if bmodel is not None:
+        return Located(path, "bmodel", bmodel)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
-    is_checkpoint = any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME))
-    if not is_checkpoint and any(path.glob("*.bmodel")):
-        raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")
-    if not is_checkpoint:
-        raise CheckpointError(
-            f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
-            "fetch the weights"
-        )
+    if needs_weights:
+        _check_weights(path)
     is_quantized = read_json(path / "config.json").get("quantization_config") is not None
-    return "quantized" if is_quantized else "float"
+    return Located(path, "quantized" if is_quantized else "float")
 
 
 def has_weights(directory: Path, name: str) -> bool:
     """Tell whether a directory holds weights called ``name``, in one file or in shards."""
     return (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
+
+
+def _check_weights(path: Path) -> None:
+    if any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):
+        return
+    if any(path.glob("*.bmodel")):
+        raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")
+    raise CheckpointError(
+        f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
+        "fetch the weights"
+    )

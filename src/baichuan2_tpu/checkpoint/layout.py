@@ -1,7 +1,7 @@
 """The tensors that a checkpoint must hold, by name and shape, and the check that it does.
 
 Three layouts: official Baichuan (q, k and v in one ``W_pack``), Llama, and Llama with packed linears.
-Not here: reading tensors.
+Every name is written here once. Not here: reading tensors (``source``).
 Source: ``modeling_baichuan.py`` of Baichuan2-7B; Hugging Face's ``LlamaForCausalLM``; AutoGPTQ's
 ``QuantLinear``.
 """
@@ -16,12 +16,25 @@ from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 
 __all__ = [
+    "ATTENTION_NORM",
+    "ATTENTION_OUTPUT",
+    "DOWN",
+    "EMBEDDING",
+    "FINAL_NORM",
+    "GATE",
     "HEAD",
+    "LAYER_LINEARS",
+    "LAYER_NORMS",
+    "MLP_NORM",
+    "PACKED_QKV",
+    "QKV",
+    "UP",
     "Shape",
     "Shapes",
     "check_tensors",
     "layer_linears",
     "layer_norms",
+    "layer_prefix",
     "linear_bits",
     "llama_shapes",
     "official_shapes",
@@ -33,6 +46,18 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 HEAD = "lm_head"
+EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUTPUT = "self_attn.o_proj"
+GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+LAYER_LINEARS = (*QKV, ATTENTION_OUTPUT, GATE, UP, DOWN)
+"""The linears of a layer, without its prefix and without ``.weight``, in the order of a forward pass."""
+ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
+LAYER_NORMS = (ATTENTION_NORM, MLP_NORM)
+"""The norms of a layer, named like its linears."""
+
+PACKED_QKV = "self_attn.W_pack"
 _HARMLESS = (
     "rotary_emb.inv_freq"  # a buffer that old versions of transformers saved; it follows from the config
 )
@@ -43,21 +68,24 @@ def layer_linears(config: ModelConfig, layer: int) -> dict[str, tuple[int, int]]
     """Return the linears of one layer, without ``.weight``, and their (N, K)."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
-    prefix = f"model.layers.{layer}"
-    return {
-        f"{prefix}.self_attn.q_proj": (queries, hidden),
-        f"{prefix}.self_attn.k_proj": (keys, hidden),
-        f"{prefix}.self_attn.v_proj": (keys, hidden),
-        f"{prefix}.self_attn.o_proj": (hidden, queries),
-        f"{prefix}.mlp.gate_proj": (inner, hidden),
-        f"{prefix}.mlp.up_proj": (inner, hidden),
-        f"{prefix}.mlp.down_proj": (hidden, inner),
+    shapes: dict[str, tuple[int, int]] = dict.fromkeys(QKV, (keys, hidden)) | {
+        QKV[0]: (queries, hidden),
+        ATTENTION_OUTPUT: (hidden, queries),
+        GATE: (inner, hidden),
+        UP: (inner, hidden),
+        DOWN: (hidden, inner),
     }
+    return {f"{layer_prefix(layer)}{name}": shapes[name] for name in LAYER_LINEARS}
 
 
-def layer_norms(layer: int) -> tuple[str, str]:
+def layer_norms(layer: int) -> tuple[str, ...]:
     """Return the norms of one layer, without ``.weight``."""
-    return f"model.layers.{layer}.input_layernorm", f"model.layers.{layer}.post_attention_layernorm"
+    return tuple(f"{layer_prefix(layer)}{name}" for name in LAYER_NORMS)
+
+
+def layer_prefix(layer: int | str) -> str:
+    """Return what the names of a layer's tensors begin with."""
+    return f"model.layers.{layer}."
 
 
 def llama_shapes(config: ModelConfig) -> Shapes:
@@ -74,9 +102,9 @@ def official_shapes(config: ModelConfig) -> Shapes:
     """Return every tensor of a float checkpoint in the official Baichuan layout."""
     shapes = llama_shapes(config)
     for layer in range(config.layers):
-        prefix = f"model.layers.{layer}.self_attn"
-        rows = sum(shapes.pop(f"{prefix}.{one}_proj.weight")[0] for one in "qkv")
-        shapes[f"{prefix}.W_pack.weight"] = (rows, config.hidden_size)
+        prefix = layer_prefix(layer)
+        rows = sum(shapes.pop(f"{prefix}{name}.weight")[0] for name in QKV)
+        shapes[f"{prefix}{PACKED_QKV}.weight"] = (rows, config.hidden_size)
     return shapes
 
 
@@ -92,7 +120,7 @@ def quantized_shapes(config: ModelConfig) -> Shapes:
 def packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> Shapes:
     """Return the three tensors of one linear in GPTQ form, which packs several integers in a word.
 
-    Raises: CheckpointError when N or K is no multiple of what a word holds.
+    Raises: CheckpointError when N or K is not a multiple of what a word holds.
     """
     assert config.quantization is not None  # noqa: S101 - our own invariant
     per_word = _WORD_BITS // linear_bits(config, name)
@@ -133,7 +161,7 @@ def check_tensors(
         shape = needed.get(name, optional.get(name))
         if shape is None:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} is no part of this model; config.json belongs to other files"
+                f"{info.file}: tensor {name!r} is not part of this model; config.json belongs to other files"
             )
         if info.shape != shape:
             raise CheckpointError(
@@ -146,5 +174,5 @@ def _plain_shapes(config: ModelConfig) -> Shapes:
     """Return the embedding and the norms."""
     hidden = config.hidden_size
     norms = [norm for layer in range(config.layers) for norm in layer_norms(layer)]
-    embedding: Shapes = {"model.embed_tokens.weight": (config.vocabulary_size, hidden)}
-    return embedding | {f"{norm}.weight": (hidden,) for norm in [*norms, "model.norm"]}
+    embedding: Shapes = {f"{EMBEDDING}.weight": (config.vocabulary_size, hidden)}
+    return embedding | {f"{norm}.weight": (hidden,) for norm in [*norms, FINAL_NORM]}

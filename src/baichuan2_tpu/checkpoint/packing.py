@@ -1,6 +1,6 @@
 """Packing of integers in GPTQ form, and the float weights that a packed linear layer stands for.
 
-Not here: choosing the integers (``quantize``), files.
+Not here: choosing the integers (``quantize``).
 Source: AutoGPTQ's ``QuantLinear.pack`` (format "gptq"): low bits first, zeros stored minus one.
 """
 

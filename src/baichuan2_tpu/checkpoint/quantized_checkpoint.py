@@ -21,7 +21,7 @@ from baichuan2_tpu.checkpoint.layout import (
     quantized_shapes,
 )
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.shards import ShardedSource, read_json
+from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
@@ -40,7 +40,7 @@ class QuantizedCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = ModelConfig.from_json(read_json(path / "config.json"), file=str(path / "config.json"))
+        self.config = ModelConfig.read(path / "config.json")
         if self.config.quantization is None:
             raise CheckpointError(
                 f"{path}: config.json has no quantization_config; first run baichuan2 quantize SRC DST"

@@ -1,29 +1,23 @@
-"""Random quantised weights of a named shape, made in memory a tensor at a time.
+"""Random quantised weights of any dimensions, made in memory one tensor at a time.
 
-They let anyone measure speed without a checkpoint. Not here: measuring (``bench``), files.
-Source of the shapes: the official ``config.json`` of Baichuan2-7B and Baichuan2-13B.
+They let anyone measure speed without a checkpoint. Not here: the official dimensions (``shapes``).
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.layout import linear_bits, quantized_shapes
+from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits, quantized_shapes
 from baichuan2_tpu.checkpoint.weights import PackedLinear
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["SHAPES", "RandomWeights", "shape_config"]
-
-_EMBEDDING = "model.embed_tokens"
+__all__ = ["RandomWeights"]
 
 # A real matrix of these models has about this deviation; with it activations keep their size.
 _WEIGHT_DEVIATION = 0.02
@@ -33,61 +27,6 @@ _WEIGHT_DEVIATION = 0.02
 _MOST_POOL_WORDS = 1 << 24
 _ALIGNMENT_WORDS = 16
 _EMBEDDING_BLOCK_ROWS = 4096
-
-_BAICHUAN2_7B = ModelConfig(
-    hidden_size=4096,
-    intermediate_size=11008,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    head_size=128,
-    vocabulary_size=125_696,
-    norm_eps=1e-6,
-    position="rope",
-    rope_theta=10_000.0,
-    max_context=4096,
-    is_head_tied=False,
-    is_head_normalized=False,  # folded into the head when it was quantised
-    bos_id=1,
-    eos_ids=(2,),
-)
-
-SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
-    {
-        "baichuan2-7b": _BAICHUAN2_7B,
-        "baichuan2-13b": replace(
-            _BAICHUAN2_7B,
-            hidden_size=5120,
-            intermediate_size=13_696,
-            layers=40,
-            heads=40,
-            kv_heads=40,
-            position="alibi",
-        ),
-        "tiny": replace(
-            _BAICHUAN2_7B,
-            hidden_size=128,
-            intermediate_size=320,
-            layers=2,
-            heads=4,
-            kv_heads=4,
-            head_size=32,
-            vocabulary_size=512,
-            max_context=1024,
-        ),
-    }
-)
-"""Unquantised dimensions by name; ``tiny`` is for tests and for trying a command."""
-
-
-def shape_config(name: str, bits: Literal[4, 8]) -> ModelConfig:
-    """Return the dimensions of a named shape, quantised to ``bits`` bits in groups of 64.
-
-    Raises: RequestError for a name that is not in ``SHAPES``.
-    """
-    if name not in SHAPES:
-        raise RequestError(f"there is no shape {name!r}; choose one of {', '.join(SHAPES)}")
-    return replace(SHAPES[name], quantization=QuantizationConfig(bits))
 
 
 class RandomWeights:
@@ -127,8 +66,8 @@ class RandomWeights:
         bits = linear_bits(self._config, name)
         return PackedLinear(
             qweight=self._draw(f"{name}.qweight"),
-            qzeros=_central_zeros(self._draw(f"{name}.qzeros"), bits),
-            scales=_scales(self._draw(f"{name}.scales"), bits),
+            qzeros=_make_zeros(self._draw(f"{name}.qzeros"), bits),
+            scales=_make_scales(self._draw(f"{name}.scales"), bits),
             bits=bits,
             group_size=self._group_size,
         )
@@ -138,7 +77,7 @@ class RandomWeights:
 
         Raises: KeyError for a name that this shape does not have.
         """
-        if name != _EMBEDDING:
+        if name != EMBEDDING:
             return np.ones(self._shapes[f"{name}.weight"], np.float32)
         if self._embedding is None:
             self._embedding = self._make_embedding()
@@ -146,7 +85,7 @@ class RandomWeights:
 
     def release(self, name: str) -> None:
         """Forget the embedding; nothing else is kept."""
-        if name == _EMBEDDING:
+        if name == EMBEDDING:
             self._embedding = None
 
     def _draw(self, name: str) -> NDArray[np.int32]:
@@ -161,13 +100,13 @@ class RandomWeights:
 
     def _make_embedding(self) -> NDArray[np.float16]:
         """Make normal values, of which one block of rows is repeated down the vocabulary."""
-        rows, columns = self._shapes[f"{_EMBEDDING}.weight"]
+        rows, columns = self._shapes[f"{EMBEDDING}.weight"]
         generator = np.random.default_rng(self._seed + 1)
         block = generator.standard_normal((min(rows, _EMBEDDING_BLOCK_ROWS), columns), np.float32)
         return np.resize((block * _WEIGHT_DEVIATION).astype(np.float16), (rows, columns))
 
 
-def _central_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
+def _make_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
     """Turn random words into packed zeros that are one of the two middle values, stored minus one."""
     middle = (1 << (bits - 1)) - 2
     lowest_bits = sum(1 << shift for shift in range(0, 32, bits))
@@ -175,7 +114,7 @@ def _central_zeros(words: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
     return zeros.view(np.int32)
 
 
-def _scales(words: NDArray[np.int32], bits: int) -> NDArray[np.float16]:
+def _make_scales(words: NDArray[np.int32], bits: int) -> NDArray[np.float16]:
     """Turn random words into scales within a quarter of what gives the wanted deviation."""
     levels = 1 << bits
     deviation_of_integers = float(np.sqrt((levels**2 - 1) / 12))

@@ -7,7 +7,6 @@ Source: the format description in the README of huggingface/safetensors.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.source import DTYPES, MappedFile, TensorInfo, widen
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import parse_json
 
 __all__ = ["SafetensorsFile"]
 
@@ -74,17 +74,12 @@ def _read_header(file: MappedFile) -> tuple[dict[str, object], int]:
     if file.size < _LENGTH_BYTES or length > _HEADER_LIMIT or end > file.size:
         raise CheckpointError(
             f"{file.path}: the header claims {length} bytes, the file has {file.size}; "
-            "it is truncated or no safetensors file, fetch it again"
+            "it is truncated or not a safetensors file, fetch it again"
         )
     try:
-        header: object = json.loads(file.bytes(_LENGTH_BYTES, end))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file.path}: the header is no JSON ({error}); fetch the file again"
-        ) from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{file.path}: the header is no JSON object; fetch the file again")
-    return cast("dict[str, object]", header), end
+        return parse_json(file.bytes(_LENGTH_BYTES, end)), end
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: the header {error}; fetch the file again") from error
 
 
 def _read_entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
@@ -113,7 +108,9 @@ def _sizes(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list):
         return None
     items = cast("list[object]", value)
-    sizes = tuple(one for one in items if isinstance(one, int) and not isinstance(one, bool) and one >= 0)
+    sizes = tuple(
+        item for item in items if isinstance(item, int) and not isinstance(item, bool) and item >= 0
+    )
     return sizes if len(sizes) == len(items) else None
 
 

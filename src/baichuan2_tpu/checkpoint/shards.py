@@ -5,7 +5,6 @@ Source: ``model.safetensors.index.json`` and ``pytorch_model.bin.index.json`` as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.source import TensorInfo, TensorSource
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import read_json
 
-__all__ = ["ShardedSource", "list_shards", "read_json"]
+__all__ = ["ShardedSource", "list_shards"]
 
 
 class _ShardFile(TensorSource, Protocol):
@@ -77,29 +77,13 @@ def list_shards(directory: Path, name: str) -> tuple[list[Path], Mapping[str, st
         raise CheckpointError(f"{index_path}: has no weight_map; fetch the file again")
     index = cast("dict[str, str]", weight_map)
     files: list[Path] = []
-    for file in sorted({str(one) for one in index.values()}):
+    for file in sorted({str(file) for file in index.values()}):
         if Path(file).name != file:
             raise CheckpointError(f"{index_path}: names the file {file!r}, allowed is a plain file name")
         if not (directory / file).is_file():
             raise CheckpointError(f"{index_path}: names {file}, which is not there; fetch that file")
         files.append(directory / file)
     return files, index
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Read a file that holds one JSON object.
-
-    Raises: CheckpointError naming the file.
-    """
-    try:
-        values: object = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); fetch the file") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; fetch the file again")
-    return cast("dict[str, object]", values)
 
 
 def _check_index(path: Path, index: Mapping[str, str] | None, tensors: Mapping[str, TensorInfo]) -> None:

@@ -95,7 +95,7 @@ class MappedFile:
 def widen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Turn the bits of bfloat16 into float32; anything else is returned as it is, or copied if unaligned.
 
-    Call it on the rows that are wanted: a copy of a whole embedding for every slice is slow and takes 1 GB.
+    Call it only on the rows that are needed: a copy of the whole embedding per slice is slow and takes 1 GB.
     """
     if dtype != "BF16":
         return np.require(array, requirements="A")

@@ -37,7 +37,7 @@ class PackedLinear:
 
 
 class Weights(Protocol):
-    """Quantised weights, a tensor at a time."""
+    """Quantised weights, one tensor at a time."""
 
     @property
     def config(self) -> ModelConfig:

@@ -14,7 +14,6 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from baichuan2_tpu import __version__
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.bench import bench
 from baichuan2_tpu.cli.chat import chat
@@ -60,6 +59,8 @@ class _UsageError(Protocol):
 
 def _print_version(value: bool) -> None:
     if value:
+        from baichuan2_tpu import __version__
+
         typer.echo(f"baichuan2-tpu {__version__}")
         raise typer.Exit
 

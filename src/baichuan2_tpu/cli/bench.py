@@ -1,4 +1,4 @@
-"""``baichuan2 bench``: how fast a model answers here, beside what the machine can do.
+"""``baichuan2 bench``: how fast a model answers here, compared with what the machine can do.
 
 Not here: measuring (``baichuan2_tpu.bench``).
 """
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings, check_memory, open_model, read_config, resolve
+from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.cli.terminal import notice, write_result
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from baichuan2_tpu.bench import BenchReport, BenchSettings, BundleBenchSettings, BundleReport
     from baichuan2_tpu.engine.base import Engine
+    from baichuan2_tpu.model import EngineSettings, ModelFiles
 
 __all__ = ["bench"]
 
@@ -32,11 +33,11 @@ def bench(
     *,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", help="In place of MODEL: random weights in memory (baichuan2-7b, …)."),
+        typer.Option("--shape", help="Instead of MODEL: random weights in memory (baichuan2-7b, …)."),
     ] = None,
     bits: Annotated[
         options.BitsName | None,
-        typer.Option("--bits", help="Bits a weight, with --shape.", show_default="4"),
+        typer.Option("--bits", help="Bits per weight, with --shape.", show_default="4"),
     ] = None,
     prefill: Annotated[
         int | None,
@@ -53,7 +54,7 @@ def bench(
     ] = None,
     repetitions: Annotated[
         int | None,
-        typer.Option("--repetitions", min=1, help="Runs that count.", show_default="3; 1 on the simulator"),
+        typer.Option("--repetitions", min=1, help="Measured runs.", show_default="3; 1 on the simulator"),
     ] = None,
     context: options.Context = None,
     threads: options.Threads = None,
@@ -65,32 +66,28 @@ def bench(
 ) -> None:
     """Measure how fast a model answers here.
 
-    Prints load, first token, prefill and decode, as median and spread, beside the machine's limits; of a
-    bundle, the first token by the length of the prompt, and decode. Then comes the line of a performance
-    table, in Markdown; the last line is one JSON object.
+    Prints load, first token, prefill and decode, as median and range, with the machine's limits; for a
+    bundle, the first token by prompt length, and decode. A row of a performance table follows, in Markdown,
+    and on the last line one JSON object.
     """
-    from baichuan2_tpu.manifest import find_bmodel, is_bundle
+    from baichuan2_tpu.model import EngineSettings
 
     if (model is None) == (shape is None):
         raise typer.BadParameter("give either MODEL or --shape")
     if bits is not None and shape is None:
         raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
     opening = EngineSettings(engine.value, device, context, threads, exact)
-    wished = _Lengths(prefill, decode, repetitions)
+    lengths = _Lengths(prefill, decode, repetitions)
     if model is None:
-        report = _bench_shape(shape or "", bits or options.BitsName.FOUR, wished, opening)
-    elif is_bundle(directory := resolve(model)):
-        report = _bench_bundle(model, directory, wished, opening)
-    elif find_bmodel(directory):
-        report = _bench_bmodel(model, directory, wished, opening)
+        report = _bench_shape(shape or "", bits or options.BitsName.FOUR, lengths, opening)
     else:
-        report = _bench_checkpoint(model, directory, wished, opening)
+        report = _bench_model(find_model(model), lengths, opening)
     _show(report, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
-    """What the user said of the lengths; None leaves it to the model."""
+    """The lengths that the user gave; None leaves one to the model."""
 
     prefill: int | None
     decode: int | None
@@ -111,84 +108,91 @@ class _Lengths:
     def bundle_settings(
         self, prompt: tuple[int, ...], lengths: tuple[int, ...], *, is_simulated: bool
     ) -> BundleBenchSettings:
-        """Return the settings for a bundle; the simulator takes seconds a token, and warms up nothing."""
+        """Return the settings for a bundle; the simulator takes seconds per token and is not warmed up."""
         from baichuan2_tpu.bench import BundleBenchSettings
 
-        usual = () if is_simulated else lengths
+        usual_lengths = () if is_simulated else lengths
         return BundleBenchSettings(
             prompt=prompt,
-            lengths=usual if self.prefill is None else (self.prefill,),
+            lengths=usual_lengths if self.prefill is None else (self.prefill,),
             decode_tokens=self.decode or (2 if is_simulated else 32),
             warmups=0 if is_simulated else 1,
             repetitions=self.repetitions or (1 if is_simulated else 3),
         )
 
 
-def _bench_checkpoint(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BenchReport:
+def _bench_model(files: ModelFiles, lengths: _Lengths, opening: EngineSettings) -> BenchReport | BundleReport:
+    """Measure a model; opening its engine is part of what is measured."""
     from baichuan2_tpu.bench import run_bench
 
-    prompt = _prompt_ids(directory, read_config(directory).max_context)
-    settings = wished.settings(prompt, opening.threads)
-    return run_bench(lambda: open_model(directory, opening), settings, model=model, on_step=notice)
+    if files.located.kind == "bundle":
+        return _bench_bundle(files, lengths, opening)
+    prompt = _prompt_ids(files, files.read_config().max_context)
+    if files.located.kind == "bmodel":
+        return _bench_bmodel(files, prompt, lengths, opening)
+    settings = lengths.settings(prompt, opening.threads)
+    return run_bench(_engine_opener(files, opening), settings, model=files.name, on_step=notice)
 
 
-def _bench_bundle(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
+def _bench_bundle(files: ModelFiles, lengths: _Lengths, opening: EngineSettings) -> BundleReport:
     from baichuan2_tpu.bench import prompt_lengths, run_bundle_bench
     from baichuan2_tpu.manifest import Manifest
 
-    manifest = Manifest.read(directory)
+    manifest = Manifest.read(files.located.path)
     context = manifest.checked_context(opening.context)
-    settings = wished.bundle_settings(
-        _prompt_ids(directory, context),
-        prompt_lengths(context),
-        is_simulated=opening.engine == "simulator",
+    settings = lengths.bundle_settings(
+        _prompt_ids(files, context), prompt_lengths(context), is_simulated=opening.engine == "simulator"
     )
     return run_bundle_bench(
-        lambda: open_model(directory, opening), settings, model=model, manifest=manifest, on_step=notice
+        _engine_opener(files, opening), settings, model=files.name, manifest=manifest, on_step=notice
     )
 
 
-def _bench_bmodel(model: str, directory: Path, wished: _Lengths, opening: EngineSettings) -> BundleReport:
+def _bench_bmodel(
+    files: ModelFiles, prompt: tuple[int, ...], lengths: _Lengths, opening: EngineSettings
+) -> BundleReport:
     """Measure a bmodel without a manifest: after the vendor's prompt alone, as the vendor does."""
     from baichuan2_tpu.bench import run_bundle_bench
-    from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 
-    prompt = _prompt_ids(directory, read_vendor_config(directory).max_context)
-    settings = wished.bundle_settings(prompt, (), is_simulated=opening.engine == "simulator")
+    settings = lengths.bundle_settings(prompt, (), is_simulated=opening.engine == "simulator")
     return run_bundle_bench(
-        lambda: open_model(directory, opening), settings, model=model, manifest=None, on_step=notice
+        _engine_opener(files, opening), settings, model=files.name, manifest=None, on_step=notice
     )
 
 
-def _prompt_ids(directory: Path, budget: int) -> tuple[int, ...]:
+def _engine_opener(files: ModelFiles, opening: EngineSettings) -> Callable[[], Engine]:
+    """Return what opens the engine; the bench closes it."""
+    return lambda: open_model(files, opening).engine
+
+
+def _prompt_ids(files: ModelFiles, budget: int) -> tuple[int, ...]:
     """Return the vendor's prompt as this model wants it written."""
     from baichuan2_tpu.bench import VENDOR_PROMPT
     from baichuan2_tpu.text.messages import Message
-    from baichuan2_tpu.text.registry import open_tokenizer
-    from baichuan2_tpu.text.template import open_template
 
-    template = open_template(directory, open_tokenizer(directory))
-    return template.render([Message("user", VENDOR_PROMPT)], budget).ids
+    return files.require_template().render([Message("user", VENDOR_PROMPT)], budget).ids
 
 
 def _bench_shape(
-    shape: str, bits: options.BitsName, wished: _Lengths, opening: EngineSettings
+    shape: str, bits: options.BitsName, lengths: _Lengths, opening: EngineSettings
 ) -> BenchReport:
     """Make random weights before the clock runs; the load time is then the engine's own."""
     from baichuan2_tpu.bench import run_bench, vendor_prompt_ids
-    from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+    from baichuan2_tpu.checkpoint.random_weights import RandomWeights
     from baichuan2_tpu.engine.cpu import CpuEngine
+    from baichuan2_tpu.memory import fit_context
+    from baichuan2_tpu.shapes import shape_config
 
     if opening.engine not in ("auto", "cpu"):
         raise typer.BadParameter("--shape runs on the cpu engine alone")
     config = shape_config(shape, bits.bits)
-    check_memory(config, opening.context)
+    fit_context(config, opening.context, notice)
     weights = RandomWeights(config)
 
     def open_engine() -> Engine:
         return CpuEngine(weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact)
 
-    settings = wished.settings(vendor_prompt_ids(config), opening.threads)
+    settings = lengths.settings(vendor_prompt_ids(config), opening.threads)
     return run_bench(open_engine, settings, model=f"{shape} (random weights)", on_step=notice)
 
 

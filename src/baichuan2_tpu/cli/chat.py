@@ -1,11 +1,11 @@
 """``baichuan2 chat``: a conversation in the terminal, or with lines from a pipe.
 
-Not here: what a conversation is (``baichuan2_tpu.chat``), reading lines (``console``).
+Not here: what a conversation is (``baichuan2_tpu.chat``), reading lines (``line_editor``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,17 @@ import typer
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.chat_commands import Command, help_text, parse_line
 from baichuan2_tpu.cli.line_editor import LineReader, is_interactive, open_reader, read_message, stoppable
-from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
+from baichuan2_tpu.cli.models import open_chat_model
 from baichuan2_tpu.cli.show_answer import show_answer
 from baichuan2_tpu.cli.terminal import notice
 from baichuan2_tpu.errors import Baichuan2Error
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.chat import ChatEvent, Conversation
-    from baichuan2_tpu.engine.base import Engine
+    from baichuan2_tpu.chat import AnswerPiece, Conversation
     from baichuan2_tpu.generate.loop import Stats
+    from baichuan2_tpu.model import Model
 
-    Ask = Callable[[Callable[[], bool]], Generator[ChatEvent, None, None]]
+    Ask = Callable[[Callable[[], bool]], Iterable[AnswerPiece]]
 
 __all__ = ["chat"]
 
@@ -52,14 +52,28 @@ def chat(
 
     Answers go to standard output. Without a terminal, each line of standard input is a message.
     """
+    from baichuan2_tpu.generate.settings import GivenSettings
+    from baichuan2_tpu.model import EngineSettings
+
     running = EngineSettings(engine.value, device, context, threads, exact)
-    answering = AnswerSettings(
-        system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop
+    given = GivenSettings(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
     )
-    with open_conversation(model, running, answering) as (opened, conversation):
+    with (
+        open_chat_model(model, running, given) as opened,
+        opened.conversation(system=system, **given) as conversation,
+    ):
         loop = _ChatLoop(opened, conversation)
         if is_interactive():
-            notice(f"{model} on {opened.name}, {opened.max_context} tokens of context; /help shows commands")
+            room = f"{opened.max_context} tokens of context"
+            notice(f"{model} on {opened.engine.name}, {room}; /help shows commands")
         loop.run(open_reader())
         # In a terminal the person has seen what failed; a script needs the exit code.
         if loop.has_failed and not is_interactive():
@@ -69,15 +83,15 @@ def chat(
 class _ChatLoop:
     """Reads messages and commands until the end, and shows what comes of them."""
 
-    def __init__(self, engine: Engine, conversation: Conversation) -> None:
-        self._engine = engine
+    def __init__(self, model: Model, conversation: Conversation) -> None:
+        self._model = model
         self._conversation = conversation
         self._stats: Stats | None = None
         self._is_over = False
         self.has_failed = False
 
     def run(self, read_line: LineReader) -> None:
-        """Go on until /exit or the end of the input; an error ends its message only."""
+        """Continue until /exit or the end of the input; an error ends its message only."""
         while not self._is_over:
             self._step(read_line)
 
@@ -96,11 +110,11 @@ class _ChatLoop:
             notice(f"error: {error}")
 
     def _handle(self, line: str) -> None:
-        said = parse_line(line)
-        if isinstance(said, Command):
-            self._carry_out(said)
-        elif said:
-            self._show(lambda is_cancelled: self._conversation.ask(said, is_cancelled))
+        content = parse_line(line)
+        if isinstance(content, Command):
+            self._carry_out(content)
+        elif content:
+            self._show(lambda is_cancelled: self._conversation.stream(content, is_cancelled))
 
     def _carry_out(self, command: Command) -> None:
         actions: dict[str, Callable[[str], None]] = {
@@ -143,5 +157,5 @@ class _ChatLoop:
         if stats.tok_per_s is not None:
             parts.append(f"then {stats.tok_per_s:.1f} tok/s")
         used = stats.prompt_tokens + stats.generated_tokens
-        parts += [f"context {used} of {self._engine.max_context}", f"engine {self._engine.name}"]
+        parts += [f"context {used} of {self._model.max_context}", f"engine {self._model.engine.name}"]
         return "; ".join(parts)

@@ -19,8 +19,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "system": ("TEXT", "set the system message; without TEXT, remove it"),
         "retry": ("", "answer the last message again"),
         "save": ("FILE", "write the conversation as JSON"),
-        "load": ("FILE", "go on with a saved conversation"),
-        "stats": ("", "show the speed of the last answer and the room left"),
+        "load": ("FILE", "continue a saved conversation"),
+        "stats": ("", "show the speed of the last answer and the context that is left"),
         "help": ("", "show these commands"),
         "exit": ("", "leave, as Ctrl-D does"),
     }
@@ -39,7 +39,7 @@ class Command:
 def parse_line(line: str) -> Command | str:
     """Return the command of a line that begins with a slash, or the line as a message.
 
-    Raises: RequestError for an unknown command, a missing file name, or an argument that is not wanted.
+    Raises: RequestError for an unknown command, a missing file name, or an argument where none is allowed.
     """
     if not line.startswith("/"):
         return line.strip()
@@ -48,18 +48,18 @@ def parse_line(line: str) -> Command | str:
     if name not in COMMANDS:
         known = ", ".join(f"/{known}" for known in COMMANDS)
         raise RequestError(f"there is no command /{name}; use {known}, or begin with a space to send a slash")
-    wanted = COMMANDS[name][0]
-    if wanted == "FILE" and not argument:
+    placeholder = COMMANDS[name][0]
+    if placeholder == "FILE" and not argument:
         raise RequestError(f"/{name} needs a file name: /{name} FILE")
-    if not wanted and argument:
-        raise RequestError(f"/{name} takes nothing behind it, not {argument!r}")
+    if not placeholder and argument:
+        raise RequestError(f"/{name} takes no argument, not {argument!r}")
     return Command(name, argument)
 
 
 def help_text() -> str:
-    """Return the commands, one a line."""
-    rows = [(f"/{name} {argument}".strip(), does) for name, (argument, does) in COMMANDS.items()]
-    lines = [f"{usage:<14}{does}" for usage, does in rows]
+    """Return the commands, one per line."""
+    rows = [(f"/{name} {argument}".strip(), effect) for name, (argument, effect) in COMMANDS.items()]
+    lines = [f"{usage:<14}{effect}" for usage, effect in rows]
     lines += [
         "Alt-Enter, or \\ at the end of a line, begins another line of the same message.",
         "Ctrl-C stops an answer; Ctrl-D leaves.",

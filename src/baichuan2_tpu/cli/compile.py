@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.terminal import byte_bar, byte_bars, file_events, notice, write_result
+from baichuan2_tpu.cli.models import resolve
+from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
     from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent
@@ -78,18 +79,21 @@ _Prefill = Annotated[
     ),
 ]
 _LayerBits = Annotated[
-    _Bits | None, typer.Option("--bits", help="Bits a weight of the layers.", show_default=_FROM_CHECKPOINT)
+    _Bits | None, typer.Option("--bits", help="Bits per weight of the layers.", show_default=_FROM_CHECKPOINT)
 ]
 _HeadForm = Annotated[
-    _Head | None, typer.Option("--head", help="Form of the head.", show_default=_FROM_CHECKPOINT)
+    _Head | None, typer.Option("--head", help="Precision of the output head.", show_default=_FROM_CHECKPOINT)
 ]
 _HeadGives = Annotated[
-    _HeadOutput, typer.Option("--head-output", help="All logits, the likeliest token, or the 64 likeliest.")
+    _HeadOutput,
+    typer.Option(
+        "--head-output", help="What the head returns: all logits, the likeliest token, or the 64 likeliest."
+    ),
 ]
 _EmbeddingPlace = Annotated[_Embedding, typer.Option("--embedding", help="Where the embedding is looked up.")]
-_Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of activations and of the cache.")]
+_Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of the activations and of the KV cache.")]
 _Devices = Annotated[int, typer.Option("--devices", min=1, help="TPUs that share the model.")]
-_Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers at work at once.")]
+_Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers that run at the same time.")]
 _KeepWork = Annotated[
     bool, typer.Option("--keep-work", help="Leave logs and intermediate files in OUT.partial.")
 ]
@@ -97,7 +101,7 @@ _Place = Annotated[
     Path | None, typer.Option("--toolchain", help="Folder of TPU-MLIR.", show_default="the user's cache")
 ]
 _DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be made and what it takes, and stop.")
+    bool, typer.Option("--dry-run", help="Print what would be built and what that takes, and stop.")
 ]
 _PlanJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
 
@@ -124,7 +128,7 @@ def compile_checkpoint(
     """Compile the checkpoint QCKPT into the bundle OUT, for the BM1684X.
 
     The integers of a quantised checkpoint are taken as they are. What is finished stays beside OUT when it is
-    interrupted; the same command goes on.
+    interrupted; the same command continues.
     """
     from baichuan2_tpu.compile.assemble import open_source
     from baichuan2_tpu.compile.driver import BuildSettings
@@ -180,20 +184,12 @@ def _parse_stages(text: str) -> tuple[int, ...]:
 
 def _directory(checkpoint: str, bits: _Bits | None) -> Path:
     """Return the checkpoint's directory; a known name is quantised first, a path is taken as it is."""
-    from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings, resolve_model
+    from baichuan2_tpu.resolve import KNOWN_MODELS, ResolveSettings
 
     if checkpoint not in KNOWN_MODELS:
         return Path(checkpoint).expanduser()
     number = None if bits is None else bits.number
-    settings = ResolveSettings(None if number == 16 else number)
-    with byte_bars("fetching", "quantising") as (fetching, quantising):
-        return resolve_model(
-            checkpoint,
-            settings,
-            notice=notice,
-            progress=file_events(quantising),
-            fetch_progress=fetching,
-        )
+    return resolve(checkpoint, ResolveSettings(None if number == 16 else number)).path
 
 
 def _warn_of_memory(plan: Plan) -> None:
@@ -241,5 +237,5 @@ def _shown(name: str, value: object) -> str:
     if isinstance(value, int) and name.endswith("_bytes"):
         return f"{value / 1e9:.2f} GB"
     if isinstance(value, list):
-        return ", ".join(str(one) for one in cast("list[object]", value))
+        return ", ".join(str(item) for item in cast("list[object]", value))
     return f"about {value} s" if name == "time_s" else str(value)

@@ -33,7 +33,7 @@ def doctor(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Also judge the machine for this model, which is neither fetched nor loaded.",
+            help="Also check the machine for this model, which is neither fetched nor loaded.",
         ),
     ] = None,
     *,
@@ -45,19 +45,20 @@ def doctor(
             "--checkpoint",
             exists=True,
             file_okay=False,
-            help="Checkpoint that the bundle MODEL was compiled from: compare a layer with it.",
+            help="Checkpoint that the bundle MODEL was compiled from; a layer is compared with it.",
         ),
     ] = None,
     simulator: Annotated[
-        bool, typer.Option("--simulator", help="Also compile and simulate a layer, in some 15 seconds.")
+        bool, typer.Option("--simulator", help="Also compile and simulate a layer, in about 15 seconds.")
     ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Check this machine, and say what to do where something is wrong.
+    """Check this machine, and say what to do about each problem.
 
-    Nothing is changed: commands are shown, never run. What is there is proved by computing something with a
-    known answer. Exit code 1 means that something fails that MODEL, or the machine's own TPU, needs.
+    Nothing is changed: commands are shown, never run. Each engine that is here is tested by computing
+    something with a known answer. Exit code 1 means that something that MODEL or the machine's TPU needs
+    has failed.
     """
     from baichuan2_tpu.doctor import Host, Machine, ProofSettings, examine, find_tpu, prove
 
@@ -66,7 +67,7 @@ def doctor(
     host, machine = Host.here(), Machine()
     report = examine(machine, host, model=model, context=context, device=device)
     if checkpoint is not None and report.need is not None and not report.need.has_manifest:
-        raise typer.BadParameter("--checkpoint is for a bundle that was compiled from it; MODEL is none")
+        raise typer.BadParameter("--checkpoint needs a bundle that was compiled from it; MODEL is not one")
     settings = ProofSettings.of(report.need, checkpoint=checkpoint, device=device, simulator=simulator)
     report = report.with_proofs(prove(host, find_tpu(machine, device), settings))
     if as_json:
@@ -78,20 +79,21 @@ def doctor(
 
 
 def draw(report: Report) -> None:
-    """Print one line a finding, and its next step below where there is one."""
+    """Print one line per finding, and below it the next step where there is one."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=sys.stdout, width=_WIDTH, highlight=False, soft_wrap=True)
-    width = max(len(one.name) for one in report.findings)
+    width = max(len(finding.name) for finding in report.findings)
     for finding in report.findings:
         name = f"{finding.name:<{width}}  "
         first, *others = _lines(finding, _WIDTH - len(finding.status) - 1 - len(name))
         console.print(Text(f"{finding.status} ", style=_STYLES[finding.status]) + Text(name + first))
         for line in others:
             console.print(Text(line if line.startswith(_COMMAND) else f"{'':<{width + 7}}{line}"))
-    failed, doubtful = (sum(one.status == status for one in report.findings) for status in ("fail", "warn"))
-    console.print(Text(f"{failed} failed, {doubtful} to look at", style="bold"))
+    statuses = [finding.status for finding in report.findings]
+    summary = f"failed: {statuses.count('fail')}, warnings: {statuses.count('warn')}"
+    console.print(Text(summary, style="bold"))
 
 
 def _lines(finding: Finding, width: int) -> Iterator[str]:
@@ -101,7 +103,7 @@ def _lines(finding: Finding, width: int) -> Iterator[str]:
     """
     is_right = finding.status in ("pass", "info")
     seen = (
-        finding.value if is_right or not finding.allowed else f"{finding.value}; right is {finding.allowed}"
+        finding.value if is_right or not finding.allowed else f"{finding.value}; expected: {finding.allowed}"
     )
     yield from textwrap.wrap(printable(seen), width, break_on_hyphens=False)
     for step in map(printable, finding.next_step):

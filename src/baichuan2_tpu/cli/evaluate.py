@@ -1,6 +1,6 @@
-"""``baichuan2 evaluate``: perplexity of a text and tasks of lm-evaluation-harness, beside another model's.
+"""``baichuan2 evaluate``: perplexity of a text and tasks of lm-evaluation-harness, alone or compared.
 
-Not here: scoring (``baichuan2_tpu.evaluate``), opening what is compared (``evaluating``).
+Not here: scoring (``baichuan2_tpu.evaluate``), opening what is compared (``evaluate_models``).
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.cli.terminal import byte_bar, notice, write_result
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.cli.evaluate_models import FoundModel
+    from baichuan2_tpu.cli.evaluate_models import Candidate
     from baichuan2_tpu.evaluate import Evaluation, Subject, TaskScore, TextPlan
     from baichuan2_tpu.evaluate.tasks import TaskSuite
 
 __all__ = ["evaluate"]
 
 _REFERENCE_TOKENS = 20_480
-"""Of the language reference that is scored where nothing else is asked for: minutes on two cores."""
+"""Tokens of the language reference, scored where no text or task is given: minutes on two cores."""
 
 
 class _ReferenceEngine(str, Enum):
@@ -50,14 +49,14 @@ _Text = Annotated[
     ),
 ]
 _Tokens = Annotated[
-    int | None, typer.Option("--tokens", min=2, help="Score the first tokens alone.", show_default="all")
+    int | None, typer.Option("--tokens", min=2, help="Score only the first tokens.", show_default="all")
 ]
 _Window = Annotated[
-    int | None, typer.Option("--window", min=2, help="Tokens of a window.", show_default="512")
+    int | None, typer.Option("--window", min=2, help="Tokens per window.", show_default="512")
 ]
 _Stride = Annotated[
     int | None,
-    typer.Option("--stride", min=1, help="Tokens from window to window.", show_default="the window"),
+    typer.Option("--stride", min=1, help="Tokens from one window to the next.", show_default="the window"),
 ]
 _Task = Annotated[
     list[str] | None,
@@ -69,25 +68,23 @@ _Task = Annotated[
 ]
 _TaskFile = Annotated[
     list[Path] | None,
-    typer.Option("--task-file", metavar="YAML", help="Task of your own; may be repeated."),
+    typer.Option("--task-file", metavar="YAML", help="Your own task; may be repeated."),
 ]
-_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions a task.", show_default="all")]
+_Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions per task.", show_default="all")]
 _FewShot = Annotated[
     int | None,
     typer.Option("--few-shot", min=0, help="Solved examples before a question.", show_default="the task's"),
 ]
-_Chat = Annotated[
-    bool, typer.Option("--chat", help="Ask as a user of a chat does, not as text to be continued.")
-]
+_Chat = Annotated[bool, typer.Option("--chat", help="Ask as a user of a chat, not as text to continue.")]
 _Against = Annotated[
     str | None,
     typer.Option(
-        "--against", metavar="MODEL", help="Compare with this; a float checkpoint is not quantised."
+        "--against", metavar="MODEL", help="Compare with this model; a float checkpoint is not quantised."
     ),
 ]
 _AgainstEngine = Annotated[
     _ReferenceEngine,
-    typer.Option("--against-engine", help="Where to run that; float scores the weights of its source."),
+    typer.Option("--against-engine", help="Engine for that model; float scores its unquantised weights."),
 ]
 
 
@@ -115,12 +112,13 @@ def evaluate(
 ) -> None:
     """Measure how good a model is, on a text and on tasks.
 
-    A text has a perplexity; tasks are those of lm-evaluation-harness, or files of your own in its form. With
-    --against two models get the same tokens and questions, and the difference has an interval: a bootstrap
-    over windows or questions. What was scored, and how, is printed with it.
+    The score of a text is its perplexity; tasks are those of lm-evaluation-harness, or your own files in its
+    format. With --against two models get the same tokens and questions, and the difference has a confidence
+    interval: a bootstrap over windows or questions. What was scored, and how, is printed with it.
     """
     from baichuan2_tpu.cli.evaluate_models import find_reference, find_subject
     from baichuan2_tpu.evaluate import Report
+    from baichuan2_tpu.model import EngineSettings
 
     if against is None and against_engine is not _ReferenceEngine.AUTO:
         raise typer.BadParameter("--against-engine needs --against")
@@ -131,20 +129,20 @@ def evaluate(
     if against is not None:
         reference = find_reference(against, replace(own, engine=against_engine.value))
         _check_comparable(first, reference, work)  # scoring the first may take hours
-    with first.opened() as subject:
-        found = _evaluate(subject, work)
+    with first.open() as subject:
+        evaluation = _evaluate(subject, work)
     beside = None
     if reference is not None:
-        with reference.opened() as subject:
-            beside = _evaluate(subject, work, found)
-    report = Report(found, beside)
+        with reference.open() as subject:
+            beside = _evaluate(subject, work, evaluation)
+    report = Report(evaluation, beside)
     shown = json.dumps(report.to_json(), ensure_ascii=False) if as_json else "\n".join(report.lines())
     write_result(shown + "\n")
 
 
 @dataclass(frozen=True, slots=True)
 class _AskedText:
-    """What the user said of a text; None leaves it to the model."""
+    """The options of a text; None leaves one to the model."""
 
     file: Path | None
     tokens: int | None
@@ -164,13 +162,13 @@ class _AskedText:
 
     @property
     def has_lengths(self) -> bool:
-        """Whether the user said how to cut it."""
+        """Whether the user gave a length."""
         return (self.tokens, self.window, self.stride) != (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _AskedTasks:
-    """What the user said of tasks; None leaves it to them."""
+    """The options of tasks; None leaves one to them."""
 
     names: list[str]
     files: list[Path]
@@ -198,13 +196,13 @@ class _AskedTasks:
 
     @property
     def has_settings(self) -> bool:
-        """Whether the user said how to ask."""
+        """Whether the user gave a setting of tasks."""
         return (self.limit, self.few_shot) != (None, None) or self.is_chat
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is to be found of every model."""
+    """What is measured of every model."""
 
     text: TextPlan | None
     tasks: TaskSuite | None
@@ -224,7 +222,7 @@ def _work(text: _AskedText, tasks: _AskedTasks) -> _Work:
     return _Work(text.plan(), tasks.load() if tasks.are_any else None)
 
 
-def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> None:
+def _check_comparable(first: Candidate, reference: Candidate, work: _Work) -> None:
     """Check that the reference cuts the text alike, and can do the tasks.
 
     Raises: RequestError.
@@ -233,7 +231,7 @@ def _check_comparable(first: FoundModel, reference: FoundModel, work: _Work) -> 
         work.text.check_tokenizers(first.tokenizer, reference.tokenizer, reference.name)
     if work.text is not None or (work.tasks is not None and work.tasks.asks_for_scores):
         reference.check_head()
-    if work.tasks is not None and reference.floats is not None:
+    if work.tasks is not None and reference.is_float:
         work.tasks.check_scored_alone(reference.name)
 
 
@@ -244,7 +242,7 @@ def _evaluate(subject: Subject, work: _Work, beside: Evaluation | None = None) -
     text = perplexity = None
     if work.text is not None:
         plan = work.text.cut_like(beside.text) if beside and beside.text else work.text
-        text = plan.tokenised(subject)
+        text = plan.tokenise(subject)
         with byte_bar(f"scoring {subject.name}") as progress:
             perplexity = measure_perplexity(subject, text, progress)
     scores: tuple[TaskScore, ...] = ()

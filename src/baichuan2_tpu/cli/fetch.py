@@ -1,4 +1,4 @@
-"""``baichuan2 fetch``: bring a model to this machine, prove it again, or show which there are.
+"""``baichuan2 fetch``: fetch a model, verify it again, or show which there are.
 
 Not here: how (``baichuan2_tpu.fetch``).
 """
@@ -33,7 +33,7 @@ class SourceChoice(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What the options say; None where they say nothing."""
+    """The options that were given; None where one was not."""
 
     source: SourceChoice | None
     folder: Path | None
@@ -53,7 +53,7 @@ def fetch(
     ] = None,
     connections: Annotated[
         int | None,
-        typer.Option("--connections", min=1, max=32, help="Requests at once.", show_default="4"),
+        typer.Option("--connections", min=1, max=32, help="Requests at the same time.", show_default="4"),
     ] = None,
     revision: Annotated[
         str | None,
@@ -61,21 +61,21 @@ def fetch(
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare every file that is there with its sha256; fetch nothing."),
+        typer.Option("--verify", help="Compare the fetched files with their sha256; fetch nothing."),
     ] = False,
-    is_list: Annotated[bool, typer.Option("--list", help="Show the names, and what is there.")] = False,
+    is_list: Annotated[bool, typer.Option("--list", help="Show the names, and which are here.")] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Fetch the model NAME and print its folder.
 
-    What is whole stays when it is interrupted; the same command goes on, and replaces what is damaged. Read
-    from the environment: HF_ENDPOINT, HF_TOKEN, MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN, HTTPS_PROXY.
+    If it is interrupted, the same command continues; damaged files are replaced. Read from the environment:
+    HF_ENDPOINT, HF_TOKEN, MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN, HTTPS_PROXY.
     """
     wish = _Wish(source, None if to is None else to.expanduser(), connections, revision)
     if is_list:
         if name is not None or verify or wish != _Wish(None, None, None, None):
-            raise typer.BadParameter("--list goes with --json alone")
+            raise typer.BadParameter("--list goes only with --json")
         _show_list(as_json=as_json)
         return
     if name is None:
@@ -83,7 +83,7 @@ def fetch(
     _check_wish(name, wish)
     if verify:
         if source or connections:
-            raise typer.BadParameter("--verify asks no hub: --source and --connections are not for it")
+            raise typer.BadParameter("--verify asks no hub: --source and --connections do not apply to it")
         _verify(name, wish, as_json=as_json)
         return
     try:
@@ -101,13 +101,13 @@ def _check_wish(name: str, wish: _Wish) -> None:
 
     if name not in ("demo", *HUB_MODELS, *VENDOR_MODELS):
         names = ", ".join(("demo", *HUB_MODELS, *VENDOR_MODELS))
-        raise RequestError(f"{name!r} is no model that can be fetched; choose one of {names}")
+        raise RequestError(f"{name!r} is not a model that can be fetched; choose one of {names}")
     if wish.revision is not None and not wish.revision.strip():
         raise typer.BadParameter("--revision is empty: give a branch, tag or commit, or leave it out")
     if name not in HUB_MODELS and (wish.source or wish.connections or wish.revision):
         comes = "by pip" if name == "demo" else "from the vendor, by dfss"
         raise typer.BadParameter(
-            f"{name} comes {comes}: --source, --connections and --revision are not for it"
+            f"{name} comes {comes}: --source, --connections and --revision do not apply to it"
         )
 
 

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import AnswerSettings, EngineSettings, open_conversation
-from baichuan2_tpu.cli.show_answer import collect_answer, show_answer
+from baichuan2_tpu.cli.models import open_chat_model
+from baichuan2_tpu.cli.show_answer import show_answer
 from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
 
@@ -51,21 +51,33 @@ def generate(
 
     --json prints one object: model, engine, text, token_ids, finish_reason, stats.
     """
+    from baichuan2_tpu.generate.settings import GivenSettings
+    from baichuan2_tpu.model import EngineSettings
+
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
     text = _read_prompt(prompt, file)
     if not text.strip():
         raise RequestError("the prompt is empty; write something to answer")
     running = EngineSettings(engine.value, device, context, threads, exact)
-    answering = AnswerSettings(
-        system, temperature, top_p, top_k, min_p, repetition_penalty, seed, max_tokens, stop
+    given = GivenSettings(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
     )
-    with open_conversation(model, running, answering) as (opened, conversation):
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    with open_chat_model(model, running, given) as opened:
         if not as_json:
-            show_answer(conversation.ask(text))
+            show_answer(opened.stream(messages, **given))
             return
-        result = collect_answer(conversation.ask(text))
-        facts = {"model": model, "engine": opened.name, **asdict(result)}
+        result = opened.chat(messages, **given)
+        facts = {"model": model, "engine": opened.engine.name, **asdict(result)}
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
 
 

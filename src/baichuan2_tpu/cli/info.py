@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import read_config, resolve
+from baichuan2_tpu.cli.models import resolve
 from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
 
 if TYPE_CHECKING:
+    from baichuan2_tpu.checkpoint.identify import Located
     from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 
 __all__ = ["info"]
@@ -40,20 +41,19 @@ def info(
     """Show what a model is and what it will take.
 
     Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
-    and --head-bits. Of a compiled bundle the manifest is shown; --verify reads all of it.
+    and --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
     """
     from baichuan2_tpu.config import QuantizationConfig
-    from baichuan2_tpu.manifest import find_bmodel, is_bundle
 
-    directory = _directory(model)
-    if verify and not is_bundle(directory):
+    located = _locate(model)
+    if verify and located.kind != "bundle":
         raise typer.BadParameter("--verify is for a compiled bundle")
-    if is_bundle(directory):
-        facts = _describe_bundle(directory, context, is_verified=verify)
-    elif bmodel := find_bmodel(directory):
-        facts = _describe_bmodel(bmodel)
+    if located.kind == "bundle":
+        facts = _describe_bundle(located.path, context, is_verified=verify)
+    elif located.bmodel is not None:
+        facts = _describe_bmodel(located.bmodel)
     else:
-        facts = _describe(directory, context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
+        facts = _describe(located, context, QuantizationConfig(bits.bits, head_bits=head_bits.bits))
     if as_json:
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
         return
@@ -74,37 +74,39 @@ def _shown(name: str, value: object) -> str:
     return str(value)
 
 
-def _directory(model: str) -> Path:
-    """Return the directory to describe; only a GGUF has to be quantised to have one.
+def _locate(model: str) -> Located:
+    """Return what to describe; only a GGUF has to be quantised first, to have a directory.
 
     Raises: RequestError for a model that would have to be fetched first, with its size.
     """
+    from baichuan2_tpu.checkpoint.identify import identify
     from baichuan2_tpu.fetch import find_fetched
     from baichuan2_tpu.resolve import KNOWN_MODELS
 
     path = Path(model).expanduser()
     if model not in KNOWN_MODELS:
-        return path if path.is_dir() else resolve(model)
+        return identify(path, needs_weights=False) if path.is_dir() else resolve(model)
     if model == "demo":
         return resolve(model)
     fetched = find_fetched(model)
     if fetched is None:
         description = KNOWN_MODELS[model].description
         raise RequestError(f"{model} is not here yet ({description}); run baichuan2 fetch {model}")
-    return fetched
+    return identify(fetched)
 
 
-def _describe(directory: Path, context: int | None, wished: QuantizationConfig) -> dict[str, object]:
+def _describe(located: Located, context: int | None, assumed: QuantizationConfig) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
+    from baichuan2_tpu.model import read_config
 
-    stored = read_config(directory)
-    quantization = stored.quantization or wished
+    stored = read_config(located)
+    quantization = stored.quantization or assumed
     need = memory_need(replace(stored, quantization=quantization))
     tokens = context or stored.max_context
-    files = [file for kind in _WEIGHT_FILES for file in directory.glob(kind)]
+    files = [file for kind in _WEIGHT_FILES for file in located.path.glob(kind)]
     return {
-        "path": str(directory),
+        "path": str(located.path),
         "is_quantized": stored.quantization is not None,
         **_shapes(stored),
         "bits": quantization.bits,
@@ -152,7 +154,7 @@ def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool)
 
 
 def _describe_bmodel(bmodel: Path) -> dict[str, object]:
-    """Return what a bmodel without a manifest tells of itself before it is loaded."""
+    """Return what a bmodel without a manifest says of itself before it is loaded."""
     from baichuan2_tpu.bmodel.header import BmodelFile
     from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 

@@ -52,7 +52,7 @@ def read_message(read_line: LineReader) -> str:
 
 @contextmanager
 def stoppable() -> Generator[Callable[[], bool], None, None]:
-    """Turn Ctrl-C into a question, "was it pressed?", so that work ends between two tokens.
+    """Give a function that tells whether Ctrl-C was pressed, so that work ends between two tokens.
 
     A second Ctrl-C raises KeyboardInterrupt as ever.
     Side effect: the handler of SIGINT is replaced, and put back at the end.
@@ -79,7 +79,7 @@ def _read_plain_line(prompt: str) -> str:
 
 
 def _history_file() -> Path | None:
-    """Return the file for lines typed, or None where it cannot be written: a chat goes on without."""
+    """Return the file for lines typed, or None where it cannot be written: a chat works without."""
     path = platformdirs.user_state_path("baichuan2-tpu", appauthor=False) / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

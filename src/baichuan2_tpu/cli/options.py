@@ -42,7 +42,7 @@ _FROM_MODEL = "the model's own"
 
 @dataclass(slots=True)
 class Settings:
-    """What holds for the whole command, filled while the command line is read."""
+    """Settings of the whole command, filled while the command line is parsed."""
 
     is_debug: bool = False
 
@@ -87,9 +87,10 @@ Debug = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
-Bits = Annotated[BitsName, typer.Option("--bits", help="Bits a weight.")]
+Bits = Annotated[BitsName, typer.Option("--bits", help="Bits per weight.")]
 HeadBits = Annotated[
-    BitsName, typer.Option("--head-bits", help="Bits a weight of the head, which loses most by fewer.")
+    BitsName,
+    typer.Option("--head-bits", help="Bits per weight of the output head; it suffers most at low precision."),
 ]
 GroupSize = Annotated[
     int, typer.Option("--group-size", min=1, help="Consecutive input columns that share a scale.")
@@ -105,21 +106,21 @@ Engine = Annotated[
 ]
 Device = Annotated[int, typer.Option("--device", min=0, help="Number of the TPU to run on.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="one a core")
+    int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="one per core")
 ]
 Context = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens a conversation can hold.", show_default=_FROM_MODEL),
 ]
 Exact = Annotated[
-    bool, typer.Option("--exact", help="Compute activations in float32: slow, the oracle of the fast mode.")
+    bool, typer.Option("--exact", help="Compute activations in float32: slow, a reference for the fast mode.")
 ]
 
 System = Annotated[str | None, typer.Option("--system", help="System message.")]
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", min=0.0, help="0 always takes the likeliest token.", show_default=_FROM_MODEL
+        "--temperature", min=0.0, help="0 always chooses the likeliest token.", show_default=_FROM_MODEL
     ),
 ]
 TopP = Annotated[
@@ -128,14 +129,14 @@ TopP = Annotated[
         "--top-p",
         min=0.0,
         max=1.0,
-        help="Keep the likeliest tokens up to this share.",
+        help="Choose among the likeliest tokens that together have this probability.",
         show_default=_FROM_MODEL,
     ),
 ]
 TopK = Annotated[
     int | None,
     typer.Option(
-        "--top-k", min=0, help="Keep this many likeliest tokens; 0 keeps all.", show_default=_FROM_MODEL
+        "--top-k", min=0, help="Choose among this many likeliest tokens; 0 for all.", show_default=_FROM_MODEL
     ),
 ]
 MinP = Annotated[
@@ -144,14 +145,14 @@ MinP = Annotated[
         "--min-p",
         min=0.0,
         max=1.0,
-        help="Drop tokens below this share of the likeliest.",
+        help="Drop tokens less likely than this share of the likeliest one.",
         show_default=_FROM_MODEL,
     ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
-        "--repetition-penalty", min=0.01, help="Above 1 discourages repeating.", show_default=_FROM_MODEL
+        "--repetition-penalty", min=0.01, help="Above 1 discourages repetition.", show_default=_FROM_MODEL
     ),
 ]
 Seed = Annotated[

@@ -33,7 +33,8 @@ Source = Annotated[
 Method = Annotated[
     MethodName,
     typer.Option(
-        "--method", help="How integers are chosen: search is quick, gptq calibrates and loses less."
+        "--method",
+        help="How integers are chosen: search is quick; gptq calibrates with a text and loses less.",
     ),
 ]
 CalibrationText = Annotated[
@@ -66,7 +67,7 @@ def quantize(
 ) -> None:
     """Make a quantised checkpoint DST out of SRC.
 
-    What is finished stays beside DST when it is interrupted; the same command goes on.
+    If it is interrupted, finished files stay beside DST, and the same command continues.
     """
     from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
@@ -82,9 +83,9 @@ def quantize(
     quantization_settings(bits.bits, group_size, head_bits.bits)
     if calibration is not None and str(calibration) != "-":  # standard input is read once
         read_user_text(calibration)
-    wished = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
+    settings = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
-        path = find_source(source, notice, fetching)
+        path = find_source(source, notice, fetching).path
     with progress_bar("quantising") as progress:
         write_quantized(
             path,
@@ -92,7 +93,7 @@ def quantize(
             bits=bits.bits,
             head_bits=head_bits.bits,
             group_size=group_size,
-            calibration=None if method is MethodName.SEARCH else wished,
+            calibration=None if method is MethodName.SEARCH else settings,
             workers=workers,
             progress=progress,
             notice=notice,

@@ -1,6 +1,6 @@
 """``baichuan2 serve``: its options.
 
-Not here: what they lead to (``serving``, which imports the server's packages).
+Not here: what they lead to (``serve_run``, which imports the server's packages).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from baichuan2_tpu.cli import options
-from baichuan2_tpu.cli.models import EngineSettings
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["serve"]
@@ -41,7 +40,7 @@ _ApiKeyFile = Annotated[
     Path | None,
     typer.Option(
         "--api-key-file",
-        help="File with keys, one a line; the environment variable BAICHUAN2_API_KEY holds one.",
+        help="File with keys, one per line; the environment variable BAICHUAN2_API_KEY can hold one too.",
     ),
 ]
 _TlsCertificate = Annotated[
@@ -52,12 +51,25 @@ _TlsKey = Annotated[
 ]
 _CorsOrigin = Annotated[
     list[str] | None,
-    typer.Option("--cors-origin", metavar="URL", help="Web page of others that may ask; may be repeated."),
+    typer.Option(
+        "--cors-origin",
+        metavar="URL",
+        help="Origin of another web page that may use the API; may be repeated.",
+    ),
 ]
-_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve the API alone; saves memory.")]
-_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers that grow at once.")]
+_AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="Host name that leads here, as a proxy's in front; may be repeated.",
+        show_default="names of this machine, numeric addresses",
+    ),
+]
+_NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
+_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers computed at the same time.")]
 _MaxQueue = Annotated[
-    int, typer.Option("--max-queue", min=0, help="Requests that may wait; more get status 429.")
+    int, typer.Option("--max-queue", min=0, help="Requests that may wait; further ones get status 429.")
 ]
 _KvMemory = Annotated[
     float | None,
@@ -66,13 +78,13 @@ _KvMemory = Annotated[
         min=0.001,
         max=1_000_000,
         metavar="GB",
-        help="Memory for the keys and values of all conversations.",
-        show_default="what the weights leave of half of the machine's",
+        help="Memory for the KV cache of all conversations.",
+        show_default="half of the machine's, less the weights",
     ),
 ]
 _MaxBody = Annotated[
     float,
-    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest body of a request."),
+    typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest request body."),
 ]
 _Timeout = Annotated[
     float | None,
@@ -92,14 +104,16 @@ _Grace = Annotated[
         min=0,
         max=1_000_000,
         metavar="SECONDS",
-        help="Time for running answers to finish at the end.",
+        help="Time that running answers have to finish when the server stops.",
     ),
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Refuse fields of a request that would be ignored.")]
 _AnyModel = Annotated[bool, typer.Option("--any-model", help="Answer whatever model a client asks for.")]
 _Tools = Annotated[
     _ToolRule,
-    typer.Option("--tools", help="Which of a client's tools the model is told of: none, the newest that fit, or all."),
+    typer.Option(
+        "--tools", help="Which of a client's tools the model is told of: none, the newest that fit, or all."
+    ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
 
@@ -114,6 +128,7 @@ def serve(
     tls_certificate: _TlsCertificate = None,
     tls_key: _TlsKey = None,
     cors_origin: _CorsOrigin = None,
+    allowed_host: _AllowedHost = None,
     no_page: _NoPage = False,
     max_running: _MaxRunning = 16,
     max_queue: _MaxQueue = 64,
@@ -143,9 +158,13 @@ def serve(
         raise RequestError(
             f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
         ) from error
+    from baichuan2_tpu.model import EngineSettings
+
     address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
-    access = serve_run.ServerOptions(keys, tuple(cors_origin or ()), int(max_body * 1e6))
+    access = serve_run.ServerOptions(
+        keys, tuple(cors_origin or ()), tuple(allowed_host or ()), int(max_body * 1e6)
+    )
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from baichuan2_tpu.cli.models import EngineSettings, open_model, resolve
+from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
+from baichuan2_tpu.model import EngineSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
@@ -30,6 +31,7 @@ from baichuan2_tpu.server.transport.listening import (
     tell_supervisor,
 )
 from baichuan2_tpu.server.transport.request_log import RequestLog
+from baichuan2_tpu.server.transport.site_guard import SiteGuard, own_names
 
 if TYPE_CHECKING:
     import socket
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 _KEY_VARIABLE = "BAICHUAN2_API_KEY"
 _MEMORY_SHARE = 0.5
-"""How much of the machine weights, keys and values may take, where the user says nothing."""
+"""Share of the machine's memory that weights and KV cache may take by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ class ServePlan:
 
 
 def read_keys(file: Path | None) -> frozenset[str]:
-    """Return the keys out of a file and the environment; none lets everybody in.
+    """Return the keys from a file and the environment; without any, everybody may use the server.
 
-    Raises: RequestError when there is no key where the user says there is one.
+    Raises: RequestError when the file or the variable holds no key.
     """
     keys: set[str] = set()
     if file is not None:
@@ -82,7 +84,7 @@ def read_keys(file: Path | None) -> frozenset[str]:
             raise RequestError(f"cannot read keys from {file}: {error}; give a text file") from error
         keys.discard("")
         if not keys:
-            raise RequestError(f"{file} holds no key; write one a line")
+            raise RequestError(f"{file} holds no key; write one per line")
     if _KEY_VARIABLE in os.environ:
         key = os.environ[_KEY_VARIABLE].strip()
         if not key:
@@ -100,7 +102,7 @@ def write_logs(form: LogForm, *, is_debug: bool) -> None:
 
 
 def kv_bound(engine: Engine, machine_bytes: int) -> int:
-    """Return the bytes that keys and values may take beside the weights; one full context at least."""
+    """Return the bytes that the KV cache may take besides the weights; at least one full context."""
     need = memory_need(engine.config)
     context_bytes = engine.max_context * need.kv_bytes_per_token
     free_bytes = int(machine_bytes * _MEMORY_SHARE) - need.weight_bytes
@@ -108,17 +110,18 @@ def kv_bound(engine: Engine, machine_bytes: int) -> int:
 
 
 def run_server(plan: ServePlan) -> None:
-    """Serve until SIGINT or SIGTERM; see ``server.listening``.
+    """Serve until SIGINT or SIGTERM; see ``server.transport.listening``.
 
     Raises: what is wrong with the port, the certificate, the model or a limit, before anything is served.
     """
     check_tls(plan.address)
     with closing(bind(plan.address)) as listener:
-        directory = resolve(plan.model)
-        with open_model(directory, plan.engine) as engine:
-            served = ServedModel.open(plan.name, directory, engine)
-            with Scheduler(engine, served.tokenizer, plan.scheduling(engine)) as scheduler:
-                _tell_bounds(plan, engine, scheduler)
+        files = find_model(plan.model)
+        files.require_template()
+        with open_model(files, plan.engine) as model:
+            served = ServedModel.of(model, plan.name)
+            with Scheduler(model.engine, model.tokenizer, plan.scheduling(model.engine)) as scheduler:
+                _log_limits(plan, model.engine, scheduler)
                 service = Service(served, scheduler, timeout_s=plan.timeout_s, rules=plan.rules)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")
@@ -140,11 +143,13 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
         # Beside the first answers: it takes a second or two, which the first JSON answer would wait for.
         Thread(target=service.warm_up, name="warm-up").start()
 
-    serve(RequestLog(app), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
+    names = own_names(plan.address.host) | set(access.allowed_hosts)
+    guarded = SiteGuard(app, names, access.cors_origins)
+    serve(RequestLog(guarded), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 
 
-def _tell_bounds(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
-    """Say what the server may take, and who may use it."""
+def _log_limits(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
+    """Log how much memory the server may take, and warn if anybody may use it."""
     load = scheduler.load()
     log_event(
         _log,

@@ -11,38 +11,30 @@ from typing import TYPE_CHECKING
 from baichuan2_tpu.cli.terminal import notice, write_result
 
 if TYPE_CHECKING:
-    from baichuan2_tpu.chat import ChatEvent
+    from baichuan2_tpu.chat import AnswerPiece
     from baichuan2_tpu.generate.loop import Result
 
-__all__ = ["collect_answer", "show_answer"]
+__all__ = ["show_answer"]
 
 
-def collect_answer(events: Iterable[ChatEvent]) -> Result:
-    """Read an answer to its end and return it."""
-    from baichuan2_tpu.generate.loop import Result
+def show_answer(pieces: Iterable[AnswerPiece]) -> Result:
+    """Write an answer to standard output as it comes, and notices about it to standard error."""
+    from baichuan2_tpu.chat import read_result
 
-    *_, last = events
-    assert isinstance(last, Result), "the last event of an answer is its result"  # noqa: S101 - our invariant
-    return last
-
-
-def show_answer(events: Iterable[ChatEvent]) -> Result:
-    """Write an answer to standard output as it comes, and what is to be said about it to standard error."""
-    result = collect_answer(_shown(events))
+    result = read_result(_show(pieces))
     write_result("\n")
     if result.finish_reason == "length":
         notice(f"[cut at {len(result.token_ids)} tokens; --max-tokens and --context set the limit]")
     return result
 
 
-def _shown(events: Iterable[ChatEvent]) -> Iterable[ChatEvent]:
-    """Pass events on after showing what is in them."""
-    from baichuan2_tpu.chat import RoundsDropped
-    from baichuan2_tpu.generate.loop import TextPiece
-
-    for event in events:
-        if isinstance(event, TextPiece):
-            write_result(event.text)
-        elif isinstance(event, RoundsDropped):
-            notice(f"[the context is full; oldest rounds left out: {event.rounds}]")
-        yield event
+def _show(pieces: Iterable[AnswerPiece]) -> Iterable[AnswerPiece]:
+    """Pass pieces on after showing what is in them."""
+    dropped_rounds = 0
+    for piece in pieces:
+        if piece.dropped_rounds != dropped_rounds:
+            dropped_rounds = piece.dropped_rounds
+            notice(f"[the context is full; oldest rounds left out: {dropped_rounds}]")
+        if piece.text:
+            write_result(piece.text)
+        yield piece

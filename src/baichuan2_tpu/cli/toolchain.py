@@ -35,16 +35,16 @@ def install(
     *,
     path: Place = None,
     simulator_only: Annotated[
-        bool, typer.Option("--simulator-only", help="Unpack the simulator alone: 19 MB instead of 283 MB.")
+        bool, typer.Option("--simulator-only", help="Install only the simulator: 19 MB instead of 283 MB.")
     ] = False,
     wheel: Annotated[
-        Path | None, typer.Option("--wheel", help="The wheel of tpu_mlir 1.30.2, downloaded by other means.")
+        Path | None, typer.Option("--wheel", help="Wheel of tpu_mlir 1.30.2 that you downloaded yourself.")
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Install TPU-MLIR out of its wheel and check it: compile a layer, simulate it, compare with numpy.
+    """Install TPU-MLIR from its wheel and check it: compile a layer, simulate it, compare with numpy.
 
-    The wheel (312 MB) is fetched by pip and verified. What is installed and whole is kept.
+    The wheel (312 MB) is fetched by pip and verified. A complete installation is kept.
     """
     from baichuan2_tpu.toolchain import install_simulator, install_toolchain
 

@@ -15,13 +15,15 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.bmodel.weights import align, copy_range, fill_skeleton, read_stages
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.layout import EMBEDDING
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.compile.float_rows import Source, float_rows
 from baichuan2_tpu.compile.journal import Journal
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
-from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest, digest_file
+from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest
 
 __all__ = ["BundleFacts", "copy_assets", "join_nets", "open_source", "write_embedding", "write_manifest"]
 
@@ -52,7 +54,7 @@ def open_source(path: Path) -> QuantizedCheckpoint | FloatCheckpoint:
 
     Raises: RequestError for what must be quantised first or is compiled already; CheckpointError.
     """
-    kind = identify(path)
+    kind = identify(path).kind
     if kind == "gguf":
         raise RequestError(f"{path}: is a GGUF file; first run baichuan2 quantize SRC DST, then compile DST")
     if kind in ("bundle", "bmodel"):
@@ -87,7 +89,7 @@ def write_embedding(source: Source, dtype: Float, folder: Path) -> None:
     """Write the embedding as raw numbers of ``dtype``. Shapes: (V, E)."""
     shape = (source.config.vocabulary_size, source.config.hidden_size)
     with (folder / _EMBEDDING_NAME).open("wb") as file:
-        for rows in float_rows(source, "model.embed_tokens", shape, dtype):
+        for rows in float_rows(source, EMBEDDING, shape, dtype):
             file.write(rows.tobytes())
 
 

@@ -42,8 +42,8 @@ from baichuan2_tpu.compile.plan import Plan, Unit, make_plan
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError, RequestError
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import NetCost, digest_file
+from baichuan2_tpu.files import digest_file, locked_folder
+from baichuan2_tpu.manifest import NetCost
 from baichuan2_tpu.toolchain import Toolchain
 
 __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]

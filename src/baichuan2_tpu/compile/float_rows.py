@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.layout import EMBEDDING
 from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.weights import PackedLinear, Weights
 from baichuan2_tpu.errors import CheckpointError
@@ -23,7 +24,6 @@ __all__ = ["Source", "float_rows", "read_norm"]
 Source = Weights | FloatCheckpoint
 """A quantised checkpoint, or a float one where everything is compiled with 16 bits."""
 
-_EMBEDDING = "model.embed_tokens"
 _SLICE_WEIGHTS = 1 << 20  # 4 MB as float32, for the caches: larger slices take twice as long to transpose
 _ROW_MULTIPLE = 64  # a slice of packed rows begins at a whole word
 _LIMITS = {"float16": float(np.finfo(np.float16).max), "bfloat16": 3.3895313892515355e38}
@@ -63,7 +63,7 @@ def read_norm(source: Source, name: str) -> NDArray[np.float32]:
 
 
 def _open(weights: Weights, name: str) -> PackedLinear | NDArray[Any]:
-    return weights.array(name) if name == _EMBEDDING else weights.linear(name)
+    return weights.array(name) if name == EMBEDDING else weights.linear(name)
 
 
 def _rows_of(linear: PackedLinear, start: int, stop: int) -> PackedLinear:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from baichuan2_tpu.bmodel.weights import digest_range
-from baichuan2_tpu.manifest import FileDigest, NetCost, digest_file
+from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.files import FileDigest, read_json, write_json
+from baichuan2_tpu.manifest import NetCost
 
 __all__ = ["FinishedUnit", "Journal"]
 
@@ -43,7 +45,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, task: dict[str, object]) -> Journal:
-        """Go on with the record in ``folder`` if it is of the same task, or begin a new one.
+        """Continue the record in ``folder`` if it is of the same task, or begin a new one.
 
         Side effect: the files of finished units are hashed; a unit with one that differs is not finished.
         """
@@ -76,10 +78,10 @@ class Journal:
     def holds(self, name: str, unit: FinishedUnit) -> bool:
         """Tell whether the files of a unit are there and unchanged, its weights in either place."""
         skeleton, weights = self.skeleton(name), self.weights(name)
-        if not skeleton.is_file() or digest_file(skeleton) != unit.skeleton:
+        if not unit.skeleton.is_at(skeleton):
             return False
         if weights.is_file():
-            return digest_file(weights) == unit.weights
+            return unit.weights.is_at(weights)
         if name not in self.moved or not self.bmodel.is_file():
             return False
         return digest_range(self.bmodel, self.moved[name], unit.weights.nbytes) == unit.weights.sha256
@@ -96,24 +98,21 @@ class Journal:
 
     def write(self) -> None:
         """Write the record, all at once."""
-        values = {
+        values: dict[str, object] = {
             "format": _FORMAT,
             "task": self.task,
             "units": {name: asdict(unit) for name, unit in self.units.items()},
             "moved": self.moved,
         }
-        part = self.folder / f"{_NAME}.part"
-        part.write_text(json.dumps(values), "utf-8")
-        part.replace(self.folder / _NAME)
+        write_json(self.folder / _NAME, values)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the record, or None where there is none that can be used."""
     try:
-        record: object = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        values: dict[str, Any] = read_json(path, CompileError)
+    except CompileError:
         return None
-    values = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
     return values if values.get("format") == _FORMAT else None
 
 

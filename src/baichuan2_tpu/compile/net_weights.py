@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint import layout
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
+from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms, layer_prefix
 from baichuan2_tpu.checkpoint.packing import unpack_zeros
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.compile.alibi import alibi_arrays
@@ -37,7 +38,7 @@ def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arra
     config = source.config
     make_tables = _rotary_arrays if config.position == "rope" else alibi_arrays
     arrays: Arrays = {**make_tables(config, settings.context)}
-    prefix = f"model.layers.{layer}."
+    prefix = layer_prefix(layer)
     for name in layer_norms(layer):
         arrays[f"{name.removeprefix(prefix)}.weight"] = read_norm(source, name)
     for name, shape in layer_linears(config, layer).items():
@@ -51,17 +52,17 @@ def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arra
 
 def head_weights(source: Source, settings: CompileSettings) -> Arrays:
     """Return what the head reads, the final norm included; see ``block_weights`` for the shapes."""
-    arrays: Arrays = {f"{FINAL_NORM}.weight": read_norm(source, "model.norm")}
+    arrays: Arrays = {f"{FINAL_NORM}.weight": read_norm(source, layout.FINAL_NORM)}
     if settings.head != "f16":
-        return arrays | _packed_arrays(source, "lm_head", HEAD)
+        return arrays | _packed_arrays(source, layout.HEAD, HEAD)
     shape = (source.config.vocabulary_size, source.config.hidden_size)
-    return arrays | {f"{HEAD}.weight": _float_columns(source, "lm_head", shape, settings.dtype)}
+    return arrays | {f"{HEAD}.weight": _float_columns(source, layout.HEAD, shape, settings.dtype)}
 
 
 def embedding_weights(source: Source, settings: CompileSettings) -> Arrays:
     """Return what the embedding reads. Shapes: (V, E)."""
     shape = (source.config.vocabulary_size, source.config.hidden_size)
-    rows = list(float_rows(source, "model.embed_tokens", shape, settings.dtype))
+    rows = list(float_rows(source, layout.EMBEDDING, shape, settings.dtype))
     return {f"{EMBEDDING}.weight": np.concatenate(rows)}
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from baichuan2_tpu.checkpoint.layout import layer_linears
 from baichuan2_tpu.compile.nets import EMBEDDING, HEAD, Net, block_net, embedding_net, head_net
-from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
+from baichuan2_tpu.compile.settings import GROUP_SIZE, HEAD_BITS, CompileSettings
 from baichuan2_tpu.config import ModelConfig
 
 __all__ = ["Plan", "Unit", "make_plan"]
@@ -21,7 +21,6 @@ _FLOAT_BYTES = 2
 _SKELETON_BYTES = 7 << 20  # a net without its weights: 5.6 MB of firmware, and instructions
 _INSTRUCTION_BYTES = 160 << 10  # of one stage
 _SMALL_FILES_BYTES = 32 << 20  # tokenizer, manifest, logs
-_HEAD_BITS = {"w4": 4, "w8": 8, "f16": 16}
 
 # Processor seconds: of a unit and of a stage, each at no weights and for every GB of them; of the end of all.
 _UNIT_S, _UNIT_S_PER_GB = 0.6, 12.0
@@ -157,7 +156,7 @@ def _block(config: ModelConfig, settings: CompileSettings, layer: int, stages: t
 
 def _head(config: ModelConfig, settings: CompileSettings) -> Unit:
     count = config.vocabulary_size * config.hidden_size
-    weight, given = _bytes(count, _HEAD_BITS[settings.head], config.hidden_size)
+    weight, given = _bytes(count, HEAD_BITS[settings.head], config.hidden_size)
     return Unit(HEAD, "head", 0, (1,), weight, given)
 
 

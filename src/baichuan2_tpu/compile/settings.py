@@ -5,16 +5,18 @@ Not here: the nets themselves (``nets``), where files go (``driver``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.layout import layer_linears
+from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import EmbeddingPlace, Float, HeadKind, HeadOutput
 
 __all__ = [
     "GROUP_SIZE",
+    "HEAD_BITS",
     "MOST_CONTEXT",
     "SAMPLE_CANDIDATES",
     "Bits",
@@ -34,7 +36,7 @@ SAMPLE_CANDIDATES = 64
 
 GROUP_SIZE = 64
 """Columns that share a scale in the nets; a checkpoint's larger groups are repeated."""
-_HEAD_BITS = {"w4": 4, "w8": 8}
+HEAD_BITS: Mapping[HeadKind, int] = {"w4": 4, "w8": 8, "f16": 16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ class CompileSettings:
     def _check_head(self, config: ModelConfig) -> None:
         if self.head == "f16":
             return
-        wanted = _HEAD_BITS[self.head]
+        wanted = HEAD_BITS[self.head]
         if config.quantization is None:
             raise RequestError(
                 f"a {self.head} head needs a quantised checkpoint and this one holds floats; run baichuan2 "
@@ -116,7 +118,7 @@ class CompileSettings:
                 f"the checkpoint's head has {stored} bits and --head asks for {self.head}; choose w{stored} "
                 f"or f16, or quantise with --head-bits {wanted}"
             )
-        _check_shape("lm_head", (config.vocabulary_size, config.hidden_size))
+        _check_shape(HEAD, (config.vocabulary_size, config.hidden_size))
 
     def _check_heads(self, config: ModelConfig) -> None:
         if config.position == "alibi" and config.kv_heads != config.heads:

@@ -1,4 +1,4 @@
-"""Call TPU-MLIR's programs: one tpuc-opt a stage of a net, model_tool to combine and to describe.
+"""Call TPU-MLIR's programs: one tpuc-opt per stage of a net, model_tool to combine and to describe.
 
 Every call has a log; a call that fails becomes a CompileError that says everything about it. Not here: what
 is compiled (``nets``), in which order (``driver``), where the programs are (``toolchain``).
@@ -12,17 +12,16 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from baichuan2_tpu.compile.nets import Net
 from baichuan2_tpu.compile.settings import GROUP_SIZE
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.programs import kill_program, start_program
 from baichuan2_tpu.toolchain import Toolchain
 
 __all__ = ["Addresses", "Compiler", "ModelSummary", "StageSummary"]
@@ -38,15 +37,6 @@ _ADDRESS_FILE = "../addresses.json"  # beside the weights, seen from the folder 
 _LOG_LINES = 12
 _LOG_LINE_CHARACTERS = 300
 _OPENMP_THREADS = "1"  # several programs run at once; more threads in each gain nothing (measured)
-
-# Runs in front of every program: it dies with us, even when we are killed without a chance to clean up.
-# Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
-_DIE_WITH_PARENT = (
-    "import ctypes, os, signal, sys;"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL);"
-    "os.getppid() == int(sys.argv[1]) or os._exit(1);"
-    "os.execve(sys.argv[2], sys.argv[2:], os.environ)"
-)
 
 _STACK_TRACE = re.compile(r"^(?:PLEASE submit a bug report|Stack dump:)", re.MULTILINE)
 _STAGE = re.compile(r"^(?:input|output): (\S+), \[([\d, ]*)\], (\w+)", re.MULTILINE)
@@ -127,34 +117,25 @@ class Compiler:
         with self._lock:
             self._is_stopped = True
             for process in self._running:
-                _kill(process)
+                kill_program(process)
 
     def _run(self, command: Sequence[str], folder: Path, name: str) -> Path:
         """Run a program to its end and return its log."""
         log = self.logs / f"{name}.log"
         environment = self.toolchain.environment() | {"OMP_NUM_THREADS": _OPENMP_THREADS}
         with log.open("wb") as output:
-            code = self._wait(self._start(command, folder, environment, output.fileno()))
+            code = self._wait(self._start(command, folder, environment, output))
         if code != 0:
             raise _failure(command, log, f"ended with {_ending(code)}")
         return log
 
     def _start(
-        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: int
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], output: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        launched = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         with self._lock:
             if self._is_stopped:
                 raise CompileError(f"{Path(command[0]).name} was not started: the build has stopped")
-            process = subprocess.Popen(  # noqa: S603 - a list, no shell
-                launched,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, so that what it starts can be killed with it
-            )
+            process = start_program(command, folder, output, environment=environment)
             self._running.add(process)
         return process
 
@@ -162,18 +143,12 @@ class Compiler:
         try:
             return process.wait()
         except BaseException:
-            _kill(process)
+            kill_program(process)
             process.wait()
             raise
         finally:
             with self._lock:
                 self._running.discard(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a program and everything in its group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
@@ -215,13 +190,13 @@ def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
 
 def _stages(text: str) -> list[StageSummary]:
     """Read the stages out of the text of ``model_tool --info``."""
-    found: list[StageSummary] = []
+    summaries: list[StageSummary] = []
     for part in re.split(r"^net \d+: ", text, flags=re.MULTILINE)[1:]:
         name = part[1 : part.index("]")]
         for stage in re.split(r"^stage \d+, ", part, flags=re.MULTILINE)[1:]:
             shapes = tuple(tuple(map(int, shape.split(", "))) for _, shape, _ in _STAGE.findall(stage))
-            found.append(StageSummary(name, shapes))
-    return found
+            summaries.append(StageSummary(name, shapes))
+    return summaries
 
 
 def _ending(code: int) -> str:

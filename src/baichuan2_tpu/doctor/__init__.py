@@ -1,7 +1,7 @@
 """Tell whether a machine can run a model, what stands in the way, and the next step.
 
-Files are read below a root (``machine``), judged (``checks_*``) and proved by computing (``proof``). Nothing
-is changed: commands are told, never run. Not here: drawing the report (``cli``).
+Files are read below a root (``system_files``), judged (``judge_*``), and engines are proved by computing
+(``prove_*``). Nothing is changed: commands are shown, never run. Not here: drawing (``cli.doctor``).
 """
 
 from baichuan2_tpu.doctor.finding import Finding

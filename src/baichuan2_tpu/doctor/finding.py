@@ -1,6 +1,6 @@
-"""One line of a diagnosis: what was looked at, what was seen, whether it is right, and what to do.
+"""One line of a diagnosis: what was examined, what was seen, whether it is right, and what to do.
 
-Not here: looking (the readers), judging (``checks_*``), drawing (``cli``).
+Not here: reading (``host``, ``tpu``), judging (``judge_*``), drawing (``cli.doctor``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Status = Literal["pass", "warn", "fail", "info"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was seen of one thing. ``allowed`` and ``next_step`` are empty where there is nothing to say."""
+    """What was seen of one thing. ``allowed`` and ``next_step`` are empty where they do not apply."""
 
     name: str
     status: Status
     value: str
     allowed: str = ""
     next_step: Sequence[str] = ()
-    """Lines; a line that begins with "$ " is a command."""
+    """Lines to follow in order; a line that begins with "$ " is a command."""
 
     def to_json(self) -> dict[str, object]:
         """Return the finding by the names of its fields."""

@@ -1,4 +1,4 @@
-"""What a diagnosis must know of this machine: Python, kernels, disk, processor, memory, what is installed.
+"""The machine that doctor runs on: Python, kernels, disk, processor, memory, installed software.
 
 Not here: memory of a TPU (``tpu_memory``), reading files below another root (``system_files``), which kernels
 our engine picks (``engine.cpu`` asks the processor itself).
@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 _INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "fphp")
-"""In the kernel's spelling: what kernels for matrices are, or could be, written for."""
+"""In the spelling of /proc/cpuinfo: instruction sets that matrix kernels are, or could be, written for."""
 _IMPLEMENTERS = {"0x41": "Arm", "0x61": "Apple", "0x48": "HiSilicon", "0x51": "Qualcomm"}
 _NO_LIMIT = 1 << 60
-"""What version 1 of cgroups writes where there is no limit is larger than this."""
+"""Version 1 of cgroups writes a larger number where there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Host:
     sail: str
     """Version of SOPHON-SAIL, or nothing where it is not installed."""
     toolchain: str
-    """Version of TPU-MLIR, or nothing where there is none to be used."""
+    """Version of TPU-MLIR, or nothing where no complete one is installed."""
     simulator: bool
 
     @classmethod
@@ -71,16 +71,16 @@ class Host:
             architecture=platform.machine(),
             kernels=available_kernels(),
             cache=cache,
-            cache_free_bytes=shutil.disk_usage(_existing(cache)).free,
+            cache_free_bytes=shutil.disk_usage(_nearest_existing(cache)).free,
             sail=installed_version() if importlib.util.find_spec("sophon") else "",
             toolchain=_toolchain_version(),
             simulator=_has_simulator(),
         )
 
 
-def _existing(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that exists."""
-    return next(one for one in (path, *path.absolute().parents) if one.exists())
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _toolchain_version() -> str:
@@ -100,7 +100,7 @@ def _has_simulator() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Units: ``threads`` counts what the kernel calls processors."""
+    """Units: ``threads`` counts what Linux calls processors."""
 
     model: str
     threads: int
@@ -109,23 +109,22 @@ class Processor:
 
 def read_processor(machine: Machine) -> Seen[Processor]:
     """Read /proc/cpuinfo."""
-    return machine.parsed("/proc/cpuinfo", parse_processor)
+    return machine.parse("/proc/cpuinfo", parse_processor)
 
 
 def parse_processor(text: str) -> Processor | None:
-    """Return what the text says, or None when it names no processor."""
+    """Read the text of /proc/cpuinfo, or return None when it names no processor."""
     threads = len(re.findall(r"^processor\s*:", text, re.MULTILINE))
     if threads == 0:
         return None
-    known = _field(text, "flags") or _field(text, "Features")
-    flags = set(known.split())
+    flags = set((_field(text, "flags") or _field(text, "Features")).split())
     model = _field(text, "model name") or _IMPLEMENTERS.get(_field(text, "CPU implementer"), "unnamed")
-    return Processor(model, threads, tuple(one for one in _INSTRUCTIONS if one in flags))
+    return Processor(model, threads, tuple(name for name in _INSTRUCTIONS if name in flags))
 
 
 def _field(text: str, name: str) -> str:
-    found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +137,17 @@ class HostMemory:
 
 def read_host_memory(machine: Machine) -> Seen[HostMemory]:
     """Read /proc/meminfo."""
-    return machine.parsed("/proc/meminfo", parse_memory)
+    return machine.parse("/proc/meminfo", parse_memory)
 
 
 def read_limit(machine: Machine) -> int | None:
-    """Return the least limit of the container, None where there is none."""
-    seen = [machine.parsed(str(path), parse_limit).value for path in CGROUP_LIMITS]
-    limits = [one for one in seen if one is not None and one < _NO_LIMIT]
-    return min(limits, default=None)
+    """Return the smallest memory limit of the container, None where there is none."""
+    limits = [machine.parse(str(path), parse_limit).value for path in CGROUP_LIMITS]
+    return min((limit for limit in limits if limit is not None and limit < _NO_LIMIT), default=None)
 
 
 def parse_memory(text: str) -> HostMemory | None:
-    """Return total and available memory, or None when the text tells no total."""
+    """Return total and available memory, or None when the text has no total."""
     sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)}
     if "MemTotal" not in sizes:
         return None
@@ -157,5 +155,5 @@ def parse_memory(text: str) -> HostMemory | None:
 
 
 def parse_limit(text: str) -> int | None:
-    """Return a number of bytes; "max" and everything else is no limit."""
+    """Return a number of bytes, or None for "max" and everything else: no limit."""
     return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None

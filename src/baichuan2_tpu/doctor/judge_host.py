@@ -1,6 +1,6 @@
 """Judge the machine itself: system, Python, processor, memory, disk, compiler.
 
-Not here: TPUs (``checks_device``).
+Not here: TPUs (``judge_tpu``).
 """
 
 from __future__ import annotations
@@ -16,45 +16,46 @@ __all__ = ["check_host", "gigabytes"]
 
 _FULL_SPEED = "avx2"
 _FETCH_BYTES = 20_000_000_000
-"""The official 7B has 15 GB; quantised to 4 bits it takes 4.8 GB beside it."""
+"""The official 7B takes 15 GB, and its 4-bit form another 4.8 GB."""
 
 
 def check_host(machine: Machine, host: Host, need: Need | None) -> list[Finding]:
     """Return the findings of the machine, for a model where there is one."""
     return [
-        _system(machine, host),
+        _judge_system(machine, host),
         Finding("python", "pass", f"{host.python}, baichuan2-tpu {host.version}", ">= 3.10"),
-        _processor(machine, host, need),
-        _memory(machine, need),
-        _disk(host),
-        _toolchain(host),
+        _judge_processor(machine, host, need),
+        _judge_memory(machine, need),
+        _judge_disk(host),
+        _judge_toolchain(host),
     ]
 
 
 def gigabytes(count: int) -> str:
-    """Write bytes as the kernel's units would: 1 GB has 10^9."""
+    """Write a number of bytes in GB of 10^9."""
     return f"{count / 1e9:.2f} GB"
 
 
-def _system(machine: Machine, host: Host) -> Finding:
-    release = machine.parsed("/etc/os-release", _pretty_name)
-    kernel = machine.parsed("/proc/sys/kernel/osrelease", str.strip)
-    value = f"{release.value or release.told}, Linux {kernel.value or kernel.told}, {host.architecture}"
+def _judge_system(machine: Machine, host: Host) -> Finding:
+    release = machine.parse("/etc/os-release", _pretty_name)
+    kernel = machine.parse("/proc/sys/kernel/osrelease", str.strip)
+    names = release.value or release.explanation, kernel.value or kernel.explanation
+    value = f"{names[0]}, Linux {names[1]}, {host.architecture}"
     is_known = release.value is not None and kernel.value is not None
     return Finding("system", "pass" if is_known else "warn", value)
 
 
-def _processor(machine: Machine, host: Host, need: Need | None) -> Finding:
+def _judge_processor(machine: Machine, host: Host, need: Need | None) -> Finding:
     seen = read_processor(machine)
     kernels = f"kernels: {host.kernels[0]}"
     if seen.value is None:
-        return Finding("processor", "warn", f"{seen.told}; {kernels}")
-    sets = " ".join(seen.value.instructions) or "none of those we look for"
+        return Finding("processor", "warn", f"{seen.explanation}; {kernels}")
+    sets = " ".join(seen.value.instructions) or "no known vector instructions"
     value = f"{seen.value.model}, {seen.value.threads} threads ({sets}); {kernels}"
     if host.kernels[0] == _FULL_SPEED:
         return Finding("processor", "pass", value, "AVX2, FMA and F16C")
     is_slow_here = need is None or need.runs_on == "cpu"
-    step = ("a model on the cpu will be slow; run a compiled bundle on a TPU, or another machine",)
+    step = ("models will be slow on this CPU; run a compiled bundle on a TPU, or use another machine",)
     return Finding(
         "processor",
         "warn" if is_slow_here else "info",
@@ -64,50 +65,50 @@ def _processor(machine: Machine, host: Host, need: Need | None) -> Finding:
     )
 
 
-def _memory(machine: Machine, need: Need | None) -> Finding:
+def _judge_memory(machine: Machine, need: Need | None) -> Finding:
     seen, limit = read_host_memory(machine), read_limit(machine)
     if seen.value is None:
-        return Finding("memory", "warn", seen.told)
+        return Finding("memory", "warn", seen.explanation)
     most = min(seen.value.total, limit or seen.value.total)
     value = f"{gigabytes(seen.value.total)}, {gigabytes(seen.value.available)} available"
     if most < seen.value.total:
-        value += f"; this container may take {gigabytes(most)}"
+        value += f"; this container is limited to {gigabytes(most)}"
     if need is None or need.host_bytes == 0:
         return Finding("memory", "pass", value)
     if need.runs_on == "tpu":
-        return _mapped(value, seen.value.available, need.host_bytes)
+        return _judge_mapped_memory(value, seen.value.available, need.host_bytes)
     allowed = f">= {gigabytes(need.host_bytes)} for this model at context {need.context}"
     if need.host_bytes > most:
         step = "use fewer bits, a shorter --context or a machine with more memory"
         return Finding("memory", "fail", value, allowed, (step,))
     if need.host_bytes > seen.value.available:
-        return Finding("memory", "warn", value, allowed, ("end other programs before it is loaded",))
+        return Finding("memory", "warn", value, allowed, ("end other programs before you load the model",))
     return Finding("memory", "pass", value, allowed)
 
 
-def _mapped(value: str, available: int, embedding_bytes: int) -> Finding:
-    """Judge whether the rows of the embedding stay in memory once they are read."""
+def _judge_mapped_memory(value: str, available: int, embedding_bytes: int) -> Finding:
+    """Judge whether the embedding, which is read from its file, stays in memory once it is read."""
     if embedding_bytes <= available:
         return Finding("memory", "pass", value)
     allowed = f">= {gigabytes(embedding_bytes)} available for the embedding"
-    step = "it runs, but reads rows from disk again: end other programs, or compile with --embedding device"
+    step = "it runs, but reads the disk all the time: end other programs, or compile with --embedding device"
     return Finding("memory", "warn", value, allowed, (step,))
 
 
-def _disk(host: Host) -> Finding:
+def _judge_disk(host: Host) -> Finding:
     value = f"{gigabytes(host.cache_free_bytes)} free for {host.cache}"
-    allowed = f">= {gigabytes(_FETCH_BYTES)} to fetch and quantise a 7B"
+    allowed = f">= {gigabytes(_FETCH_BYTES)} to fetch and quantise a 7B model"
     if host.cache_free_bytes >= _FETCH_BYTES:
         return Finding("disk", "pass", value, allowed)
-    step = "free some, or set XDG_CACHE_HOME to a larger disk"
+    step = "delete files, or set XDG_CACHE_HOME to a folder on a larger disk"
     return Finding("disk", "warn", value, allowed, (step,))
 
 
-def _toolchain(host: Host) -> Finding:
+def _judge_toolchain(host: Host) -> Finding:
     if host.toolchain:
         return Finding("toolchain", "pass", f"TPU-MLIR {host.toolchain}, with its simulator")
-    value = "the simulator alone" if host.simulator else "not installed"
-    step = "to compile bundles here (x86_64): baichuan2 toolchain install"
+    value = "only the simulator is installed" if host.simulator else "not installed"
+    step = "to compile bundles on this machine: baichuan2 toolchain install"
     return Finding("toolchain", "info", value, "", (step,) if host.architecture == "x86_64" else ())
 
 

@@ -13,17 +13,16 @@ from typing import Literal
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.compile.plan import make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.engine.compiled.open_bundle import buffer_bytes
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 from baichuan2_tpu.errors import ContextLengthError, RequestError
-from baichuan2_tpu.manifest import Manifest, find_bmodel, is_bundle
+from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.resolve import KNOWN_MODELS
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["VENDOR_MINIMUM_BYTES", "Need", "read_need"]
 
@@ -55,11 +54,8 @@ class Need:
     is_baichuan2_7b: bool = False
     compiled: Path | None = None
     """The folder of a bundle or bmodel that is at hand; None for a checkpoint, or what is not fetched."""
-
-    @property
-    def has_manifest(self) -> bool:
-        """Tell whether it is a bundle, whose layers can be compared with a checkpoint's."""
-        return self.compiled is not None and is_bundle(self.compiled)
+    has_manifest: bool = False
+    """Whether it is a bundle, whose layers can be compared with a checkpoint's."""
 
 
 def read_need(model: str, context: int | None = None) -> Need:
@@ -73,18 +69,17 @@ def read_need(model: str, context: int | None = None) -> Need:
     path = Path(model).expanduser()
     if not path.exists():
         raise RequestError(
-            f"{model!r} is no path that exists, and no known model; give a checkpoint or bundle directory, "
-            f"or one of: {', '.join(KNOWN_MODELS)}"
+            f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle "
+            f"directory, or one of: {', '.join(KNOWN_MODELS)}"
         )
-    kind = identify(path)
-    if kind == "bundle":
+    located = identify(path)
+    if located.kind == "bundle":
         return _bundle_need(path, context)
-    if kind == "bmodel":
-        return _bmodel_need(path, context)
-    if kind == "gguf":
+    if located.bmodel is not None:
+        return _bmodel_need(located.bmodel, context)
+    if located.kind == "gguf":
         return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
-    file = path / "config.json"
-    return _checkpoint_need(path.name, ModelConfig.from_json(read_json(file), file=str(file)), context)
+    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context)
 
 
 def _known_need(model: str, context: int | None) -> Need:
@@ -165,15 +160,13 @@ def _bundle_need(folder: Path, context: int | None) -> Need:
         bits=manifest.bits,
         is_baichuan2_7b=_is_baichuan2_7b(model),
         compiled=folder,
+        has_manifest=True,
     )
 
 
-def _bmodel_need(folder: Path, context: int | None) -> Need:
+def _bmodel_need(bmodel: Path, context: int | None) -> Need:
     """Read the header, and add the history, which the engine allocates beside such nets."""
-    bmodel = find_bmodel(folder)
-    if bmodel is None:
-        raise RequestError(f"{folder}: holds no bmodel any more; give another directory")
-    file, config = BmodelFile.read(bmodel), read_vendor_config(folder)
+    file, config = BmodelFile.read(bmodel), read_vendor_config(bmodel.parent)
     _check_context(bmodel.name, context, config.max_context)
     tokens = context or _VENDOR_CONTEXT
     bits = next((bits for bits in (4, 8) if f"int{bits}" in bmodel.name.lower()), 0)
@@ -188,7 +181,7 @@ def _bmodel_need(folder: Path, context: int | None) -> Need:
         devices=file.devices,
         bits=bits,
         is_baichuan2_7b=_is_baichuan2_7b(config),
-        compiled=folder,
+        compiled=bmodel.parent,
     )
 
 

@@ -1,9 +1,8 @@
 """Prove a machine by computing: something with a known answer on every engine that is there.
 
-The cpu runs a tiny random model beside numpy. A TPU's memory gives back what it was given, through the copies
-that the device itself makes; a bundle's net computes, beside numpy where its checkpoint is at hand. What
-drives a device runs in a process of its own (``apart``): vendor libraries end theirs on a fault.
-Not here: judging versions and memory (``checks_*``).
+The CPU runs a tiny random model and is compared with numpy. A TPU copies bytes in its memory and must return
+them unchanged. A bundle's first layer is compared with numpy where its checkpoint is given. Whatever drives a
+device runs in a child process, which a fault may end. Not here: judging versions and memory (``judge_*``).
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
-from baichuan2_tpu.doctor.child_process import Outcome, run_apart
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+from baichuan2_tpu.doctor.child_process import Outcome, run_in_child
 from baichuan2_tpu.doctor.finding import Finding, Status
 from baichuan2_tpu.doctor.host import Host
 from baichuan2_tpu.doctor.need import Need
@@ -21,7 +20,9 @@ from baichuan2_tpu.doctor.tpu import Tpu
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import BackendError, CompileError
-from baichuan2_tpu.reference.layer import first_token_logits, relative_error
+from baichuan2_tpu.reference.layer import first_token_logits
+from baichuan2_tpu.reference.operations import relative_error
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import find_toolchain
 
 __all__ = ["ProofSettings", "prove"]
@@ -29,30 +30,30 @@ __all__ = ["ProofSettings", "prove"]
 _TOKEN = 7
 _BITS = 4, 8
 _MOST_ERROR = {4: 0.05, 8: 0.005}
-"""Relative; measured: 0.0094 and 0.0002. Activations have 8 bits beside 4-bit weights, else 16."""
+"""Relative; measured: 0.0094 and 0.0002. Activations have 8 bits with 4-bit weights, else 16."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProofSettings:
-    """What to prove: a bundle or bmodel on the TPU, beside the checkpoint it came from, and the simulator."""
+    """What to prove: a bundle or bmodel on the TPU, with the checkpoint it came from, and the simulator."""
 
     compiled: Path | None = None
     checkpoint: Path | None = None
     device: int = 0
     has_simulator: bool = False
     is_tpu_needed: bool = True
-    """False for a model that runs on the cpu: what is wrong with a TPU does not concern it."""
+    """False for a model that runs on the CPU, which no fault of a TPU concerns."""
 
     @classmethod
     def of(cls, need: Need | None, *, checkpoint: Path | None, device: int, simulator: bool) -> ProofSettings:
-        """Take what a model needs; without one, the TPU is what the machine is for."""
+        """Return the settings for a model's need; without a model, the TPU is needed."""
         compiled = need.compiled if need else None
         is_tpu_needed = need is None or need.runs_on == "tpu"
         return cls(compiled, checkpoint, device, simulator, is_tpu_needed)
 
 
 def prove(host: Host, tpu: Tpu, settings: ProofSettings) -> list[Finding]:
-    """Compute on every engine that is there; nothing raises, a wrong answer is a finding."""
+    """Compute on every engine that is there. A wrong answer is a finding, never raised."""
     findings = [prove_cpu()]
     if tpu.kind != "none":
         findings.append(_prove_memory(settings))
@@ -67,14 +68,12 @@ def prove(host: Host, tpu: Tpu, settings: ProofSettings) -> list[Finding]:
 def prove_cpu() -> Finding:
     """Run one token through tiny random models of 4 and of 8 bits, and compare all logits with numpy."""
     errors = {bits: _cpu_error(bits) for bits in _BITS}
-    told = ", ".join(f"{error:.1e} at {bits} bits" for bits, error in errors.items())
+    differences = ", ".join(f"{error:.1e} at {bits} bits" for bits, error in errors.items())
     allowed = ", ".join(f"{_MOST_ERROR[bits]:g} at {bits}" for bits in _BITS)
-    value, allowed = f"logits of a tiny model beside numpy: off by {told}", f"<= {allowed}"
+    value, allowed = f"a tiny model differs from numpy by {differences}", f"<= {allowed}"
     if all(errors[bits] <= _MOST_ERROR[bits] for bits in _BITS):
         return Finding("computes: cpu", "pass", value, allowed)
-    step = (
-        "the processor or this installation is faulty; reinstall, and report it with baichuan2 doctor --json"
-    )
+    step = "the processor or the installation is faulty; reinstall, then report baichuan2 doctor --json"
     return Finding("computes: cpu", "fail", value, allowed, (step,))
 
 
@@ -86,16 +85,16 @@ def _cpu_error(bits: int) -> float:
 
 
 def _prove_memory(settings: ProofSettings) -> Finding:
-    """Send bytes there and back: without a compiled model that is what a TPU can be asked to do."""
-    outcome = run_apart("memory", str(settings.device))
-    return _judged("computes: tpu", outcome, "fail" if settings.is_tpu_needed else "warn")
+    """Send bytes there and back, the only thing a TPU can do without a compiled model."""
+    outcome = run_in_child("memory", str(settings.device))
+    return _judge("computes: tpu", outcome, "fail" if settings.is_tpu_needed else "warn")
 
 
 def _prove_net(engine: str, compiled: Path, settings: ProofSettings) -> Finding:
-    """Compute on the nets that are there; without a checkpoint nothing but sense can be checked."""
+    """Run a compiled model; without its checkpoint, only check that the answer is repeatable."""
     words = [engine, str(compiled), str(settings.device)]
     checkpoint = [str(settings.checkpoint)] if settings.checkpoint else []
-    return _judged(f"computes: {engine}", run_apart("net", *words, *checkpoint), "fail")
+    return _judge(f"computes: {engine}", run_in_child("net", *words, *checkpoint), "fail")
 
 
 def _prove_simulator() -> Finding:
@@ -104,12 +103,12 @@ def _prove_simulator() -> Finding:
         check = check_toolchain(find_toolchain())
     except (BackendError, CompileError) as error:
         return Finding(name, "fail", str(error))
-    took = f"compiled in {check.compile_s:.1f} s, simulated in {check.simulate_s:.1f} s"
-    return Finding(name, "pass", f"a layer, {took}, is off by {check.error:.1e} beside numpy", "<= 1e-2")
+    times = f"compiled in {check.compile_s:.1f} s and simulated in {check.simulate_s:.1f} s"
+    return Finding(name, "pass", f"one layer, {times}, differs from numpy by {check.error:.1e}", "<= 1e-2")
 
 
-def _judged(name: str, outcome: Outcome, bad: Status) -> Finding:
+def _judge(name: str, outcome: Outcome, bad: Status) -> Finding:
     if not outcome.problem:
-        return Finding(name, "pass", outcome.told)
-    step = "dmesg and bm-smi say more; what stands above it goes first"
+        return Finding(name, "pass", outcome.result)
+    step = "first fix what is wrong above; dmesg and bm-smi say more"
     return Finding(name, bad, outcome.problem, "", (step,))

@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.layout import ATTENTION_OUTPUT, DOWN, GATE, QKV, UP
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.net_weights import block_weights
 from baichuan2_tpu.compile.nets import COSINES, SINES, block_net
 from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.errors import BackendError
+from baichuan2_tpu.reference.operations import relative_error, rms_norm, rotate, softmax, swiglu
+from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
 
 __all__ = ["SelfCheck", "check_toolchain", "simulate"]
@@ -74,7 +77,7 @@ def check_toolchain(toolchain: Toolchain) -> SelfCheck:
         _simulate_apart(bmodel, find_simulator(toolchain.root))
         simulated = time.perf_counter()
         with np.load(folder / _OUTPUTS) as outputs:
-            error = relative_error(expected_outputs(weights, inputs), list(outputs.values()))
+            error = largest_error(expected_outputs(weights, inputs), list(outputs.values()))
     if not error <= _MOST_ERROR:
         raise BackendError(
             f"a simulated layer differs from numpy by {error:.2g}, at most {_MOST_ERROR} is allowed; run "
@@ -108,8 +111,7 @@ def expected_outputs(weights: Arrays, inputs: Arrays) -> list[Values]:
     states = inputs["states"][0].astype(np.float64)
     normed = _norm(states)
     queries, keys, values = (
-        (normed @ _matrix(weights, f"self_attn.{letter}_proj").T).reshape(_TOKENS, -1, _CONFIG.head_size)
-        for letter in "qkv"
+        (normed @ _matrix(weights, name).T).reshape(_TOKENS, -1, _CONFIG.head_size) for name in QKV
     )
     queries, keys = (_turn(weights, inputs["positions"][0], heads) for heads in (queries, keys))
     mixed = _attend(
@@ -117,16 +119,16 @@ def expected_outputs(weights: Arrays, inputs: Arrays) -> list[Values]:
         np.concatenate([inputs["history_k"][0, :_HISTORY], keys]),
         np.concatenate([inputs["history_v"][0, :_HISTORY], values]),
     )
-    states = states + mixed @ _matrix(weights, "self_attn.o_proj").T
+    states = states + mixed @ _matrix(weights, ATTENTION_OUTPUT).T
     normed = _norm(states)
-    gate, up = (normed @ _matrix(weights, f"mlp.{name}_proj").T for name in ("gate", "up"))
-    states = states + (gate / (1 + np.exp(-gate)) * up) @ _matrix(weights, "mlp.down_proj").T
+    gate, up = (normed @ _matrix(weights, name).T for name in (GATE, UP))
+    states = states + swiglu(gate, up) @ _matrix(weights, DOWN).T
     return [states[None], keys[None], values[None]]
 
 
 def _norm(states: Values) -> Values:
-    """Divide by the root of the mean square; the random model's norms are ones."""
-    return states / np.sqrt(np.mean(states**2, axis=-1, keepdims=True) + _CONFIG.norm_eps)
+    """Normalise; the random model's norms are ones."""
+    return rms_norm(states, np.ones(_CONFIG.hidden_size), _CONFIG.norm_eps)
 
 
 def _matrix(weights: Arrays, name: str) -> Values:
@@ -141,19 +143,20 @@ def _matrix(weights: Arrays, name: str) -> Values:
 
 
 def _turn(weights: Arrays, positions: NDArray[Any], heads: Values) -> Values:
-    """Apply RoPE. Shapes: (T, H, D)."""
-    cosines, sines = (weights[f"{name}.weight"][positions].astype(np.float64) for name in (COSINES, SINES))
-    low, high = np.split(heads, 2, axis=-1)
-    return heads * cosines + np.concatenate([-high, low], axis=-1) * sines
+    """Apply RoPE with the tables that the compiler reads. Shapes: (T, H, D)."""
+    pairs = heads.shape[-1] // 2  # the second half of a row repeats the first
+    cosines, sines = (
+        weights[f"{name}.weight"][positions, :, :pairs].astype(np.float64) for name in (COSINES, SINES)
+    )
+    return rotate(heads, cosines, sines)
 
 
 def _attend(queries: Values, keys: Values, values: Values) -> Values:
     """Attend to the history and to what came before. Shapes: (T, H, D), (S, H, D), (S, H, D) → (T, H * D)."""
     scores = np.einsum("thd,shd->hts", queries, keys) / np.sqrt(_CONFIG.head_size)
     is_later = np.arange(len(keys)) > np.arange(len(queries))[:, None] + _HISTORY
-    scores = np.exp(np.where(is_later, -np.inf, scores - scores.max(axis=-1, keepdims=True)))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return np.einsum("hts,shd->thd", scores, values).reshape(len(queries), -1)
+    shares = softmax(np.where(is_later, -np.inf, scores))
+    return np.einsum("hts,shd->thd", shares, values).reshape(len(queries), -1)
 
 
 def _write_weights(folder: Path) -> Arrays:
@@ -206,7 +209,6 @@ def _simulate_apart(bmodel: Path, simulator: Path) -> None:
         )
 
 
-def relative_error(expected: Sequence[Values], outputs: Sequence[NDArray[Any]]) -> float:
+def largest_error(expected: Sequence[Values], outputs: Sequence[NDArray[Any]]) -> float:
     """Return the largest relative error among outputs."""
-    pairs = zip(expected, outputs, strict=True)
-    return max(float(np.linalg.norm(got - want) / np.linalg.norm(want)) for want, got in pairs)
+    return max(relative_error(values, want) for values, want in zip(outputs, expected, strict=True))

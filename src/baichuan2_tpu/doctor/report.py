@@ -1,6 +1,6 @@
-"""A whole diagnosis: every finding in the order it is read, and whether the machine does what it must.
+"""A whole diagnosis: the findings in reading order, and whether the machine can do what is asked of it.
 
-Not here: drawing it (``cli``).
+Not here: drawing it (``cli.doctor``).
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ __all__ = ["Report", "examine"]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. ``model`` None means that the machine alone was looked at."""
+    """The findings about a machine. ``model`` is None where it was not examined for a model."""
 
     model: str | None
     findings: tuple[Finding, ...]
     need: Need | None = None
-    """What the model needs; None without one, or for one that cannot be read."""
+    """What the model needs; None without a model, or for one that cannot be read."""
 
     @property
     def is_ok(self) -> bool:
-        """Tell whether nothing fails that the model, or the machine's own purpose, needs."""
-        return all(one.status != "fail" for one in self.findings)
+        """Tell whether nothing fails that the model, or else the machine's TPU, needs."""
+        return all(finding.status != "fail" for finding in self.findings)
 
     def with_proofs(self, proofs: Sequence[Finding]) -> Report:
-        """Return the report with what was computed behind what was read."""
+        """Return the report with the findings of proofs at its end."""
         return replace(self, findings=(*self.findings, *proofs))
 
     def to_json(self) -> dict[str, object]:
-        """Return one object; findings by the names of their fields."""
+        """Return one JSON object; findings by the names of their fields."""
         return {
             "model": self.model,
             "is_ok": self.is_ok,
-            "findings": [one.to_json() for one in self.findings],
+            "findings": [finding.to_json() for finding in self.findings],
         }
 
 
 def examine(
     machine: Machine, host: Host, *, model: str | None = None, context: int | None = None, device: int = 0
 ) -> Report:
-    """Read a machine, and judge it for a model where there is one. Nothing is loaded, and nothing raises."""
+    """Read a machine and judge it, for a model where one is given. Nothing is loaded, and no fault raises."""
     findings: list[Finding] = []
     need: Need | None = None
     if model is not None:
@@ -68,6 +68,6 @@ def _read_model(model: str, context: int | None) -> tuple[Need | None, Finding]:
     try:
         need = read_need(model, context)
     except Baichuan2Error as error:
-        what, _, step = str(error).rpartition("; ")
-        return None, Finding("model", "fail", what or step, "", (step,) if what else ())
+        fault, _, step = str(error).rpartition("; ")
+        return None, Finding("model", "fail", fault or step, "", (step,) if fault else ())
     return need, Finding("model", "pass", need.title)

@@ -1,8 +1,8 @@
 """The memory a TPU has, by region, and how a SoC's memory could be divided for what a model needs.
 
 A SoC has the regions npu, vpu and vpp, a card three heaps. A net's weights lie in any of the three, so what
-counts is their sum. The limits and rules of a division are those of memory_edit.sh, so that it takes the
-numbers. Nothing is changed here, or ever.
+counts is their sum. Limits and rules of a division are those of memory_edit.sh, so that it accepts the
+numbers. Nothing is changed.
 Source: the ION summaries of BM1684X's kernel 5.4 (sophgo/sophon-tools, documentation of SE7); bm_debug.c of
 libsophon 0.5.1; BmCoeff::Register of tpu-runtime 0.5.1, which allocates from all three heaps; memory_edit.sh
 2.12 of sophgo/sophon-tools: npu lies in the first two DDR ranges behind the firmware, vpu in the third beside
@@ -52,7 +52,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Units: bytes; ``used`` None is not told."""
+    """Units: bytes; ``used`` is None where it is not known."""
 
     name: str
     total: int
@@ -61,22 +61,22 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """The regions that could be read, and what was wrong with the others."""
+    """The regions that could be read, and the problems of the others."""
 
     regions: tuple[Region, ...]
     problems: tuple[str, ...] = ()
     ddr_gib: int | None = None
-    """GiB of a whole card's chip, firmware and all; None is not told."""
+    """GiB of one chip of a card, with its firmware; None where it is not known."""
 
     @property
     def total(self) -> int:
         """Bytes of all regions."""
-        return sum(one.total for one in self.regions)
+        return sum(region.total for region in self.regions)
 
     @property
     def free(self) -> int:
-        """Bytes that nobody uses, as far as is told."""
-        return self.total - sum(one.used or 0 for one in self.regions)
+        """Bytes that nobody uses, as far as that is known."""
+        return self.total - sum(region.used or 0 for region in self.regions)
 
 
 def read_regions(machine: Machine, tpu: Tpu) -> Regions:
@@ -85,45 +85,45 @@ def read_regions(machine: Machine, tpu: Tpu) -> Regions:
         return _read_soc(machine)
     if tpu.kind == "none":
         return Regions(())
-    seen = machine.parsed(f"{tpu.proc}/heap", parse_heaps)
+    seen = machine.parse(f"{tpu.proc}/heap", parse_heaps)
     if seen.value is None:
-        return Regions((), (seen.told,))
-    return Regions(seen.value, ddr_gib=machine.parsed(f"{tpu.proc}/ddr_capacity", parse_capacity).value)
+        return Regions((), (seen.explanation,))
+    return Regions(seen.value, ddr_gib=machine.parse(f"{tpu.proc}/ddr_capacity", parse_capacity).value)
 
 
 def _read_soc(machine: Machine) -> Regions:
     seen: dict[str, Seen[tuple[int, int]]] = {
-        name: machine.parsed(f"/sys/kernel/debug/ion/bm_{name}_heap_dump/summary", parse_region)
+        name: machine.parse(f"/sys/kernel/debug/ion/bm_{name}_heap_dump/summary", parse_region)
         for name in REGIONS
     }
-    regions = tuple(Region(name, *one.value) for name, one in seen.items() if one.value is not None)
-    return Regions(regions, tuple(one.told for one in seen.values() if one.value is None))
+    regions = tuple(Region(name, *sizes.value) for name, sizes in seen.items() if sizes.value is not None)
+    return Regions(regions, tuple(sizes.explanation for sizes in seen.values() if sizes.value is None))
 
 
 def parse_region(text: str) -> tuple[int, int] | None:
-    """Return total and used bytes of one region, when no more is used than there is."""
-    found = _SUMMARY.search(text)
-    # More used than there is means that the text is not what we take it for.
-    if found is None or int(found[2]) > int(found[1]):
+    """Return total and used bytes of one region, or None where the text does not give both."""
+    match = _SUMMARY.search(text)
+    # More bytes used than there are: the text has another form than we know.
+    if match is None or int(match[2]) > int(match[1]):
         return None
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def parse_heaps(text: str) -> tuple[Region, ...] | None:
     """Return the heaps of a card that are not empty."""
-    found = [Region(f"heap{number}", int(size, 16), None) for number, size in _HEAP.findall(text)]
-    return tuple(one for one in found if one.total) or None
+    heaps = [Region(f"heap{number}", int(size, 16), None) for number, size in _HEAP.findall(text)]
+    return tuple(heap for heap in heaps if heap.total) or None
 
 
 def parse_capacity(text: str) -> int | None:
     """Return the last of "4g, 4g, 4g, 4g, 16g", which is the sum of the others."""
-    found = re.fullmatch(r"(?:\d{1,3}g, ){4}(\d{1,3})g", text)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(?:\d{1,3}g, ){4}(\d{1,3})g", text)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes of the three regions. Units: MiB, as memory_edit.sh takes them."""
+    """Sizes of the three regions. Units: MiB, as in memory_edit.sh's arguments."""
 
     npu: int
     vpu: int
@@ -137,7 +137,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest regions of a board; ``is_read`` is False for those of the usual 16 GB board."""
+    """The largest regions of a board; where ``is_read`` is False, those of the usual 16 GB board."""
 
     largest: Layout
     is_read: bool
@@ -148,19 +148,19 @@ _USUAL = Limits(Layout(7615, 3071, 4096), is_read=False)
 
 
 def read_limits(machine: Machine) -> Limits:
-    """Compute the limits from the device tree, or take those of the usual board where it is not as known."""
-    paths = machine.matches("/proc/device-tree/memory*/reg")
+    """Compute the limits from the device tree, or take the usual board's where its form is not known."""
+    paths = machine.find("/proc/device-tree/memory*/reg")
     ranges = _read_ranges(machine, paths[0]).value if paths else None
     if ranges is None or len(ranges) not in (3, 4):
         return _USUAL
-    # Three or four ranges: the first two of four are one for npu.
+    # Three or four ranges: of four, the first two together hold npu.
     sizes = [size for _, size in ranges]
     low, third, fourth = sum(sizes[:-2]), sizes[-2], sizes[-1]
-    firmware = sum(_reserved(machine, name)[1] for name in _FIRMWARE)
-    beside = _KERNEL_BYTES + _VPU_TOP_BYTES
-    if _reserved(machine, "ramoops_mem")[0] != _SEPARATE_RAMOOPS:
-        beside += _VPU_FIRMWARE_BYTES
-    largest = Layout((low - firmware) // MIB, (third - beside) // MIB, fourth // MIB)
+    firmware = sum(_read_reserved(machine, name)[1] for name in _FIRMWARE)
+    kernel_bytes = _KERNEL_BYTES + _VPU_TOP_BYTES
+    if _read_reserved(machine, "ramoops_mem")[0] != _SEPARATE_RAMOOPS:
+        kernel_bytes += _VPU_FIRMWARE_BYTES
+    largest = Layout((low - firmware) // MIB, (third - kernel_bytes) // MIB, fourth // MIB)
     if firmware == 0 or min(largest.npu, largest.vpu, largest.vpp) <= 0:
         return _USUAL
     return Limits(largest, is_read=True)
@@ -169,31 +169,31 @@ def read_limits(machine: Machine) -> Limits:
 def plan_layout(now: Layout, limits: Limits, need_bytes: int) -> Layout | None:
     """Return regions that hold ``need_bytes``, or None where the board cannot.
 
-    npu grows first, then vpp, then vpu, and none more than it must: what they take, the system loses.
+    npu grows first, then vpp, then vpu, and none more than it must: the system loses what they take.
     """
     short = -(-need_bytes // MIB) - now.total
-    npu = _grown(now.npu, limits.largest.npu, short)
+    npu = _grow(now.npu, limits.largest.npu, short)
     short -= npu - now.npu
-    vpp = _grown(now.vpp, limits.largest.vpp, short)
+    vpp = _grow(now.vpp, limits.largest.vpp, short)
     short -= vpp - now.vpp
-    vpu = _grown(now.vpu, limits.largest.vpu, short)
+    vpu = _grow(now.vpu, limits.largest.vpu, short)
     short -= vpu - now.vpu
     return None if short > 0 else Layout(npu, vpu, vpp)
 
 
-def _grown(now: int, most: int, short: int) -> int:
+def _grow(now: int, most: int, short: int) -> int:
     return max(now, min(most, now + max(0, short)))
 
 
 def _read_ranges(machine: Machine, path: str) -> Seen[list[Range]]:
-    content = machine.content(path)
+    content = machine.read_bytes(path)
     ranges = None if content.value is None else parse_ranges(content.value)
-    return Seen(path, ranges) if ranges else Seen(path, problem=content.problem or "is odd")
+    return Seen(path, ranges) if ranges else Seen(path, problem=content.problem or "is not a list of ranges")
 
 
-def _reserved(machine: Machine, name: str) -> Range:
-    """Return start and size of a reserved range, zeros where there is none."""
-    paths = [*machine.matches(f"{_RESERVED}/{name}/reg"), *machine.matches(f"{_RESERVED}/{name}@*/reg")]
+def _read_reserved(machine: Machine, name: str) -> Range:
+    """Return start and bytes of a reserved range, zeros where there is none."""
+    paths = [*machine.find(f"{_RESERVED}/{name}/reg"), *machine.find(f"{_RESERVED}/{name}@*/reg")]
     ranges = _read_ranges(machine, paths[0]).value if paths else None
     return ranges[0] if ranges else (0, 0)
 

@@ -3,7 +3,7 @@
 Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
 weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
 a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and for any number of threads.
+and with any number of threads.
 Not here: the arithmetic (``native``), reading files (``checkpoint``).
 """
 
@@ -17,6 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu import _native
+from baichuan2_tpu.checkpoint.layout import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    LAYER_LINEARS,
+    LAYER_NORMS,
+    layer_prefix,
+)
 from baichuan2_tpu.checkpoint.weights import Weights
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
@@ -31,23 +39,10 @@ from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
 __all__ = ["CpuEngine", "available_kernels", "available_threads"]
 
-_EMBEDDING = "model.embed_tokens"
-_HEAD = "lm_head"
-_FINAL_NORM = "model.norm"
-_LAYER_LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
-
 _MAX_SEQUENCES = 256
+_MAX_THREADS = 1024
 _MAX_HEAD_SIZE = 256  # KvCache::kMaxHeadSize
-_MAX_HEADS_A_KEY = 48  # kMaxQueries: the queries of one token must fit a tile
+_MAX_HEADS_PER_KV_HEAD = 48  # kMaxQueries: the queries of one token must fit one task
 
 
 class CpuSequence(Sequence):
@@ -89,7 +84,7 @@ class CpuSequence(Sequence):
         self.native.copy_prefix(source.native, length)
 
     def close(self) -> None:
-        """Give the cache back."""
+        """Free the cache."""
         if self._native is not None:
             self._native = None
             self._engine.forget(self)
@@ -100,7 +95,7 @@ class CpuEngine(Engine):
 
     ``context`` defaults to the model's own; ``threads`` to the processors this process may use; ``kernels``
     ("avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those open.
-    Side effect: all weights are packed, one tensor at a time, and each is released behind.
+    Side effect: all weights are packed, one tensor at a time, and each is released once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, or a shape the kernels cannot run.
     """
 
@@ -120,7 +115,7 @@ class CpuEngine(Engine):
         self.max_context = checked_context(self.config.max_context, context)
         self.max_sequences = _MAX_SEQUENCES
         self.candidates = self.config.vocabulary_size
-        self.threads = _checked_threads(threads)
+        self.threads = _check_threads(threads)
         self.is_exact = is_exact
         self._sequences: set[CpuSequence] = set()
         self._shape = _native_shape(self.config, self.max_context)
@@ -147,9 +142,9 @@ class CpuEngine(Engine):
         return sequence
 
     def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
-        """Append every chunk's tokens to its sequence and return the logits that were asked for."""
+        """Append every chunk's tokens to its sequence and return the logits it asks for."""
         model = self._open_model()
-        sequences = [self._checked_sequence(chunk) for chunk in chunks]
+        sequences = [self._check_sequence(chunk) for chunk in chunks]
         check_distinct(sequences)
         tokens = [
             checked_tokens(chunk, max_context=self.max_context, vocabulary_size=self.config.vocabulary_size)
@@ -160,7 +155,7 @@ class CpuEngine(Engine):
         return np.split(logits, np.cumsum(rows)[:-1])
 
     def forget(self, sequence: CpuSequence) -> None:
-        """Drop a closed sequence from the ones that count as open."""
+        """Stop counting a closed sequence as open."""
         self._sequences.discard(sequence)
 
     def close(self) -> None:
@@ -174,7 +169,7 @@ class CpuEngine(Engine):
             raise BackendError("this engine is closed; open the model again")
         return self._model
 
-    def _checked_sequence(self, chunk: Chunk) -> CpuSequence:
+    def _check_sequence(self, chunk: Chunk) -> CpuSequence:
         if not isinstance(chunk.sequence, CpuSequence) or not chunk.sequence.belongs_to(self):
             raise RequestError("a chunk's sequence belongs to another engine; open it with this one")
         return chunk.sequence
@@ -190,31 +185,30 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _checked_threads(threads: int | None) -> int:
+def _check_threads(threads: int | None) -> int:
     if threads is None:
         return available_threads()
-    most = 1024
-    if not 1 <= threads <= most:
-        raise RequestError(f"{threads} threads are not possible; choose 1 to {most}")
+    if not 1 <= threads <= _MAX_THREADS:
+        raise RequestError(f"{threads} threads are not possible; choose 1 to {_MAX_THREADS}")
     return threads
 
 
-def _quantization(config: ModelConfig) -> QuantizationConfig:
+def _require_quantization(config: ModelConfig) -> QuantizationConfig:
     if config.quantization is None:
         raise BackendUnavailable("the cpu engine runs quantised weights only; run baichuan2 quantize first")
     return config.quantization
 
 
 def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
-    quantization = _quantization(config)
+    quantization = _require_quantization(config)
     if config.head_size % 8 or config.head_size > _MAX_HEAD_SIZE:
         raise BackendUnavailable(
             f"a head size of {config.head_size} is not supported: multiples of 8 up to {_MAX_HEAD_SIZE} are"
         )
-    if config.heads // config.kv_heads > _MAX_HEADS_A_KEY:
+    if config.heads // config.kv_heads > _MAX_HEADS_PER_KV_HEAD:
         raise BackendUnavailable(
             f"{config.heads} heads over {config.kv_heads} key-value heads are not supported: "
-            f"at most {_MAX_HEADS_A_KEY} may share one"
+            f"at most {_MAX_HEADS_PER_KV_HEAD} may share one"
         )
     return _native.ModelShape(
         layers=config.layers,
@@ -234,7 +228,7 @@ def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
 
 
 def _load(model: _native.Model, weights: Weights) -> None:
-    """Pack and release every tensor of ``weights``, but for the embedding, which is read in place."""
+    """Pack and release every tensor of ``weights`` except the embedding, which is read in place."""
     for layer, name in _linear_names(weights.config):
         linear = weights.linear(name)
         model.pack(
@@ -250,19 +244,19 @@ def _load(model: _native.Model, weights: Weights) -> None:
     for layer, name in _norm_names(weights.config):
         model.set_norm(layer, name.rpartition(".")[2], weights.array(name))
         weights.release(name)
-    model.set_embedding(weights.array(_EMBEDDING).view(np.uint16))
+    model.set_embedding(weights.array(EMBEDDING).view(np.uint16))
 
 
 def _linear_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
     # The head is by far the largest: with it first, memory peaks at 1.02 x the packed size, not 1.15 x.
-    yield 0, _HEAD
+    yield 0, HEAD
     for layer in range(config.layers):
-        for part in _LAYER_LINEARS:
-            yield layer, f"model.layers.{layer}.{part}"
+        for part in LAYER_LINEARS:
+            yield layer, f"{layer_prefix(layer)}{part}"
 
 
 def _norm_names(config: ModelConfig) -> Iterator[tuple[int, str]]:
     for layer in range(config.layers):
-        for part in _LAYER_NORMS:
-            yield layer, f"model.layers.{layer}.{part}"
-    yield 0, _FINAL_NORM
+        for part in LAYER_NORMS:
+            yield layer, f"{layer_prefix(layer)}{part}"
+    yield 0, FINAL_NORM

@@ -1,20 +1,23 @@
-"""Open the engine for a model directory, by name or by what the directory holds.
+"""Open the engine for a model, by the name that is asked for or by what kind of model it is.
 
 A quantised checkpoint runs on the cpu, a compiled bundle on a device. The simulator is never chosen by
 itself: it takes minutes for what a TPU does in a second. An engine's libraries are loaded only when it is
-opened. Not here: making a checkpoint out of something else (``resolve``).
+opened. Not here: making a checkpoint out of something else (``resolve``), the check of this machine's
+memory (``memory``, which ``model`` asks first).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from baichuan2_tpu.checkpoint.identify import Located
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.manifest import Manifest, find_bmodel, is_bundle
+from baichuan2_tpu.manifest import Manifest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
 
 __all__ = ["ENGINES", "device_opener", "open_engine"]
@@ -24,7 +27,7 @@ ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
 
 
 def open_engine(
-    path: Path,
+    located: Located,
     *,
     engine: str = "auto",
     device: int = 0,
@@ -32,7 +35,7 @@ def open_engine(
     threads: int | None = None,
     is_exact: bool = False,
 ) -> Engine:
-    """Open the model in ``path``.
+    """Open the model that was located.
 
     ``device`` is the number of a TPU; ``threads`` and ``is_exact`` are for the cpu alone. ``context`` None is
     the model's own, or the compiled one.
@@ -41,21 +44,20 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
-    bmodel = find_bmodel(path)
-    if bmodel or is_bundle(path):
+    if located.is_compiled:
         if threads is not None or is_exact:
             raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
-        if bmodel:
-            return _open_vendor(bmodel, engine, device=device, context=context)
-        return _open_bundle(path, engine, device=device, context=context)
+        if located.bmodel is not None:
+            return _open_vendor(located.bmodel, engine, device=device, context=context)
+        return _open_bundle(located.path, engine, device=device, context=context)
     if engine not in ("auto", "cpu"):
         raise RequestError(
-            f"{path} is no compiled bundle, and engine {engine} runs nothing else; "
-            f"run baichuan2 compile {path} BUNDLE first, or use --engine cpu"
+            f"{located.path} is not a compiled bundle, and engine {engine} runs nothing else; "
+            f"run baichuan2 compile {located.path} BUNDLE first, or use --engine cpu"
         )
     if device != 0:
         raise RequestError(f"the cpu engine has no device {device}; leave --device out")
-    return _open_checkpoint(path, context=context, threads=threads, is_exact=is_exact)
+    return _open_checkpoint(located.path, context=context, threads=threads, is_exact=is_exact)
 
 
 def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is_exact: bool) -> Engine:

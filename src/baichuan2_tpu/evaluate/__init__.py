@@ -1,4 +1,4 @@
-"""How good a model is: perplexity of a text, and tasks of lm-evaluation-harness, beside another model's.
+"""How good a model is: perplexity of a text and tasks of lm-evaluation-harness, alone or compared.
 
 Everything goes through the scorers of a ``Subject``: an engine, or the float weights. Not here: opening
 models and printing (``cli``), speed (``bench``).

@@ -1,6 +1,6 @@
-"""Answer many prompts with one engine, some at a time: what tasks that ask for text need.
+"""Answer many prompts with one engine, several at a time: what tasks that ask for text need.
 
-Not here: scoring (``engine_scorer``), a server's queue (``server.scheduler``).
+Not here: scoring (``engine_scorer``), a server's queue (``server.scheduling``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def answer_questions(
 ) -> list[str]:
     """Answer every question and return the texts in their order.
 
-    Prompts that begin alike are answered one after the other, and go on from what is held already.
+    Prompts that begin alike are answered one after the other, and continue from what is held already.
     Raises: RequestError for an empty prompt or settings the engine cannot serve; ContextLengthError.
     """
     for question in questions:
@@ -64,13 +64,13 @@ def answer_questions(
             while waiting and idle:
                 place = waiting.pop()
                 running.append(_start(place, questions[place], tokenizer, idle))
-            going_on = _step(running)
-            for one in running:
-                if one not in going_on:
-                    one.answer.read_rest()
-                    texts[one.place] = one.answer.result().text
-                    idle.append(one.sequence)
-            running = going_on
+            unfinished = _step(running)
+            for item in running:
+                if item not in unfinished:
+                    item.answer.read_rest()
+                    texts[item.place] = item.answer.result().text
+                    idle.append(item.sequence)
+            running = unfinished
             if on_progress is not None:
                 on_progress(len(texts), len(questions))
     return [texts[place] for place in range(len(questions))]
@@ -78,7 +78,7 @@ def answer_questions(
 
 def _start(place: int, question: Question, tokenizer: Tokenizer, idle: list[TrackedSequence]) -> _Running:
     """Read a prompt into the idle sequence that holds most of it."""
-    sequence = max(idle, key=lambda one: one.common_prefix(question.ids))
+    sequence = max(idle, key=lambda sequence: sequence.common_prefix(question.ids))
     idle.remove(sequence)
     engine = sequence.engine
     answer = Answer(
@@ -97,19 +97,19 @@ def _start(place: int, question: Question, tokenizer: Tokenizer, idle: list[Trac
 
 
 def _step(running: Sequence[_Running]) -> list[_Running]:
-    """Choose a token for each answer, read those of answers that go on, and return these answers."""
+    """Choose a token for each answer, feed those that are not the last, and return the unfinished answers."""
     feeds: list[Feed] = []
-    going_on: list[_Running] = []
-    for one in running:
-        chosen = one.answer.choose(one.logits)
+    unfinished: list[_Running] = []
+    for item in running:
+        chosen = item.answer.choose(item.logits)
         if chosen is None:
             continue
-        one.answer.read(chosen.token_id)
-        if not one.answer.is_over:
-            one.answer.start_token()
-            feeds.append(Feed(one.sequence, (chosen.token_id,)))
-            going_on.append(one)
+        item.answer.read(chosen.token_id)
+        if not item.answer.is_over:
+            item.answer.start_token()
+            feeds.append(Feed(item.sequence, (chosen.token_id,)))
+            unfinished.append(item)
     if feeds:
-        for one, rows in zip(going_on, feed_together(feeds), strict=True):
-            one.logits = rows[-1]
-    return going_on
+        for item, rows in zip(unfinished, feed_together(feeds), strict=True):
+            item.logits = rows[-1]
+    return unfinished

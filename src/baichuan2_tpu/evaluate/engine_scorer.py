@@ -1,6 +1,6 @@
-"""Score passages with an engine: beginnings that passages share are read once, short ends together.
+"""Score passages with an engine: a beginning that passages share is read once, short ends are read together.
 
-Not here: answering (``answering``), what a passage is (``passages``).
+Not here: answering (``batch_answers``), what a passage is (``passages``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Score passages with the float weights of a checkpoint: what quantising is judged by.
 
 All passages go through a layer before the next one is read, so that a 7B needs the memory of one layer, of
-the head and of the states. Not here: the arithmetic (``float_model``).
+the head and of the states. Not here: the arithmetic (``reference.float_model``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FloatScorer:
         batches = list(self._batches(readings))
         layers = self._model.config.layers
         for number, batch in enumerate(batches):
-            states = self._model.embed(_padded(batch))
+            states = self._model.embed(_pad(batch))
             for layer in range(layers):
                 self._model.run_layer(layer, states)
                 if on_progress is not None:
@@ -86,8 +86,8 @@ class FloatScorer:
         collector.put(scores)
 
 
-def _padded(readings: Sequence[Reading]) -> NDArray[np.int64]:
-    """Return the ids of all readings, the shorter ones filled up behind, where nothing looks at it."""
+def _pad(readings: Sequence[Reading]) -> NDArray[np.int64]:
+    """Return the ids of all readings, the shorter ones padded at the end, which no row attends to."""
     tokens = np.zeros((len(readings), max(len(reading.ids) for reading in readings)), np.int64)
     for row, reading in zip(tokens, readings, strict=True):
         row[: len(reading.ids)] = reading.ids

@@ -49,10 +49,10 @@ class HarnessRequests:
             raise RequestError("the task begins the answer itself (gen_prefix); leave --chat out")
         key = json.dumps(list(messages), ensure_ascii=False)
         roles = {"system", "user", "assistant"}
-        for one in messages:
-            if one["role"] not in roles:
-                raise RequestError(f"the task asks in the role {one['role']!r}; leave --chat out")
-        self._chats[key] = tuple(Message(one["role"], one["content"]) for one in messages)  # pyright: ignore[reportArgumentType] - checked above
+        for message in messages:
+            if message["role"] not in roles:
+                raise RequestError(f"the task asks in the role {message['role']!r}; leave --chat out")
+        self._chats[key] = tuple(Message(message["role"], message["content"]) for message in messages)  # pyright: ignore[reportArgumentType] - checked above
         return key
 
     def passage(self, context: str, continuation: str) -> Passage:
@@ -71,7 +71,7 @@ class HarnessRequests:
                 "open the model with a larger --context"
             )
         room = longest - len(ids)
-        kept = self._context_ids(context, room) if joined is None else self._fitting(joined, room)
+        kept = self._context_ids(context, room) if joined is None else self._cut_to_fit(joined, room)
         return Passage((*kept, *ids), len(kept))
 
     def document(self, text: str) -> list[Passage]:
@@ -118,10 +118,10 @@ class HarnessRequests:
         """Return what fits of a context, of the conversation it stands for, or what stands for none."""
         template = self._subject.template
         if template is not None and context in self._chats:
-            return self._rendered(template, self._chats[context], room)
-        return self._fitting(self._subject.tokenizer.encode(context) or [self._prefix_id()], room)
+            return self._render(template, self._chats[context], room)
+        return self._cut_to_fit(self._subject.tokenizer.encode(context) or [self._prefix_id()], room)
 
-    def _rendered(self, template: ChatTemplate, messages: tuple[Message, ...], room: int) -> list[int]:
+    def _render(self, template: ChatTemplate, messages: tuple[Message, ...], room: int) -> list[int]:
         """Return the newest rounds that fit: a round cut in its middle would have lost its role mark.
 
         Raises: ContextLengthError where the question by itself does not fit.
@@ -129,7 +129,7 @@ class HarnessRequests:
         try:
             prompt = template.render(messages, room)
         except ContextLengthError as error:
-            alone = [*(one for one in messages[:-1] if one.role == "system"), messages[-1]]
+            alone = [*(message for message in messages[:-1] if message.role == "system"), messages[-1]]
             length = len(template.render(alone, sys.maxsize).ids)
             raise ContextLengthError(
                 f"the task asks a question of {length} tokens in a chat, and {self._subject.name} has room "
@@ -148,7 +148,7 @@ class HarnessRequests:
             )
         return ids[0]
 
-    def _fitting(self, ids: list[int], room: int) -> list[int]:
+    def _cut_to_fit(self, ids: list[int], room: int) -> list[int]:
         """Return the last ids that fit."""
         self.cut_requests += len(ids) > room
         return ids[-room:]

@@ -1,7 +1,7 @@
 """Tokens to score, what a model made of them, and the rows of logits between the two.
 
 Not here: who computes the logits (``engine_scorer``, ``float_scorer``), where the tokens come from
-(``texts``, ``harness_model``).
+(``scored_text``, ``harness_requests``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Perplexity of a text, and how that of one model stands to another's on the same windows.
+"""Perplexity of a text, and how much it rises over another model's on the same windows.
 
-Not here: cutting (``texts``), logits (the scorers), asking for them (``subject``).
+Not here: cutting (``scored_text``), logits (the scorers), asking for them (``subject``).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Perplexity:
     @property
     def interval(self) -> Interval | None:
         """How far the text's choice of windows may carry it."""
-        found = ratio_interval(self.losses, self.counts)
-        return found and Interval(math.exp(found.low), math.exp(found.high))
+        interval = ratio_interval(self.losses, self.counts)
+        return interval and Interval(math.exp(interval.low), math.exp(interval.high))
 
     def rise_over(self, reference: Perplexity) -> PerplexityRise:
         """Compare with another model's on the same windows."""
         differences = self.losses - reference.losses
-        found = ratio_interval(differences, self.counts)
+        interval = ratio_interval(differences, self.counts)
         return PerplexityRise(
             100 * math.expm1(differences.sum() / self.scored_tokens),
-            found and Interval(100 * math.expm1(found.low), 100 * math.expm1(found.high)),
+            interval and Interval(100 * math.expm1(interval.low), 100 * math.expm1(interval.high)),
             float((self.best == reference.best).mean()),
         )
 

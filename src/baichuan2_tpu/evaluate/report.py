@@ -1,19 +1,19 @@
-"""What was found, as lines for a reader and as one object for a program.
+"""What an evaluation found, as lines for a reader and as one object for a program.
 
-Not here: finding it (``subject``, ``tasks``), printing it (``cli``).
+Not here: measuring it (``subject``, ``tasks``), printing it (``cli``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baichuan2_tpu.evaluate.bootstrap import interval_json, interval_text
 from baichuan2_tpu.evaluate.perplexity import Perplexity
 from baichuan2_tpu.evaluate.scored_text import ScoredText, check_same_cut
 from baichuan2_tpu.evaluate.task_scores import TaskScore
+from baichuan2_tpu.markdown import markdown_table
 
-__all__ = ["Evaluation", "Report", "markdown_table", "perplexity_row"]
+__all__ = ["Evaluation", "Report", "perplexity_row"]
 
 _PERPLEXITY_COLUMNS = ("model", "engine", "weights", "perplexity", "95 % interval")
 _RISE_COLUMNS = ("rise", "95 % interval", "same first choice")
@@ -21,7 +21,7 @@ _RISE_COLUMNS = ("rise", "95 % interval", "same first choice")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What was found of one model."""
+    """What was measured of one model."""
 
     model: str
     engine: str
@@ -34,7 +34,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found of a model, beside another one or alone.
+    """The evaluation of a model, alone or compared with another one.
 
     Raises: RequestError where both did not score the same tokens in the same windows.
     """
@@ -73,7 +73,7 @@ class Report:
             }
         if self.own.tasks:
             pairs = zip(self.own.tasks, other.tasks, strict=True)
-            comparison["tasks"] = [one.comparison_json(reference) for one, reference in pairs]
+            comparison["tasks"] = [score.comparison_json(reference) for score, reference in pairs]
         return {**facts, "against": _facts(other), "comparison": comparison}
 
     def _perplexity_table(self, perplexity: Perplexity) -> list[str]:
@@ -89,24 +89,24 @@ class Report:
     def _task_table(self) -> list[str]:
         columns = ("task", "metric", "questions")
         if self.against is None:
-            rows = [one.cells() for one in self.own.tasks]
+            rows = [score.cells() for score in self.own.tasks]
             return markdown_table((*columns, self.own.model, "95 % interval"), rows)
         pairs = zip(self.own.tasks, self.against.tasks, strict=True)
-        own, other = _told_apart(self.own, self.against)
+        own, other = _distinct_names(self.own, self.against)
         return markdown_table(
             (*columns, own, "95 % interval", other, "difference", "95 % interval"),
-            [(*one.cells(), *one.comparison_cells(reference)) for one, reference in pairs],
+            [(*score.cells(), *score.comparison_cells(reference)) for score, reference in pairs],
         )
 
 
 def perplexity_row(
-    found: Evaluation, perplexity: Perplexity, reference: Perplexity | None = None
+    evaluation: Evaluation, perplexity: Perplexity, reference: Perplexity | None = None
 ) -> tuple[str, ...]:
     """Return the cells of one model, with its rise over a reference where there is one."""
     cells = (
-        found.model,
-        found.engine,
-        found.weights,
+        evaluation.model,
+        evaluation.engine,
+        evaluation.weights,
         f"{perplexity.value:.4f}",
         interval_text(perplexity.interval, ".2f"),
     )
@@ -117,13 +117,7 @@ def perplexity_row(
     return (*cells, f"{rise.percent:+.3f} %", interval, f"{rise.same_choice:.2%}")
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; a bar inside a cell would break it."""
-    lines = [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in (columns, *rows)]
-    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
-
-
-def _told_apart(own: Evaluation, other: Evaluation) -> tuple[str, str]:
+def _distinct_names(own: Evaluation, other: Evaluation) -> tuple[str, str]:
     """Return two names for the head of a table; of one model twice, with what differs."""
     if own.model != other.model:
         return own.model, other.model
@@ -140,21 +134,25 @@ def _text_lines(text: ScoredText, perplexity: Perplexity, tokenizer: str) -> lis
     ]
 
 
-def _facts(found: Evaluation) -> dict[str, object]:
-    facts: dict[str, object] = {"model": found.model, "engine": found.engine, "weights": found.weights}
-    if found.text is not None and found.perplexity is not None:
+def _facts(evaluation: Evaluation) -> dict[str, object]:
+    facts: dict[str, object] = {
+        "model": evaluation.model,
+        "engine": evaluation.engine,
+        "weights": evaluation.weights,
+    }
+    if evaluation.text is not None and evaluation.perplexity is not None:
         facts["text"] = {
-            "name": found.text.name,
-            "tokenizer": found.tokenizer,
-            "tokens": len(found.text.tokens),
-            "tokens_sha256": found.text.sha256,
-            "window": found.text.window,
-            "stride": found.text.stride,
-            "windows": len(found.perplexity.counts),
-            "scored_tokens": found.perplexity.scored_tokens,
+            "name": evaluation.text.name,
+            "tokenizer": evaluation.tokenizer,
+            "tokens": len(evaluation.text.tokens),
+            "tokens_sha256": evaluation.text.sha256,
+            "window": evaluation.text.window,
+            "stride": evaluation.text.stride,
+            "windows": len(evaluation.perplexity.counts),
+            "scored_tokens": evaluation.perplexity.scored_tokens,
         }
-        facts["perplexity"] = found.perplexity.value
-        facts["perplexity_interval"] = interval_json(found.perplexity.interval)
-    if found.tasks:
-        facts["tasks"] = [task.to_json() for task in found.tasks]
+        facts["perplexity"] = evaluation.perplexity.value
+        facts["perplexity_interval"] = interval_json(evaluation.perplexity.interval)
+    if evaluation.tasks:
+        facts["tasks"] = [task.to_json() for task in evaluation.tasks]
     return facts

@@ -67,7 +67,7 @@ class ScoredText:
 
     @property
     def sha256(self) -> str:
-        """What tells these tokens from others: a digest of them as little-endian int32."""
+        """A digest of the tokens as little-endian int32."""
         return hashlib.sha256(np.array(self.tokens, "<i4").tobytes()).hexdigest()
 
     def passages(self) -> list[Passage]:
@@ -107,13 +107,13 @@ def cut(tokens: Sequence[int], window: int, stride: int) -> Iterator[Passage]:
 def check_same_tokens(name: str, tokens: Sequence[int], others: Sequence[int], model: str) -> None:
     """Check that a second model cuts the text called ``name`` into the same tokens as the first.
 
-    Raises: RequestError naming that model and the first place where they part.
+    Raises: RequestError naming that model and the first place where they differ.
     """
     if tokens == others:
         return
     pairs = zip(tokens, others, strict=False)
-    place = next((i for i, (one, two) in enumerate(pairs) if one != two), None)
-    seen = "ends elsewhere" if place is None else f"is another from token {place} on"
+    place = next((i for i, (own, other) in enumerate(pairs) if own != other), None)
+    seen = "ends elsewhere" if place is None else f"differs from token {place} on"
     raise RequestError(
         f"{model} has another tokenizer: {name} {seen}, so perplexities cannot be compared; "
         "name a model with the same tokenizer"

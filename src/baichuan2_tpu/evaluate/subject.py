@@ -1,6 +1,6 @@
-"""A model as evaluation sees it: what scores, what cuts text into tokens, and what to call it.
+"""A model as evaluation sees it: what scores, what turns text into tokens, and its name.
 
-Not here: opening one (``cli.evaluating``).
+Not here: opening one (``cli.evaluate_models``).
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ class TextPlan:
     def check_tokenizers(self, first: Tokenizer, other: Tokenizer, model: str) -> None:
         """Check that ``other``, the tokenizer of ``model``, gives the same tokens as the first model's.
 
-        Raises: RequestError naming the first place where they part, or for a text that is too short.
+        Raises: RequestError naming the first place where they differ, or for a text that is too short.
         """
-        tokens, others = (tokenise(self.name, self.text, one, self.tokens) for one in (first, other))
+        tokens, others = (
+            tokenise(self.name, self.text, tokenizer, self.tokens) for tokenizer in (first, other)
+        )
         check_same_tokens(self.name, tokens, others, model)
 
     def cut_like(self, text: ScoredText) -> TextPlan:
         """Return the plan with the windows that another model had: a longer past lowers a perplexity."""
         return replace(self, window=text.window, stride=text.stride)
 
-    def tokenised(self, subject: Subject) -> ScoredText:
+    def tokenise(self, subject: Subject) -> ScoredText:
         """Return the text in a model's tokens.
 
         Raises: RequestError for a text or a window that cannot be scored.

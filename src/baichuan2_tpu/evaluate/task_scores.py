@@ -1,4 +1,4 @@
-"""What a task of lm-evaluation-harness found, with the interval that its questions leave.
+"""The score of a task of lm-evaluation-harness, with the interval that follows from its questions.
 
 Not here: running tasks (``tasks``).
 """

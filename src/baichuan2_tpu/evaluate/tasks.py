@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: found, loaded with their data, run, and their results taken out.
+"""Tasks of lm-evaluation-harness: find them, load their data, run them, and take out the results.
 
 Needs the extra ``eval``. The harness is kept quiet, and from running code that a download brought: data sets
 are never scripts here, and metrics are the harness's own. Not here: what a task asks a model
@@ -47,7 +47,7 @@ class TaskPlan:
     names: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     limit: int | None = None
-    """Questions a task; None is all."""
+    """Questions per task; None is all."""
     few_shot: int | None = None
     """Solved examples before each question; a task that is meant to have none keeps none."""
     is_chat: bool = False
@@ -80,7 +80,7 @@ class TaskSuite:
     def run(
         self, subject: Subject, on_step: Callable[[str], None], on_progress: Progress | None = None
     ) -> tuple[TaskScore, ...]:
-        """Ask a model and return what was found, groups before their tasks.
+        """Ask a model and return the scores, groups before their tasks.
 
         Side effect: the harness seeds Python's and numpy's global generators.
         Raises: RequestError for what the model cannot do or the harness cannot run; what engines raise.
@@ -92,7 +92,7 @@ class TaskSuite:
         model = SubjectLM(subject, on_progress)
         on_step(f"asking {subject.name}")
         with _quiet(), _without_git(evaluator), _harness_errors("the tasks cannot be run"):
-            found = evaluator.simple_evaluate(
+            results = evaluator.simple_evaluate(
                 model,
                 tasks=self._loaded,
                 num_fewshot=self._plan.few_shot,
@@ -101,10 +101,10 @@ class TaskSuite:
                 apply_chat_template=self._plan.is_chat,
                 task_manager=self._manager,
             )
-        assert found is not None, "there is one process, and it has the results"  # noqa: S101
+        assert results is not None, "there is one process, and it has the results"  # noqa: S101
         if model.cut_requests:
             on_step(f"{model.cut_requests} contexts were cut at their beginning to fit {subject.name}")
-        return task_scores(found)
+        return task_scores(results)
 
 
 def load_tasks(plan: TaskPlan, on_step: Callable[[str], None]) -> TaskSuite:
@@ -139,11 +139,14 @@ def load_tasks(plan: TaskPlan, on_step: Callable[[str], None]) -> TaskSuite:
     return TaskSuite(plan, manager, loaded)
 
 
-def task_scores(found: Mapping[str, Any]) -> tuple[TaskScore, ...]:
+def task_scores(harness_results: Mapping[str, Any]) -> tuple[TaskScore, ...]:
     """Take the scores out of the harness's results."""
-    children: Mapping[str, Sequence[str]] = found.get("group_subtasks", {})
-    counts: Mapping[str, Mapping[str, int]] = found["n-samples"]
-    results: dict[str, Mapping[str, Any]] = {**found.get("groups", {}), **found["results"]}
+    children: Mapping[str, Sequence[str]] = harness_results.get("group_subtasks", {})
+    counts: Mapping[str, Mapping[str, int]] = harness_results["n-samples"]
+    results: dict[str, Mapping[str, Any]] = {
+        **harness_results.get("groups", {}),
+        **harness_results["results"],
+    }
     scores: list[TaskScore] = []
     for task, metrics in results.items():
         leaves = _leaves(task, children)
@@ -152,7 +155,7 @@ def task_scores(found: Mapping[str, Any]) -> tuple[TaskScore, ...]:
             metric, _, chosen = key.partition(",")
             if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            values = _question_values(found["samples"], leaves, metric, chosen)
+            values = _question_values(harness_results["samples"], leaves, metric, chosen)
             # Only a mean over questions can be drawn anew.
             is_mean = values is not None and math.isclose(float(values.mean()), value, abs_tol=1e-9)
             name = metric if chosen == "none" else f"{metric} ({chosen})"
@@ -174,7 +177,7 @@ def _question_values(
     values = [
         sample.get(metric)
         for leaf in leaves
-        for sample in sorted(samples[leaf], key=lambda one: one["doc_id"])
+        for sample in sorted(samples[leaf], key=lambda sample: sample["doc_id"])
         if sample["filter"] == chosen
     ]
     if not values or not all(isinstance(value, int | float | np.number) for value in values):
@@ -190,7 +193,7 @@ def _load(manager: TaskManager, spec: str, what: str) -> list[Task | Group]:
         _check_metrics(what, task)
     inside = {child for children in loaded["group_map"].values() for child in children}
     both = {**loaded["groups"], **loaded["tasks"]}
-    return [one for name, one in both.items() if name not in inside]
+    return [item for name, item in both.items() if name not in inside]
 
 
 def _check_metrics(what: str, task: Task) -> None:
@@ -244,7 +247,7 @@ def _harness_errors(failed: str) -> Generator[None, None, None]:
 
 def _next_step(error: Exception) -> str:
     """Tell data out of reach from everything else."""
-    names = {one.__name__ for one in type(error).__mro__}
+    names = {kind.__name__ for kind in type(error).__mro__}
     if names & {
         "ConnectionError",
         "ConnectError",

@@ -22,7 +22,7 @@ class HubModel:
     description: str
     repository: str
     shape: str
-    """Its dimensions, by their name in ``checkpoint.random_weights``."""
+    """Its dimensions, by their name in ``shapes``."""
     about_bytes: int
 
 

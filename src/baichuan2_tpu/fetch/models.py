@@ -26,21 +26,20 @@ import httpx
 from baichuan2_tpu.errors import FetchError, RequestError
 from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import HUB_MODELS
-from baichuan2_tpu.fetch.digests import hash_file
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.transfer.client import keep_trying, open_client
 from baichuan2_tpu.fetch.transfer.download import Address, DownloadSettings, Watcher, download_file
 from baichuan2_tpu.fetch.transfer.hubs import Hub, RemoteFile, SourceName, open_hub
 from baichuan2_tpu.fetch.transfer.part_file import PartFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.files import hash_file, locked_folder
 
 __all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "select_files"]
 
 Notice = Callable[[str], None]
 _SPARE_BYTES = 64 << 20  # the record, and what else happens on a disk meanwhile
 _LISTING_ATTEMPTS = 3
-_TOLD_BYTES = 100 << 20
+_NOTICE_BYTES = 100 << 20
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BLOCK_BYTES = 512  # unit of st_blocks on Linux
 
@@ -79,7 +78,7 @@ def fetch_model(
     """Return the folder of a checkpoint, fetched first as far as it is not there.
 
     Nothing is asked of the network when every file is there with its size and time of change.
-    Side effect: what is whole stays when it is interrupted, unfinished files too; the same call goes on.
+    Side effect: files stay when it is interrupted, unfinished ones too; the same call continues.
     Raises: FetchError about the network, the hub or the disk; RequestError about the folder.
     """
     settings = settings or FetchSettings()
@@ -93,21 +92,23 @@ def fetch_model(
         return folder
     hub = open_hub(settings.source, os.environ)
     if hub.is_offline:
-        raise FetchError(f"{name} is not whole in {folder}, and HF_HUB_OFFLINE forbids to fetch it; unset it")
+        raise FetchError(
+            f"{name} is not complete in {folder}, and HF_HUB_OFFLINE forbids fetching it; unset it"
+        )
     pinned = record.revision if record is not None and record.source == hub.name else hub.default_revision
     patience = settings.download.patience
     with open_client(patience, settings.download.connections) as client:
         listing = keep_trying(
             partial(hub.list_files, client, repository, settings.revision or pinned),
-            # Nothing has come yet: a user without a way to this hub learns it soon, to take the other one.
+            # Nothing is fetched yet: a user who cannot reach this hub learns it soon, and takes the other.
             replace(patience, attempts=min(patience.attempts, _LISTING_ATTEMPTS)),
             where=f"{hub.name}: {repository}",
             sleep=time.sleep,
         )
-        wanted = select_files(listing.files, f"{hub.name}: {repository} at {listing.revision}")
+        files = select_files(listing.files, f"{hub.name}: {repository} at {listing.revision}")
         with locked_folder(folder / WORK_NAME), disk_errors(folder):
             before = Record.read(folder)
-            task = _Task(hub, client, repository, listing.revision, wanted, settings.download, notice)
+            task = _Task(hub, client, repository, listing.revision, files, settings.download, notice)
             _Fetching(task, folder, before, progress).run(settings.spare_bytes)
     return folder
 
@@ -128,14 +129,14 @@ def check_space(folder: Path, needed_bytes: int, spare_bytes: int) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Generator[None, None, None]:
-    """Say of a full disk what can be done."""
+    """Turn a full disk into an error that says what can be done."""
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
         raise FetchError(
-            f"{folder}: {error.strerror}; what came is kept: free some space and run the same command again"
+            f"{folder}: {error.strerror}; what was fetched is kept: free some space and try again"
         ) from error
 
 
@@ -147,7 +148,7 @@ class _Task:
     client: httpx.Client
     repository: str
     revision: str
-    wanted: tuple[RemoteFile, ...]
+    files: tuple[RemoteFile, ...]
     download: DownloadSettings
     notice: Notice
 
@@ -166,18 +167,18 @@ class _Fetching:
             source=task.hub.name,
             repository=task.repository,
             revision=task.revision,
-            wanted=tuple(file.name for file in task.wanted),
+            wanted=tuple(file.name for file in task.files),
             files={} if before is None else before.files,
         )
         self._progress = progress
         self._done_bytes = 0
-        self._total_bytes = sum(file.nbytes for file in task.wanted)
+        self._total_bytes = sum(file.nbytes for file in task.files)
 
     def run(self, spare_bytes: int) -> None:
         """Fetch what is missing."""
-        for file in self._task.wanted:
+        for file in self._task.files:
             self._check_listed(file)
-        missing = [file for file in self._task.wanted if not self._is_there(file)]
+        missing = [file for file in self._task.files if not self._is_there(file)]
         left = sum(file.nbytes for file in missing)
         self._done_bytes = self._total_bytes - left
         check_space(self._work, max(0, left - self._part_bytes()), spare_bytes)
@@ -201,14 +202,14 @@ class _Fetching:
 
     def _expectations(self, name: str) -> list[tuple[tuple[int, str], str]]:
         """Return size and sha256 that a file must have, and who says so."""
-        found: list[tuple[tuple[int, str], str]] = []
+        expected: list[tuple[tuple[int, str], str]] = []
         known = KNOWN_FILES.get((self._task.repository, name))
         if known is not None:
-            found.append(((known.nbytes, known.sha256), "known"))
+            expected.append(((known.nbytes, known.sha256), "known"))
         recorded = self._record.files.get(name)
         if recorded is not None:
-            found.append(((recorded.nbytes, recorded.sha256), "recorded when it was first fetched"))
-        return found
+            expected.append(((recorded.nbytes, recorded.sha256), "recorded when it was first fetched"))
+        return expected
 
     def _refuse(self, file: RemoteFile, offered: str, expected: tuple[int, str], whose: str) -> None:
         raise FetchError(
@@ -228,9 +229,9 @@ class _Fetching:
             return True  # the sha256 that is recorded is the listed one
         if not path.exists():
             return False
-        found = _measure(path, file)
-        if found is not None:
-            self._record = self._record.with_file(file.name, found)
+        measured = _measure(path, file)
+        if measured is not None:
+            self._record = self._record.with_file(file.name, measured)
         elif not self._is_ours or not path.is_file():
             raise RequestError(
                 f"{path} is not the file of {self._task.repository}, and was not fetched into this folder; "
@@ -240,7 +241,7 @@ class _Fetching:
             self._refuse(file, f"{file.nbytes} bytes with {file.digest}", *self._expectations(file.name)[-1])
         else:
             self._task.notice(f"{file.name} is cut short or changed and is fetched again")
-        return found is not None
+        return measured is not None
 
     def _part_bytes(self) -> int:
         """Return what unfinished files take on the disk already."""
@@ -249,7 +250,7 @@ class _Fetching:
     def _fetch(self, file: RemoteFile) -> None:
         """Fetch one file, compare it with what is known of it, give it its name and record it."""
         hub = self._task.hub
-        if file.nbytes >= _TOLD_BYTES:
+        if file.nbytes >= _NOTICE_BYTES:
             self._task.notice(f"fetching {file.name} ({_size(file.nbytes)})")
         address = Address(
             hub.file_url(self._task.repository, self._task.revision, file.name),
@@ -264,15 +265,15 @@ class _Fetching:
             settings=self._task.download,
             watcher=Watcher(self._report, self._task.notice),
         )
-        self._check_come(file, part, sha256)
+        self._check_fetched(file, part, sha256)
         path = self._folder / file.name
         part.become(path)
-        came = RecordedFile(file.nbytes, sha256, path.stat().st_mtime_ns)
-        self._record = self._record.with_file(file.name, came)
+        fetched = RecordedFile(file.nbytes, sha256, path.stat().st_mtime_ns)
+        self._record = self._record.with_file(file.name, fetched)
         self._record.write(self._folder)
 
-    def _check_come(self, file: RemoteFile, part: PartFile, sha256: str) -> None:
-        """Compare the sha256 of what came, which a hub need not list for a small file."""
+    def _check_fetched(self, file: RemoteFile, part: PartFile, sha256: str) -> None:
+        """Compare the sha256 of a fetched file, which a hub need not list for a small one."""
         for expected, whose in self._expectations(file.name):
             if (file.nbytes, sha256) != expected:
                 part.discard()
@@ -288,10 +289,10 @@ def _measure(path: Path, file: RemoteFile) -> RecordedFile | None:
     """Describe a file that is there, or return None when it is not the one that is listed."""
     if not path.is_file() or path.stat().st_size != file.nbytes:
         return None
-    found = hash_file(path, {file.digest.kind, "sha256"})
-    if found[file.digest.kind] != file.digest.value:
+    digests = hash_file(path, {file.digest.kind, "sha256"})
+    if digests[file.digest.kind] != file.digest.value:
         return None
-    return RecordedFile(file.nbytes, found["sha256"], path.stat().st_mtime_ns)
+    return RecordedFile(file.nbytes, digests["sha256"], path.stat().st_mtime_ns)
 
 
 def _size(nbytes: int) -> str:
@@ -320,7 +321,7 @@ def _check(file: RemoteFile, where: str) -> None:
         raise FetchError(f"{where}: lists {file.name} with {file.nbytes} bytes; take another --source")
     if not file.digest.is_formed:
         raise FetchError(
-            f"{where}: lists {file.name} with the digest {file.digest}, which is none; take another --source"
+            f"{where}: lists {file.name} with the malformed digest {file.digest}; take another --source"
         )
 
 
@@ -341,12 +342,12 @@ def _weight_names(files: Mapping[str, RemoteFile], where: str) -> list[str]:
 
 def _whole_set(files: Mapping[str, RemoteFile], stem: str, suffix: str) -> list[str]:
     """Return the shards of a set, none when one of them is missing."""
-    found: dict[int, str] = {}
+    shards: dict[int, str] = {}
     counts: set[int] = set()
     for name in files:
         match = _SHARD.fullmatch(name[len(stem) : -len(suffix)])
         if match and name == f"{stem}{match[0]}{suffix}":
-            found[int(match[1])] = name
+            shards[int(match[1])] = name
             counts.add(int(match[2]))
-    is_whole = len(counts) == 1 and set(found) == set(range(1, max(counts) + 1))
-    return [found[number] for number in sorted(found)] if is_whole else []
+    is_whole = len(counts) == 1 and set(shards) == set(range(1, max(counts) + 1))
+    return [shards[number] for number in sorted(shards)] if is_whole else []

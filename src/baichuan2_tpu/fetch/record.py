@@ -1,14 +1,13 @@
-"""What a fetched folder must hold: sizes and sha256, known beforehand or recorded when it first came.
+"""What a fetched folder must hold: sizes and sha256, known beforehand or recorded at the first fetch.
 
 ``.fetch/record.json`` in the folder of a model names the hub, the revision, every file that belongs to the
-model, and of those that are there size, sha256 and time of change. A file is compared with it ever after.
-Not here: the digests that a hub lists (``hub``).
+model, and the size, sha256 and time of change of those that are there. Files are compared with it later.
+Not here: the digests that a hub lists (``transfer.hubs``).
 Source of the known digest: ``tokenizer.model`` of Baichuan2-7B-Chat, measured on that file.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,15 +17,16 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.cache import fetched_folder
-from baichuan2_tpu.manifest import FileDigest, digest_file
+from baichuan2_tpu.files import FileDigest, find_json, write_json
 
 __all__ = ["KNOWN_FILES", "WORK_NAME", "Record", "RecordedFile", "find_fetched"]
 
 WORK_NAME = ".fetch"
-"""Folder in a model's folder for the record and for what is not whole yet."""
+"""Folder in a model's folder for the record and for unfinished files."""
 
 _RECORD_NAME = "record.json"
 _FORMAT = 1
+_ADVICE = "remove it; files that are unchanged are kept"
 
 _TOKENIZER = FileDigest(2_001_107, "79452955be6b419a65984273a9f08af86042e1c2a75ee3ba989cbf620a133cc2")
 
@@ -39,17 +39,11 @@ KNOWN_FILES: Mapping[tuple[str, str], FileDigest] = {
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile:
-    """A file that came whole. Units: ``changed_ns`` since the epoch; 0 when it was found damaged since."""
+    """A file that was fetched. Units: ``changed_ns`` since the epoch; 0 when it was found damaged later."""
 
     nbytes: int
     sha256: str
     changed_ns: int
-
-    @classmethod
-    def measure(cls, path: Path) -> Self:
-        """Read a file and describe it."""
-        digest = digest_file(path)
-        return cls(digest.nbytes, digest.sha256, path.stat().st_mtime_ns)
 
     def is_untouched(self, path: Path) -> bool:
         """Tell whether a file has its size and its time of change, without reading it."""
@@ -60,8 +54,7 @@ class RecordedFile:
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a file is this one, read to its last byte."""
-        is_candidate = path.is_file() and path.stat().st_size == self.nbytes
-        return is_candidate and digest_file(path).sha256 == self.sha256
+        return FileDigest(self.nbytes, self.sha256).is_at(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +74,23 @@ class Record:
         Raises: FetchError when there is one that cannot be read.
         """
         path = folder / WORK_NAME / _RECORD_NAME
+        values: Any = find_json(path, FetchError, _ADVICE)
+        if values is None:
+            return None
         try:
-            values: Any = json.loads(path.read_text("utf-8"))
             values["files"] = {name: RecordedFile(**file) for name, file in values["files"].items()}
             values["wanted"] = tuple(values["wanted"])
-            form = values.pop("format")
-            found = cls(**values)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise FetchError(
-                f"{path}: cannot be read ({error}); remove it: files that are right are kept"
-            ) from error
-        if form != _FORMAT or any(Path(name).name != name for name in (*found.wanted, *found.files)):
-            raise FetchError(f"{path}: is not of format {_FORMAT}; remove it: files that are right are kept")
-        return found
+            version = values.pop("format")
+            record = cls(**values)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise FetchError(f"{path}: a value is not as it should be ({error}); {_ADVICE}") from error
+        if version != _FORMAT or any(Path(name).name != name for name in (*record.wanted, *record.files)):
+            raise FetchError(f"{path}: is not of format {_FORMAT}; {_ADVICE}")
+        return record
 
     def write(self, folder: Path) -> None:
         """Write the record into a folder, all at once."""
-        path = folder / WORK_NAME / _RECORD_NAME
-        beside = path.with_name(f"{path.name}.tmp")
-        beside.write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n", "utf-8")
-        beside.replace(path)
+        write_json(folder / WORK_NAME / _RECORD_NAME, {"format": _FORMAT, **asdict(self)})
 
     def with_file(self, name: str, file: RecordedFile) -> Self:
         """Return the record with one more file, or with another state of it."""

@@ -3,7 +3,7 @@
 The vendor's files lie on a server of its own protocol, which ``dfss`` speaks; it is asked for, never bundled.
 It publishes no sizes and no digests: a bmodel is accepted when it is as long as its header says, and what
 came first is recorded and compared ever after. The result is a folder that the engines take as it is.
-Not here: running it (``engine.vendor``).
+Not here: running it (``engine.compiled.open_vendor_bmodel``).
 Source: sample/Baichuan2/scripts/download.sh of sophgo/sophon-demo; dfss 1.10.9, which saves into the current
 folder and ends with 1 when it fails.
 """
@@ -11,10 +11,7 @@ folder and ends with 1 when it fails.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +28,8 @@ from baichuan2_tpu.fetch.catalog import VENDOR_MODELS
 from baichuan2_tpu.fetch.models import check_space, disk_errors
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import locked_folder
+from baichuan2_tpu.files import digest_file, locked_folder, move_whole
+from baichuan2_tpu.programs import kill_program, start_program
 
 __all__ = ["fetch_vendor_model"]
 
@@ -40,16 +38,6 @@ _TOKENIZER = "tokenizer.model"
 _ARCHIVE = "token_config.zip"
 _SCRATCH = "dfss-"
 _LOOK_EVERY_S = 0.2
-
-# Leads the group of dfss, which has a child of its own, and kills the group when this process is gone, even
-# killed without a chance to clean up. Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
-_DIE_WITH_PARENT = (
-    "import ctypes, os, signal, subprocess, sys;"
-    "signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL));"
-    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
-    "os.getppid() == int(sys.argv[1]) or os._exit(1);"
-    "sys.exit(subprocess.call(sys.argv[2:]))"
-)
 
 
 def fetch_vendor_model(
@@ -73,11 +61,11 @@ def fetch_vendor_model(
     if record is None:
         _check_tool()  # before a folder is made
     with locked_folder(folder / WORK_NAME), disk_errors(folder):
-        record = _renewed(_open_record(folder, names), folder)
+        record = _update_times(_open_record(folder, names), folder)
         missing = [
-            one
-            for one in names
-            if one not in record.files or not record.files[one].is_untouched(folder / one)
+            file
+            for file in names
+            if file not in record.files or not record.files[file].is_untouched(folder / file)
         ]
         if missing:
             _check_tool()
@@ -85,12 +73,12 @@ def fetch_vendor_model(
         record.write(folder)
         for leftover in (folder / WORK_NAME).glob(f"{_SCRATCH}*"):
             shutil.rmtree(leftover)
-        for one in missing:
-            notice(f"fetching {one} from the vendor with dfss, into {folder}")
-            bring = _bring_tokenizer if one == _TOKENIZER else _bring_bmodel
+        for file in missing:
+            notice(f"fetching {file} from the vendor with dfss, into {folder}")
+            bring = _bring_tokenizer if file == _TOKENIZER else _bring_bmodel
             with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder / WORK_NAME) as scratch:
-                came = bring(Path(scratch), one, lambda done: _report(progress, done, model.room_bytes))
-                record = _accept(record, came, folder / one)
+                fetched = bring(Path(scratch), file, lambda done: _report(progress, done, model.room_bytes))
+                record = _accept(record, fetched, folder / file)
             record.write(folder)
     return folder
 
@@ -101,8 +89,8 @@ def _report(progress: DownloadProgress | None, done: int, at_most: int) -> None:
 
 
 def _check_tool() -> None:
-    found = importlib.util.find_spec("dfss")
-    if found is None or found.origin is None:  # any folder of that name is found, without an origin
+    module = importlib.util.find_spec("dfss")
+    if module is None or module.origin is None:  # any folder of that name is a module without an origin
         raise FetchError(
             "the vendor's files come with its own tool dfss, which is not installed; "
             f"run {sys.executable} -m pip install dfss and the same command again"
@@ -125,8 +113,8 @@ def _open_record(folder: Path, names: tuple[str, ...]) -> Record:
     return record
 
 
-def _renewed(record: Record, folder: Path) -> Record:
-    """Return the record with the time of change of every file that is right, read where it was another."""
+def _update_times(record: Record, folder: Path) -> Record:
+    """Return the record with the present time of change of every file whose content is unchanged."""
     for name, recorded in record.files.items():
         path = folder / name
         if not recorded.is_untouched(path) and recorded.is_at(path):
@@ -140,7 +128,7 @@ def _bring_bmodel(scratch: Path, name: str, report: Callable[[int], None]) -> Pa
     try:
         BmodelEnvelope.read(path)
     except ArtifactError as error:
-        raise FetchError(f"what dfss brought is cut short or no bmodel ({error}); try again") from error
+        raise FetchError(f"what dfss fetched is cut short or not a bmodel ({error}); try again") from error
     return path
 
 
@@ -150,7 +138,7 @@ def _bring_tokenizer(scratch: Path, name: str, report: Callable[[int], None]) ->
     limit = KNOWN_FILES[_REPOSITORY, name].nbytes + 1
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [one for one in opened.namelist() if PurePosixPath(one).name == name]
+            members = [path for path in opened.namelist() if PurePosixPath(path).name == name]
             with opened.open(members[0]) as member:
                 target.write_bytes(member.read(limit))
     except (zipfile.BadZipFile, zlib.error, IndexError, NotImplementedError, RuntimeError, EOFError) as error:
@@ -178,21 +166,14 @@ def _run_dfss(scratch: Path, name: str, report: Callable[[int], None]) -> Path:
 def _watch(command: list[str], log: Path, report: Callable[[int], None]) -> int:
     """Run a command in the folder of its log, tell what it has saved there, and return its exit code."""
     with log.open("wb") as output:
-        child = subprocess.Popen(  # noqa: S603 - a list, no shell, no user text
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-            cwd=log.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        child = start_program(command, log.parent, output, has_children=True)
         try:
             while child.poll() is None:
                 report(sum(_size_bytes(path) for path in log.parent.iterdir() if path != log))
                 time.sleep(_LOOK_EVERY_S)
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                kill_program(child)
                 child.wait()
     return child.returncode
 
@@ -205,16 +186,16 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def _accept(record: Record, came: Path, target: Path) -> Record:
-    """Compare what came with what is known and recorded of it, give it its name, and record it."""
-    measured = RecordedFile.measure(came)
-    found = (measured.nbytes, measured.sha256)
+def _accept(record: Record, fetched: Path, target: Path) -> Record:
+    """Compare a file with what is known and recorded of it, give it its name, and record it."""
+    digest = digest_file(fetched)
     for expected in (KNOWN_FILES.get((_REPOSITORY, target.name)), record.files.get(target.name)):
-        if expected is not None and found != (expected.nbytes, expected.sha256):
+        if expected is not None and (digest.nbytes, digest.sha256) != (expected.nbytes, expected.sha256):
             raise FetchError(
-                f"the vendor's {target.name} has {found[0]} bytes with sha256 {found[1]}, known are "
-                f"{expected.nbytes} bytes with sha256 {expected.sha256}; it is refused: try again, or into "
-                "another folder (--to) if the vendor has a new one"
+                f"the vendor's {target.name} has {digest.nbytes} bytes with sha256 {digest.sha256}, "
+                f"known are {expected.nbytes} bytes with sha256 {expected.sha256}; it is refused: try again, "
+                "or into another folder (--to) if the vendor has a new one"
             )
-    came.replace(target)
-    return record.with_file(target.name, RecordedFile(*found, target.stat().st_mtime_ns))
+    move_whole(fetched, target)
+    changed_ns = target.stat().st_mtime_ns
+    return record.with_file(target.name, RecordedFile(digest.nbytes, digest.sha256, changed_ns))

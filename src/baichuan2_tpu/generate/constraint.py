@@ -34,7 +34,7 @@ class Constraint(Protocol):
 
     @abstractmethod
     def accept(self, token_id: int) -> None:
-        """Go on behind a token, which is no stop id.
+        """Continue behind a token, which is not a stop id.
 
         Raises: RequestError when it cannot follow, or the grammar takes more work than is allowed.
         """

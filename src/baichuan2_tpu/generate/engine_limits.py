@@ -1,7 +1,7 @@
-"""What can be asked of an engine that knows only the likeliest tokens of a row.
+"""What can be asked of an engine that knows only the likeliest tokens of a row, its candidates.
 
-Not here: choosing among them (``sampling``). What makes tokens less likely is applied among those that are
-known: another could come before them only where almost all of these were said before, or are biased against.
+Penalties are applied to the known candidates only. An unknown token could overtake them only if nearly all
+known ones were penalised. Not here: choosing among them (``sampling``).
 """
 
 from __future__ import annotations

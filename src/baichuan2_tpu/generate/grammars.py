@@ -8,14 +8,19 @@ Source: ``LLMatcher`` and the Lark dialect of llguidance 1.3 and later.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from threading import Lock
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.constraint import Constraint, Grammar
+from baichuan2_tpu.generate.grammar_compiler import compile_grammar, first_line, open_library
+from baichuan2_tpu.generate.grammar_trial import GrammarTrial, TrialLimits
+from baichuan2_tpu.generate.schema_bounds import check_schema, likely_cause
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = ["Grammars", "json_rule"]
@@ -23,38 +28,66 @@ __all__ = ["Grammars", "json_rule"]
 # One line break and an indentation at most: a model cannot fill its answer with spaces for ever.
 _SPACE = r"\n? {0,12}"
 
-# To compile takes the square of the number of optional properties: 12 s for 5,000 of them, 150 KB.
-_MAX_SCHEMA = 65_536
+_CACHED = 128
+"""Grammars that are kept: clients send the same few again and again."""
+_CACHED_CHARACTERS = 16_384
+"""A longer grammar is compiled anew each time, so that what is kept stays small."""
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, from any thread.
+    """Compiles grammars for one tokenizer, from any thread, and keeps the latest.
 
-    To build it takes a second by Baichuan2's vocabulary, to compile a usual grammar some milliseconds.
+    To build it takes a second by Baichuan2's vocabulary, to compile a usual grammar some milliseconds. With
+    ``limits`` every new grammar is first compiled in a child process that has them (``grammar_trial``), as
+    grammars of strangers must be; ``close`` ends it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._size = tokenizer.vocabulary_size
-        self._library = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)))
+    def __init__(self, tokenizer: Tokenizer, limits: TrialLimits | None = None) -> None:
+        self._size = eos_id = tokenizer.vocabulary_size
+        tokens = [*map(tokenizer.token_bytes, range(eos_id)), b"<end>"]
+        special_ids = [*(token_id for token_id, content in enumerate(tokens) if not content), eos_id]
+        self._library = open_library(tokens, special_ids, eos_id)
+        self._trial = None if limits is None else GrammarTrial(tokens, special_ids, eos_id, limits)
+        self._kept: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = Lock()
 
     def json_schema(self, schema: Mapping[str, object]) -> Grammar:
         """Return the grammar of the JSON that a schema allows, its keys in the schema's order.
 
-        Raises: RequestError naming what of the schema is not supported.
+        Raises: RequestError naming what of the schema is not supported, or too costly; QueueFull.
         """
-        return self.lark(f"start: {json_rule(schema)}")
+        return self.lark(f"start: {json_rule(schema)}", likely_cause(schema))
 
-    def lark(self, grammar: str) -> Grammar:
-        """Compile a grammar in llguidance's dialect of Lark.
+    def lark(self, grammar: str, cause: str = "") -> Grammar:
+        """Compile a grammar in llguidance's dialect of Lark; ``cause`` names what in it may be costly.
 
-        Raises: RequestError naming what of it is not supported.
+        Raises: RequestError naming what of it is not supported; QueueFull.
         """
-        matcher = LLMatcher(self._library, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # some grammars show only here that they allow nothing
-        if matcher.is_error():
-            raise _refusal(matcher.get_error())
-        return _Grammar(matcher, self._size)
+        with self._lock:
+            if grammar in self._kept:
+                self._kept.move_to_end(grammar)
+                return self._kept[grammar]
+        if self._trial is not None:
+            self._trial.check(grammar, cause)
+        compiled = _Grammar(compile_grammar(self._library, grammar), self._size)
+        if len(grammar) <= _CACHED_CHARACTERS:
+            self._keep(grammar, compiled)
+        return compiled
+
+    def warm_up(self) -> None:
+        """Start what takes long before a request needs it."""
+        self.json_schema({"type": "object"})
+
+    def close(self) -> None:
+        """End the child process, if there is one; closing twice is allowed."""
+        if self._trial is not None:
+            self._trial.close()
+
+    def _keep(self, grammar: str, compiled: Grammar) -> None:
+        with self._lock:
+            self._kept[grammar] = compiled
+            while len(self._kept) > _CACHED:
+                self._kept.popitem(last=False)
 
 
 def json_rule(schema: Mapping[str, object]) -> str:
@@ -62,31 +95,8 @@ def json_rule(schema: Mapping[str, object]) -> str:
 
     Raises: RequestError when the schema is too deep or too large.
     """
-    try:
-        written = json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}})
-    except RecursionError as exc:
-        raise _refusal(str(exc)) from exc
-    if len(written) > _MAX_SCHEMA:
-        raise RequestError(f"the schema has {len(written)} characters as JSON; {_MAX_SCHEMA} are allowed")
-    return f"%json {written}"
-
-
-class _Vocabulary:
-    """A tokenizer as llguidance wants it; one place behind the vocabulary stands for every stop id."""
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.eos_token_id = tokenizer.vocabulary_size
-        self.tokens = [*map(tokenizer.token_bytes, range(self.eos_token_id)), b"<end>"]
-        self.special_token_ids = [
-            *(token_id for token_id, content in enumerate(self.tokens) if not content),
-            self.eos_token_id,
-        ]
-
-    def __call__(self, text: bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode())
+    check_schema(schema)
+    return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': _SPACE}})}"
 
 
 class _Grammar(Grammar):
@@ -121,13 +131,5 @@ class _Constraint(Constraint):
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = _first_line(self._matcher.get_error())
+            reason = first_line(self._matcher.get_error())
             raise RequestError(f"the answer cannot be held to the grammar: {reason}; make it simpler")
-
-
-def _refusal(reason: str) -> RequestError:
-    return RequestError(f"the grammar is not supported: {_first_line(reason)}; take out what is named")
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]

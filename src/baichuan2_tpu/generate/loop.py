@@ -48,7 +48,7 @@ def generate(
     settings: GenerationSettings,
     is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Generator[Event, None, None]:
-    """Answer a prompt, going on from what the sequence already holds of it.
+    """Answer a prompt, continuing from what the sequence already holds of it.
 
     The answer ends with a stop id of the settings, the tokenizer or the model, a stop string, ``max_tokens``,
     the end of the context, or when ``is_cancelled`` says so between two tokens or pieces of the prompt.

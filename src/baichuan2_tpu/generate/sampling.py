@@ -66,7 +66,7 @@ def choose(
     """Return the next token: the most likely one (of equals the lowest id) when greedy, else a drawn one.
 
     Shapes: logits (V,); ``seen_ids`` holds prompt and answer so far, the last ``answered`` ids the answer.
-    Raises: BackendError when the logits are no numbers.
+    Raises: BackendError when the logits are not numbers.
     """
     scores = penalize(logits, seen_ids, settings.repetition_penalty)
     scores = adjust(scores, seen_ids[seen_ids.size - answered :], settings)
@@ -93,7 +93,7 @@ def adjust(
 ) -> NDArray[np.float32]:
     """Return scores with OpenAI's terms: the biases, less what each token of the answer is penalised.
 
-    A token said ``n`` times in the answer loses ``presence_penalty + n * frequency_penalty``.
+    A token that is ``n`` times in the answer loses ``presence_penalty + n * frequency_penalty``.
     """
     presence, frequency = settings.presence_penalty, settings.frequency_penalty
     is_penalized = answer_ids.size > 0 and (presence != 0 or frequency != 0)
@@ -101,8 +101,8 @@ def adjust(
         return scores
     scores = scores.copy()
     if is_penalized:
-        said, counts = np.unique(answer_ids, return_counts=True)
-        scores[said] -= presence + frequency * counts
+        used, counts = np.unique(answer_ids, return_counts=True)
+        scores[used] -= presence + frequency * counts
     if settings.logit_bias:
         ids, biases = zip(*settings.logit_bias, strict=True)
         np.add.at(scores, np.array(ids), np.array(biases, np.float32))
@@ -116,7 +116,7 @@ def distribution(scores: NDArray[np.float32], settings: SamplingSettings) -> Dis
     Of tokens equal to the k-th, all stay. The nucleus is the fewest most likely tokens that hold ``top_p`` of
     the mass that top_k left. Without top_k, mass is summed from float32 weights.
 
-    Raises: BackendError when the scores are no numbers.
+    Raises: BackendError when the scores are not numbers.
     """
     peak = float(scores.max())
     _check_peak(peak)
@@ -145,7 +145,7 @@ def draw(choices: Distribution, generator: np.random.Generator) -> int:
 def logprobs(logits: NDArray[np.float32], token_id: int, count: int) -> list[TokenLogprob]:
     """Return the log probability of a token, then those of the ``count`` most likely, before any setting.
 
-    Raises: BackendError when the logits are no numbers.
+    Raises: BackendError when the logits are not numbers.
     """
     peak = float(logits.max())
     _check_peak(peak)
@@ -192,8 +192,8 @@ def _at_least(values: Floats, count: int) -> NDArray[np.intp]:
 def _largest(values: Floats, count: int) -> NDArray[np.intp]:
     """Return, in order, the places of the ``count`` largest values and of those equal to the last of them."""
     places = _at_least(values, count)
-    found = values[places]
-    return places[found >= np.partition(found, found.size - count)[found.size - count]]
+    highest = values[places]
+    return places[highest >= np.partition(highest, highest.size - count)[highest.size - count]]
 
 
 def _cut_to_nucleus(exponents: Floats, weights: Floats, top_p: float) -> None:

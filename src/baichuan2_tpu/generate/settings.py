@@ -7,16 +7,18 @@ Source: Hugging Face's ``GenerationConfig``, whose file ``generation_config.json
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
+
+from typing_extensions import Unpack
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import find_json
 from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.text.files import read_json_object
 
-__all__ = ["GenerationSettings", "SamplingSettings", "read_settings"]
+__all__ = ["GenerationSettings", "GivenSettings", "SamplingSettings", "read_settings"]
 
 _MAX_LOGPROBS = 20  # the most an OpenAI client may ask for
 _MAX_PENALTY = 2  # of presence and frequency, by OpenAI's reference; so is the bias
@@ -73,6 +75,32 @@ class SamplingSettings:
         return self.temperature < _GREEDY_BELOW
 
 
+class GivenSettings(TypedDict, total=False):
+    """What a caller may give over a model's own settings, by keyword; None leaves the model's own.
+
+    ``stop`` is one text or several, ``logit_bias`` maps token ids to what is added to their logits.
+    """
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    max_tokens: int | None
+    stop: str | Iterable[str] | None
+    stop_ids: Iterable[int] | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    grammar: Grammar | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    own_stop_ids: Iterable[int] | None
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
     """How tokens are chosen and when the answer ends.
@@ -107,6 +135,18 @@ class GenerationSettings:
         if "" in self.stop:
             raise RequestError("a stop string is empty; one character or more is allowed")
 
+    def override(self, **given: Unpack[GivenSettings]) -> GenerationSettings:
+        """Return these settings with what is given in their place.
+
+        Raises: RequestError naming a setting that does not exist, or a value and what is allowed.
+        """
+        values = cast("Mapping[str, object]", given)
+        _check_names(values)
+        changes = {name: _convert(name, value) for name, value in values.items() if value is not None}
+        sampling = {name: changes.pop(name) for name in _SAMPLING_NAMES & changes.keys()}
+        # Each value was checked by its name; the types are the classes' own.
+        return replace(self, sampling=replace(self.sampling, **sampling), **changes)  # pyright: ignore[reportArgumentType]
+
 
 def read_settings(directory: Path) -> GenerationSettings:
     """Return the defaults of a checkpoint's ``generation_config.json``; greedy where it does not say.
@@ -114,12 +154,12 @@ def read_settings(directory: Path) -> GenerationSettings:
     Raises: CheckpointError when the file is damaged or a value in it is not allowed.
     """
     path = directory / "generation_config.json"
-    values = read_json_object(path)
+    values = find_json(path) or {}
     try:
         return GenerationSettings(
             sampling=_sampling(values),
             max_tokens=_integer(values, "max_new_tokens", _DEFAULT_MAX_TOKENS),
-            stop_ids=_stop_ids(values.get("eos_token_id")),
+            stop_ids=_stop_ids("eos_token_id", values.get("eos_token_id")),
         )
     except RequestError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
@@ -133,6 +173,50 @@ def _sampling(values: Mapping[str, object]) -> SamplingSettings:
         top_p=_number(values, "top_p", 1.0),
         min_p=_number(values, "min_p", 0.0),
         repetition_penalty=_number(values, "repetition_penalty", 1.0),
+    )
+
+
+_SAMPLING_NAMES = {setting.name for setting in fields(SamplingSettings)}
+_INTEGERS = {"top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs", "min_tokens"}
+
+
+def _check_names(given: Collection[str]) -> None:
+    allowed = GivenSettings.__annotations__
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise RequestError(f"there is no setting {unknown[0]!r}; allowed are {', '.join(allowed)}")
+
+
+def _convert(name: str, value: object) -> object:
+    """Return a value that was given by keyword as the classes above hold it."""
+    if name == "grammar":
+        return value
+    if name == "ignore_eos":
+        return value is True
+    if name == "stop":
+        return _stop_strings(value)
+    if name in ("stop_ids", "own_stop_ids"):
+        return _stop_ids(name, value)
+    if name == "logit_bias":
+        return _biases(value)
+    return _integer({name: value}, name, 0) if name in _INTEGERS else _number({name: value}, name, 0)
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if isinstance(texts, Iterable):
+        listed = tuple(cast("Iterable[object]", texts))
+        if all(isinstance(text, str) for text in listed):
+            return cast("tuple[str, ...]", listed)
+    raise RequestError(f"stop is {value!r}; a text or several are allowed")
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"logit_bias is {value!r}; a mapping of token ids to numbers is allowed")
+    pairs = cast("Mapping[object, object]", value).items()
+    return tuple(
+        (_integer({"id": token_id}, "id", 0), _number({"bias": bias}, "bias", 0)) for token_id, bias in pairs
     )
 
 
@@ -161,9 +245,11 @@ def _integer(values: Mapping[str, object], name: str, default: int) -> int:
     return value
 
 
-def _stop_ids(value: object) -> frozenset[int]:
-    """Return ``eos_token_id``, which is an id, a list of ids, or null."""
+def _stop_ids(name: str, value: object) -> frozenset[int]:
+    """Return the ids of a setting that is an id, a list of ids, or null."""
     if value is None:
         return frozenset()
-    ids = cast("list[object]", value) if isinstance(value, list) else [value]
-    return frozenset(_integer({"eos_token_id": item}, "eos_token_id", -1) for item in ids)
+    ids = [value]
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        ids = list(cast("Iterable[object]", value))
+    return frozenset(_integer({name: item}, name, -1) for item in ids)

@@ -1,6 +1,6 @@
-"""Stop strings in a stream of text: never a half of one shown, wherever the pieces are cut.
+"""Stop strings in a stream of text: no part of one is ever shown, wherever the stream is cut.
 
-Not here: stop ids (``loop``).
+Not here: stop ids (``answer``).
 """
 
 from __future__ import annotations

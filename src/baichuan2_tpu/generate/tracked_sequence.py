@@ -1,6 +1,6 @@
-"""A sequence of an engine together with the ids it holds, so that a new prompt can go on from an old one.
+"""A sequence of an engine together with the ids it holds, so that a new prompt can continue an old one.
 
-Not here: choosing which sequence a prompt should go on from (``chat``, the server's scheduler).
+Not here: choosing which sequence a prompt should continue (``chat``, the server's scheduler).
 """
 
 from __future__ import annotations

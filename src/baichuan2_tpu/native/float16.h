@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Small functions of files that are compiled for one instruction set: a copy left to the linker could be the
-// wrong one.
+// Small functions of files that are compiled for one instruction set:
+// a copy left to the linker could be the wrong one.
 #define BAICHUAN2_INLINE inline __attribute__((always_inline))
 
 namespace baichuan2 {

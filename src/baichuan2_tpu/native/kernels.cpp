@@ -22,12 +22,12 @@ bool has_avx2_fma_f16c() {
 }  // namespace
 
 std::vector<const Kernels*> available_kernels() {
-    std::vector<const Kernels*> found;
+    std::vector<const Kernels*> all;
 #if defined(__x86_64__)
-    if (has_avx2_fma_f16c()) found.push_back(&kAvx2Kernels);
+    if (has_avx2_fma_f16c()) all.push_back(&kAvx2Kernels);
 #endif
-    found.push_back(&kScalarKernels);
-    return found;
+    all.push_back(&kScalarKernels);
+    return all;
 }
 
 const Kernels& find_kernels(const std::string& name) {

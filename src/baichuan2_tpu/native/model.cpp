@@ -7,16 +7,23 @@
 namespace baichuan2 {
 namespace {
 
-// Prompts run in batches of this many tokens: enough to compute rather than read, small enough for the
-// caches.
+// Prompts run in batches of this many tokens:
+// enough to compute rather than read, small enough for the caches.
 constexpr std::int64_t kBatchTokens = 256;
 
 std::int64_t round_up(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit * unit; }
 
-// A matrix begins each of its parts at a whole block of 16 rows.
-std::int64_t part_rows(std::int64_t rows) { return round_up(rows, 16); }
+// Rows of a part of a matrix: full blocks at either number of bits.
+std::int64_t pad_rows(std::int64_t rows) { return round_up(rows, 16); }
 
 }  // namespace
+
+QkvLayout::QkvLayout(const ModelShape& shape)
+    : keys(pad_rows(shape.query_rows())),
+      values(keys + pad_rows(shape.kv_rows())),
+      rows(values + pad_rows(shape.kv_rows())) {}
+
+GateUpLayout::GateUpLayout(const ModelShape& shape) : up(pad_rows(shape.intermediate)), rows(2 * up) {}
 
 struct Model::Layer {
     PackedMatrix qkv;
@@ -40,22 +47,21 @@ struct Model::Row {
     bool wants_logits;
 };
 
-// Activations of one batch. Inputs of a matmul lie in rows of whole groups whose padding stays zero.
+// Activations of one batch. Inputs of a matmul lie in rows of full groups whose padding stays zero.
 struct Model::Workspace {
     Workspace(const ModelShape& shape, const Kernels& kernels, int threads)
         : hidden_stride(round_up(shape.hidden, kGroup)),
-          heads_stride(round_up(shape.heads * shape.head_size, kGroup)),
+          heads_stride(round_up(shape.query_rows(), kGroup)),
           inner_stride(round_up(shape.intermediate, kGroup)),
           x(floats(hidden_stride)),
           normed(floats(hidden_stride)),
           attended(floats(heads_stride)),
           inner(floats(inner_stride)),
-          added(floats(round_up(shape.hidden, 16))),
-          qkv(floats(part_rows(shape.heads * shape.head_size) +
-                     2 * part_rows(shape.kv_heads * shape.head_size))),
-          gate_up(floats(2 * part_rows(shape.intermediate))),
-          activations(kBatchTokens,
-                      std::max({shape.hidden, shape.heads * shape.head_size, shape.intermediate})) {
+          added(floats(pad_rows(shape.hidden))),
+          qkv(floats(QkvLayout(shape).rows)),
+          gate_up(floats(GateUpLayout(shape).rows)),
+          activations(kernels.activations, kBatchTokens,
+                      std::max({shape.hidden, shape.query_rows(), shape.intermediate})) {
         for (int i = 0; i < threads; ++i) {
             matmul_scratch.emplace_back(static_cast<std::size_t>(kernels.matmul_scratch_bytes(kBatchTokens)));
             attention_scratch.emplace_back(
@@ -81,19 +87,19 @@ struct Model::Workspace {
 
 Model::Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact)
     : shape_(shape),
+      qkv_(shape),
+      gate_up_(shape),
       kernels_(find_kernels(kernels)),
       is_exact_(is_exact),
       pool_(threads),
       final_norm_(static_cast<std::size_t>(shape.hidden)),
       head_(shape.vocabulary, shape.hidden, shape.head_bits),
       work_(std::make_unique<Workspace>(shape, kernels_, threads)) {
-    const std::int64_t query_rows = shape.heads * shape.head_size;
-    const std::int64_t kv_rows = shape.kv_heads * shape.head_size;
     for (std::int64_t i = 0; i < shape.layers; ++i) {
         Layer layer;
-        layer.qkv = PackedMatrix(part_rows(query_rows) + 2 * part_rows(kv_rows), shape.hidden, shape.bits);
-        layer.output = PackedMatrix(shape.hidden, query_rows, shape.bits);
-        layer.gate_up = PackedMatrix(2 * part_rows(shape.intermediate), shape.hidden, shape.bits);
+        layer.qkv = PackedMatrix(qkv_.rows, shape.hidden, shape.bits);
+        layer.output = PackedMatrix(shape.hidden, shape.query_rows(), shape.bits);
+        layer.gate_up = PackedMatrix(gate_up_.rows, shape.hidden, shape.bits);
         layer.down = PackedMatrix(shape.hidden, shape.intermediate, shape.bits);
         layer.attention_norm.resize(static_cast<std::size_t>(shape.hidden));
         layer.mlp_norm.resize(static_cast<std::size_t>(shape.hidden));
@@ -126,15 +132,13 @@ std::int64_t Model::weight_bytes() const {
 Model::Part Model::find(Linear which, std::int64_t index) {
     if (which == Linear::kHead) return {&head_, 0};
     Layer& layer = layers_[static_cast<std::size_t>(index)];
-    const std::int64_t query_rows = part_rows(shape_.heads * shape_.head_size);
-    const std::int64_t kv_rows = part_rows(shape_.kv_heads * shape_.head_size);
     switch (which) {
         case Linear::kQuery: return {&layer.qkv, 0};
-        case Linear::kKey: return {&layer.qkv, query_rows};
-        case Linear::kValue: return {&layer.qkv, query_rows + kv_rows};
+        case Linear::kKey: return {&layer.qkv, qkv_.keys};
+        case Linear::kValue: return {&layer.qkv, qkv_.values};
         case Linear::kOutput: return {&layer.output, 0};
         case Linear::kGate: return {&layer.gate_up, 0};
-        case Linear::kUp: return {&layer.gate_up, part_rows(shape_.intermediate)};
+        case Linear::kUp: return {&layer.gate_up, gate_up_.up};
         default: return {&layer.down, 0};
     }
 }
@@ -185,15 +189,15 @@ void Model::run_batch(const std::vector<Row>& rows, float*& logits) {
         run_attention(layer, i, rows);
         run_mlp(layer, tokens);
     }
-    std::int64_t wanted = 0;
+    std::int64_t logit_rows = 0;
     for (std::int64_t i = 0; i < tokens; ++i) {
         if (!rows[static_cast<std::size_t>(i)].wants_logits) continue;
         kernels_.rms_norm(work.at(work.x, work.hidden_stride, i), final_norm_.data(), shape_.norm_eps,
-                          shape_.hidden, work.at(work.normed, work.hidden_stride, wanted++));
+                          shape_.hidden, work.at(work.normed, work.hidden_stride, logit_rows++));
     }
-    if (wanted == 0) return;
-    multiply(head_, work.at(work.normed, work.hidden_stride, 0), wanted, logits);
-    logits += wanted * logits_stride();
+    if (logit_rows == 0) return;
+    multiply(head_, work.at(work.normed, work.hidden_stride, 0), logit_rows, logits);
+    logits += logit_rows * logits_stride();
 }
 
 void Model::run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows) {
@@ -211,8 +215,7 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
     Workspace& work = *work_;
     norm(work.at(work.x, work.hidden_stride, 0), layer.mlp_norm.data(), tokens);
     multiply(layer.gate_up, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.gate_up, 0, 0));
-    const std::int64_t stride = layer.gate_up.padded_rows();
-    // Pieces of a token too: at one token the whole pool shares it.
+    // A token is cut into pieces too, so that the pool shares even a single one.
     constexpr std::int64_t kPieces = 4;
     const std::int64_t piece = round_up((shape_.intermediate + kPieces - 1) / kPieces, 8);
     pool_.parallel_for(tokens * kPieces, 1, [&](int, std::int64_t begin, std::int64_t end) {
@@ -220,8 +223,8 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
             const std::int64_t first = i % kPieces * piece;
             const std::int64_t count = std::min(piece, shape_.intermediate - first);
             if (count <= 0) continue;
-            const float* gate = work.at(work.gate_up, stride, i / kPieces) + first;
-            kernels_.swiglu(gate, gate + part_rows(shape_.intermediate), count,
+            const float* gate = work.at(work.gate_up, gate_up_.rows, i / kPieces) + first;
+            kernels_.swiglu(gate, gate + gate_up_.up, count,
                             work.at(work.inner, work.inner_stride, i / kPieces) + first);
         }
     });
@@ -233,26 +236,23 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
 void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) {
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size, half = size / 2;
-    const std::int64_t key_start = part_rows(shape_.heads * size);
-    const std::int64_t value_start = key_start + part_rows(shape_.kv_heads * size);
-    const std::int64_t stride = value_start + part_rows(shape_.kv_heads * size);
     pool_.parallel_for(
         static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
                 const Row& row = rows[static_cast<std::size_t>(i)];
-                float* qkv = work.at(work.qkv, stride, i);
+                float* qkv = work.at(work.qkv, qkv_.rows, i);
                 if (!cosines_.empty()) {
                     const float* cosine = cosines_.data() + row.position * half;
                     const float* sine = sines_.data() + row.position * half;
                     for (std::int64_t h = 0; h < shape_.heads; ++h)
                         kernels_.rotate(qkv + h * size, cosine, sine, half);
                     for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                        kernels_.rotate(qkv + key_start + h * size, cosine, sine, half);
+                        kernels_.rotate(qkv + qkv_.keys + h * size, cosine, sine, half);
                     }
                 }
                 for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                    row.sequence->cache.store(kernels_, layer, h, row.position, qkv + key_start + h * size,
-                                              qkv + value_start + h * size);
+                    row.sequence->cache.store(kernels_.to_half, layer, h, row.position,
+                                              qkv + qkv_.keys + h * size, qkv + qkv_.values + h * size);
                 }
             }
         });
@@ -266,16 +266,15 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
     };
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size;
-    const std::int64_t heads_a_key = shape_.heads / shape_.kv_heads;
-    const std::int64_t tile_tokens = std::max<std::int64_t>(1, kMaxQueries / heads_a_key);
-    const std::int64_t stride = part_rows(shape_.heads * size) + 2 * part_rows(shape_.kv_heads * size);
+    const std::int64_t heads_per_kv_head = shape_.heads / shape_.kv_heads;
+    const std::int64_t tile_tokens = std::max<std::int64_t>(1, kMaxQueries / heads_per_kv_head);
     std::vector<Tile> tiles;
     const auto tokens = static_cast<std::int64_t>(rows.size());
     for (std::int64_t i = 0; i < tokens; ++i) {
-        const bool goes_on =
+        const bool continues =
             !tiles.empty() && tiles.back().count < tile_tokens &&
             rows[static_cast<std::size_t>(i)].sequence == rows[static_cast<std::size_t>(i - 1)].sequence;
-        if (goes_on) {
+        if (continues) {
             ++tiles.back().count;
         } else {
             tiles.push_back({i, 1});
@@ -293,10 +292,10 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
             std::int64_t position[kMaxQueries];
             float slope[kMaxQueries];
             std::int64_t queries = 0;
+            const std::int64_t first_head = kv_head * heads_per_kv_head;
             for (std::int64_t token = tile.first; token < tile.first + tile.count; ++token) {
-                for (std::int64_t h = kv_head * heads_a_key; h < (kv_head + 1) * heads_a_key;
-                     ++h, ++queries) {
-                    query[queries] = work.at(work.qkv, stride, token) + h * size;
+                for (std::int64_t h = first_head; h < first_head + heads_per_kv_head; ++h, ++queries) {
+                    query[queries] = work.at(work.qkv, qkv_.rows, token) + h * size;
                     out[queries] = work.at(work.attended, work.heads_stride, token) + h * size;
                     position[queries] = rows[static_cast<std::size_t>(token)].position;
                     slope[queries] =
@@ -321,7 +320,7 @@ void Model::norm(const float* x, const float* weight, std::int64_t tokens) {
     });
 }
 
-// y[token * padded rows + row] = matrix times x, whose rows are whole groups apart.
+// y[token * padded rows + row] = matrix times x, whose rows are full groups apart.
 void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y) {
     Workspace& work = *work_;
     const std::int64_t x_stride = matrix.groups() * kGroup;
@@ -329,13 +328,13 @@ void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t to
         work.activations.reshape(tokens, matrix.columns(), matrix.bits());
         pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
-                kernels_.quantize(x + i * x_stride, matrix.columns(), work.activations.slot(i));
+                work.activations.store(i, x + i * x_stride, matrix.columns());
             }
         });
     }
-    // Even pieces: the kernels take two blocks at a time.
+    const std::int64_t unit = kernels_.matmul_blocks;
     const std::int64_t grain =
-        std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / 2 * 2, 2, 16);
+        std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / unit * unit, unit, 16);
     pool_.parallel_for(matrix.blocks(), grain, [&](int thread, std::int64_t begin, std::int64_t end) {
         const MatmulTask task = {&matrix,
                                  begin,

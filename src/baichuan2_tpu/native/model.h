@@ -7,8 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "kv_cache.h"
-#include "packed_matrix.h"
+#include "kernels.h"
+#include "layout/kv_cache.h"
+#include "layout/packed_matrix.h"
 #include "thread_pool.h"
 
 namespace baichuan2 {
@@ -24,9 +25,32 @@ struct ModelShape {
     std::int64_t context;
     float norm_eps;
     double rope_theta;                // 0 with ALiBi
-    std::vector<float> alibi_slopes;  // one a head; empty with RoPE
+    std::vector<float> alibi_slopes;  // one per head; empty with RoPE
     int bits;
     int head_bits;
+
+    std::int64_t query_rows() const { return heads * head_size; }
+    std::int64_t kv_rows() const { return kv_heads * head_size; }
+};
+
+// Queries, keys and values come from one matrix product; so do gate and up of the MLP.
+// Each part begins at a full block of rows:
+//
+//   QkvLayout      | queries | padding | keys | padding | values | padding |
+//                  0                   keys             values             rows
+//   GateUpLayout   | gate | padding | up | padding |
+//                  0                up             rows
+struct QkvLayout {
+    explicit QkvLayout(const ModelShape& shape);
+    std::int64_t keys;
+    std::int64_t values;
+    std::int64_t rows;
+};
+
+struct GateUpLayout {
+    explicit GateUpLayout(const ModelShape& shape);
+    std::int64_t up;
+    std::int64_t rows;
 };
 
 struct Sequence {
@@ -59,8 +83,8 @@ public:
     // float16 (vocabulary, hidden); must outlive the model
     void set_embedding(const std::uint16_t* embedding) { embedding_ = embedding; }
 
-    // Append the tokens of every request and write the wanted rows of logits, request after request. Rows of
-    // `logits` are logits_stride() apart. Nothing is checked here.
+    // Append the tokens of every request and write the logits that were asked for, request after request.
+    // Rows of `logits` are logits_stride() apart. Nothing is checked here.
     void forward(const std::vector<Request>& requests, float* logits);
     std::int64_t logits_stride() const { return head_.padded_rows(); }
 
@@ -80,7 +104,9 @@ private:
     void multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
     void add_residual(std::int64_t tokens, std::int64_t stride);
 
-    ModelShape shape_;
+    const ModelShape shape_;
+    const QkvLayout qkv_;
+    const GateUpLayout gate_up_;
     const Kernels& kernels_;
     const bool is_exact_;
     ThreadPool pool_;

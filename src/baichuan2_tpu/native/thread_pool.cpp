@@ -13,7 +13,7 @@ constexpr int kSpinsBeforeYield = 2000;
 // Low half of the ticket while no loop is open: more than the pieces of any loop.
 constexpr std::uint64_t kClosed = 0xffffffff;
 
-inline std::uint64_t number_of(std::uint64_t ticket) { return ticket >> 32; }
+inline std::uint64_t loop_number(std::uint64_t ticket) { return ticket >> 32; }
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -33,14 +33,14 @@ ThreadPool::~ThreadPool() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         is_stopping_ = true;
-        ticket_ = (number_of(ticket_) + 1) << 32 | kClosed;
+        ticket_ = (loop_number(ticket_) + 1) << 32 | kClosed;
     }
     wake_.notify_all();
     for (std::thread& worker : workers_) worker.join();
 }
 
 void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t grain) {
-    const std::uint64_t number = number_of(ticket_);
+    const std::uint64_t number = loop_number(ticket_);
     ticket_ = number << 32 | kClosed;
     call_ = call;
     context_ = context;
@@ -68,16 +68,16 @@ void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t 
 void ThreadPool::work(int thread) {
     std::uint64_t seen = 0;
     for (;;) {
-        for (int spins = 0; number_of(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins;
+        for (int spins = 0; loop_number(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins;
              ++spins)
             pause();
-        if (number_of(ticket_) == seen) {
+        if (loop_number(ticket_) == seen) {
             std::unique_lock<std::mutex> lock(mutex_);
             ++sleepers_;
-            wake_.wait(lock, [&] { return number_of(ticket_) != seen; });
+            wake_.wait(lock, [&] { return loop_number(ticket_) != seen; });
             --sleepers_;
         }
-        seen = number_of(ticket_);
+        seen = loop_number(ticket_);
         if (is_stopping_) return;
         take_pieces(thread);
     }

@@ -1,8 +1,8 @@
 // A persistent pool that runs one loop at a time over all its threads.
 //
 // The caller is thread 0. Workers spin for a moment after each loop, as a forward pass issues hundreds of
-// short ones, then sleep. A loop ends when its pieces are done, not when every worker has come by: a worker
-// that the system holds back costs nothing until it has taken a piece. Loops must not throw.
+// short ones, then sleep. A loop ends when its pieces are done, even where a worker has not noticed it: one that
+// the system holds back costs nothing until it has taken a piece. Loops must not throw.
 #pragma once
 
 #include <atomic>
@@ -47,7 +47,7 @@ private:
     void take_pieces(int thread);
 
     // The loop that is open. Atomic because a late worker may read it while the next one is written; the
-    // ticket tells it that what it read is void.
+    // ticket then shows that what it read is out of date.
     std::atomic<Call> call_{nullptr};
     std::atomic<void*> context_{nullptr};
     std::atomic<std::int64_t> count_{0};

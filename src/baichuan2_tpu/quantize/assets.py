@@ -6,7 +6,6 @@ Source: ``generation_config.json`` of Baichuan2-7B-Chat for the defaults.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import write_json
 from baichuan2_tpu.quantize.plan import Plan
 
 __all__ = ["check_assets", "write_assets"]
@@ -63,9 +63,9 @@ def write_assets(checkpoint: FloatCheckpoint, directory: Path, plan: Plan) -> No
     if not (directory / "generation_config.json").exists():
         defaults = _BAICHUAN2_CHAT if config.is_head_normalized else _GREEDY
         ids: dict[str, object] = {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids)}
-        _write_json(directory / "generation_config.json", defaults | ids)
-    _write_json(directory / "model.safetensors.index.json", _index(directory, plan))
-    _write_json(directory / "config.json", plan.config.to_json())
+        write_json(directory / "generation_config.json", defaults | ids)
+    write_json(directory / "model.safetensors.index.json", _index(directory, plan))
+    write_json(directory / "config.json", plan.config.to_json())
 
 
 def _index(directory: Path, plan: Plan) -> dict[str, object]:
@@ -76,7 +76,3 @@ def _index(directory: Path, plan: Plan) -> dict[str, object]:
         weight_map |= dict.fromkeys(file.tensors, shard.file)
         file.close()
     return {"metadata": {"total_size": plan.size_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def _write_json(path: Path, values: dict[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """The tokens that show a calibrated method what inputs linears get: the user's text, or the model's own.
 
-Not here: what is done with them (``calibrated``), how the model writes (``generated_text``).
+Not here: what is done with them (``gptq_run``), how the model writes (``generated_text``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_tokenizer import write_tokenizer
-from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize.generated_text import BEGINNINGS, generate_windows
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
-from baichuan2_tpu.quantize.plan import EMBEDDING, Plan
+from baichuan2_tpu.quantize.plan import Plan
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from baichuan2_tpu.text.user_text import read_user_text, user_text_name
@@ -34,7 +34,7 @@ __all__ = ["DEFAULT_TOKENS", "Calibration", "Windows", "open_windows", "write_wi
 DEFAULT_TOKENS = 32_768
 _WINDOW_TOKENS = 512
 _KV_BYTES = 1 << 30
-"""Memory for the windows that are written side by side: four on a 7B, which takes 0.5 MB a token."""
+"""Memory for the windows that are written side by side: four on a 7B, which takes 0.5 MB per token."""
 
 _MOST_AT_ONCE = 32
 
@@ -73,7 +73,7 @@ class Windows:
 def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windows:
     """Read and cut the user's text, if there is one.
 
-    Raises: RequestError for a file that cannot be read, is no UTF-8 or holds too few tokens, or for too few
+    Raises: RequestError for a file that cannot be read, is not UTF-8 or holds too few tokens, or for too few
     tokens asked for; CheckpointError for the tokenizer.
     """
     length = min(_WINDOW_TOKENS, checkpoint.config.max_context)
@@ -118,7 +118,7 @@ def write_windows(
 
 
 class _QuickWeights:
-    """A float checkpoint that is quantised a tensor at a time as an engine reads it; see ``Weights``."""
+    """A float checkpoint that is quantised tensor by tensor as an engine reads it; see ``Weights``."""
 
     def __init__(self, checkpoint: FloatCheckpoint, plan: Plan) -> None:
         self._checkpoint = checkpoint

@@ -1,6 +1,6 @@
-"""Quantise a checkpoint file by file, on several threads, so that it can be stopped and gone on with.
+"""Quantise a checkpoint file by file, on several threads, so that it can be stopped and continued.
 
-Everything is written into ``DST.partial``, which is renamed to ``DST`` when it is whole. The native search
+Everything is written into ``DST.partial``, which is renamed to ``DST`` when it is complete. The native search
 and numpy release the GIL, so threads are enough. The bytes written do not depend on their number.
 """
 
@@ -65,7 +65,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
     Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
-    Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call goes on.
+    Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
     """
@@ -89,7 +89,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
             with ThreadPoolExecutor(workers) as pool:
                 _write_all(task, windows, pool, notice)
         except CheckpointError:
-            shutil.rmtree(partial)  # the source itself is wrong: there is nothing to go on with
+            shutil.rmtree(partial)  # the source itself is wrong: there is nothing to continue
             raise
         write_assets(checkpoint, partial, plan)
         journal.path.unlink()
@@ -176,8 +176,8 @@ def _write_shards(task: _Task, shards: Sequence[Shard], pool: Executor) -> None:
             task.journal.add(done.result())
             task.report()
     finally:
-        for one in writing:
-            one.cancel()
+        for future in writing:
+            future.cancel()
 
 
 def _done_bytes(plan: Plan, journal: Journal) -> int:

@@ -1,9 +1,9 @@
 """Calibration text that a model writes itself, where the user gave none.
 
-Short beginnings in English, Chinese and code are gone on with by sampling from the model's own distribution;
+Short beginnings in English, Chinese and code are continued by sampling from the model's own distribution;
 where it ends a text, the next beginning follows. Every window has a random generator of its own, and the CPU
 engine computes the same bits in any batch: the same model gives the same text.
-Not here: what the text is for (``calibration``).
+Not here: what the text is for (``calibration_text``).
 Source: Liu et al., "LLM-QAT" (2023), on data that a model generates for its own quantisation.
 """
 
@@ -86,7 +86,7 @@ def generate_windows(
 
 
 class _Window:
-    """One text that grows by a token at a time."""
+    """One text that grows token by token."""
 
     def __init__(
         self, beginnings: Sequence[Sequence[int]], stop_ids: frozenset[int], number: int, length: int
@@ -128,7 +128,7 @@ def _write(engine: Engine, texts: Sequence[_Window]) -> None:
         sequences = [stack.enter_context(engine.open_sequence()) for _ in texts]
         logits: Sequence[NDArray[np.float32] | None] = [None] * len(texts)
         while True:
-            tokens = [text.grow(_last(one)) for text, one in zip(texts, logits, strict=True)]
+            tokens = [text.grow(_last(rows)) for text, rows in zip(texts, logits, strict=True)]
             if texts[0].is_full:
                 return
             logits = engine.forward(_chunks(sequences, tokens))

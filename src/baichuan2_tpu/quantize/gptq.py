@@ -7,7 +7,7 @@ once the columns behind it have made up for it; then columns are rounded in the 
 one's error corrected in those behind (GPTQ with static groups, in the form of LDLQ, which needs no inverse of
 H). Going over single integers and scales afterwards, to where the error is least, took the demo's perplexity
 from 15.37 to 15.34, for 2.7 times the time: it is not done.
-Not here: where inputs come from (``calibrated_layer``), rounding of one block (``native/error_feedback.h``).
+Not here: where inputs come from (``gptq_layer``), rounding one block (``native/quantize/gptq_rounding.h``).
 Source: Frantar et al., "GPTQ" (2022); Chee et al., "QuIP" (2023), theorem 6, on LDLQ; Li et al., "GPTAQ"
 (2025), on aiming at the float model's outputs.
 """
@@ -42,7 +42,7 @@ that was seen. The demo's perplexity on another text (float: 14.04) was 15.86 at
 _BLOCK_COLUMNS = 128
 """Columns between two corrections of all that follow; only the speed depends on it."""
 
-_ROWS_A_TASK = 256
+_ROWS_PER_TASK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Curvature:
     """What the inputs of a linear say about its K columns.
 
     Shapes: ``hessian`` (K, K); ``order`` (K,), the columns as they are rounded; ``feedback`` (K, K), in that
-    order, what a column's error asks of each one behind it; ``importance`` (K,), the cost of an error that
-    has been made up for; ``lack`` (K, K), what the inputs lack of the float model's, times the inputs.
+    order, what a column's error asks of each one behind it; ``importance`` (K,): remaining cost of
+    a column's error after feedback. ``lack`` (K, K): (X_float - X)^T X.
     """
 
     hessian: Floats
@@ -126,13 +126,13 @@ def round_linear(
     The result does not depend on the number of threads in ``pool``.
     """
     weights = curvature.targets(weights)
-    found = _map_rows(
+    ranges = _map_rows(
         pool,
         lambda rows: _native.quantize_groups(weights[rows], bits, group_size, curvature.importance),
         len(weights),
     )
-    scales = found[1].view(np.float16).astype(np.float32)
-    start = Rounded(found[0], scales, found[2], group_size)
+    scales = ranges[1].view(np.float16).astype(np.float32)
+    start = Rounded(ranges[0], scales, ranges[2], group_size)
     return _round_in_order(weights, start, curvature, bits, pool)
 
 
@@ -140,7 +140,7 @@ def _map_rows(
     pool: Executor, work: Callable[[slice], tuple[NDArray[Any], ...]], count: int
 ) -> list[NDArray[Any]]:
     """Join the arrays that ``work`` returns for slices of all rows, which several threads take."""
-    slices = [slice(start, start + _ROWS_A_TASK) for start in range(0, count, _ROWS_A_TASK)]
+    slices = [slice(start, start + _ROWS_PER_TASK) for start in range(0, count, _ROWS_PER_TASK)]
     return [np.concatenate(parts) for parts in zip(*pool.map(work, slices), strict=True)]
 
 

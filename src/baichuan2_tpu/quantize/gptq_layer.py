@@ -3,13 +3,13 @@
 Each linear is rounded for the inputs that the quantised linears before it give it, of this layer and of those
 below, and for the outputs that the float model would have there, so that it makes up for some of what they
 lost. Both models' states go along: P = 2 paths, the quantised one first.
-Not here: choosing the integers (``gptq``), files and resuming (``calibrated``).
+Not here: choosing the integers (``gptq``), files and resuming (``gptq_run``).
 Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al., "GPTAQ" (2025).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -17,14 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
+from baichuan2_tpu.checkpoint.layout import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT,
+    DOWN,
+    FINAL_NORM,
+    GATE,
+    HEAD,
+    MLP_NORM,
+    QKV,
+    UP,
+    layer_linears,
+    layer_prefix,
+)
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize.gptq import Curvature, join_rows, round_linear
 from baichuan2_tpu.quantize.linear import convert_array
-from baichuan2_tpu.quantize.plan import FINAL_NORM
-from baichuan2_tpu.reference.float_model import attend, rms_norm, swiglu
+from baichuan2_tpu.reference.float_model import attend
+from baichuan2_tpu.reference.operations import rms_norm, swiglu
 
 __all__ = ["CalibratedLayer", "quantize_head"]
 
@@ -51,7 +63,7 @@ class CalibratedLayer:
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._quantization = quantization
-        self._prefix = f"model.layers.{layer}."
+        self._prefix = layer_prefix(layer)
         self._shapes = layer_linears(checkpoint.config, layer)
         self._scratch = scratch
         self._pool = pool
@@ -61,7 +73,7 @@ class CalibratedLayer:
         """Return the packed linears by name. Shapes: states (W, P, T, E).
 
         Side effect: ``states`` become those behind the quantised layer.
-        Raises: CheckpointError for a weight that is not allowed, or inputs that are no finite numbers.
+        Raises: CheckpointError for a weight that is not allowed, or inputs that are not finite.
         """
         self._attention(states)
         self._mlp(states)
@@ -69,24 +81,21 @@ class CalibratedLayer:
         return self._packed
 
     def _attention(self, states: Floats) -> None:
-        projections = self._quantize(
-            [f"self_attn.{one}_proj" for one in "qkv"], self._normed("input_layernorm", states)
-        )
+        projections = self._quantize(QKV, self._normed(ATTENTION_NORM, states))
         mixed = self._scratch_array(states, projections[0].shape[1])
-        for place, inputs in enumerate(self._normed("input_layernorm", states)):
+        for place, inputs in enumerate(self._normed(ATTENTION_NORM, states)):
             for path, own in enumerate(inputs):
-                mixed[place, path] = attend(self._config, *(own @ one[path].T for one in projections))
-        (output,) = self._quantize(["self_attn.o_proj"], mixed)
+                mixed[place, path] = attend(self._config, *(own @ weights[path].T for weights in projections))
+        (output,) = self._quantize([ATTENTION_OUTPUT], mixed)
         _add_products(states, mixed, output)
 
     def _mlp(self, states: Floats) -> None:
-        norm = "post_attention_layernorm"
-        gate, up = self._quantize(["mlp.gate_proj", "mlp.up_proj"], self._normed(norm, states))
+        gate, up = self._quantize([GATE, UP], self._normed(MLP_NORM, states))
         inner = self._scratch_array(states, gate.shape[1])
-        for place, inputs in enumerate(self._normed(norm, states)):
+        for place, inputs in enumerate(self._normed(MLP_NORM, states)):
             for path, own in enumerate(inputs):
                 inner[place, path] = swiglu(own @ gate[path].T, own @ up[path].T)
-        (down,) = self._quantize(["mlp.down_proj"], inner)
+        (down,) = self._quantize([DOWN], inner)
         _add_products(states, inner, down)
 
     def _normed(self, name: str, states: Floats) -> Iterator[Floats]:
@@ -99,7 +108,7 @@ class CalibratedLayer:
         shape = (*states.shape[:3], columns)
         return np.memmap(self._scratch, np.float32, mode="w+", shape=shape)
 
-    def _quantize(self, parts: list[str], inputs: Iterable[Floats]) -> list[Floats]:
+    def _quantize(self, parts: Sequence[str], inputs: Iterable[Floats]) -> list[Floats]:
         """Quantise linears that share their inputs; return the weights of both paths, (P, N, K) each."""
         first = f"{self._prefix}{parts[0]}"
         curvature = _curvature(self._checkpoint, first, self._shapes[first][1], inputs)
@@ -148,19 +157,19 @@ def _curvature(checkpoint: FloatCheckpoint, name: str, columns: int, inputs: Ite
     """Return what the inputs of a linear say about its columns. Shapes: W times (P, T, K)."""
     gram, lack = np.zeros((columns, columns), np.float32), np.zeros((columns, columns), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        for quantized, wished in inputs:
+        for quantized, target in inputs:
             gram += quantized.T @ quantized
-            lack += (wished - quantized).T @ quantized
+            lack += (target - quantized).T @ quantized
     if not (np.isfinite(gram).all() and np.isfinite(lack).all()):
         raise CheckpointError(
-            f"{checkpoint.path}: the inputs of {name} are no finite numbers on the calibration text; "
+            f"{checkpoint.path}: the inputs of {name} are not finite on the calibration text; "
             "fetch the checkpoint again, or use --method search"
         )
     return Curvature.of_inputs(gram, lack)
 
 
 def _add_products(states: Floats, inputs: Floats, weights: Floats) -> None:
-    """Add what a linear makes of its inputs to the states. Shapes: (W, P, T, E), (W, P, T, K), (P, E, K)."""
-    for window, own in zip(states, inputs, strict=True):
-        for path, each in enumerate(own):
-            window[path] += each @ weights[path].T
+    """Add the outputs of a linear to the states. Shapes: (W, P, T, E), (W, P, T, K), (P, E, K)."""
+    for window, paths in zip(states, inputs, strict=True):
+        for path, rows in enumerate(paths):
+            window[path] += rows @ weights[path].T

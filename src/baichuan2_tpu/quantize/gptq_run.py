@@ -1,8 +1,8 @@
-"""Quantise layers one after another, calibrated, so that it can be stopped and gone on with.
+"""Quantise layers one after another, calibrated, so that it can be stopped and continued.
 
 All windows of calibration text go through a quantised layer, and through the float one, before the next is
 read. Their states behind both lie in a file beside the finished layers, where the next run finds them.
-Not here: one layer (``calibrated_layer``), the text (``calibration``), files without layers (``driver``).
+Not here: one layer (``gptq_layer``), the text (``calibration_text``), files without layers (``driver``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.calibration_text import Windows
 from baichuan2_tpu.quantize.gptq_layer import CalibratedLayer, quantize_head
 from baichuan2_tpu.quantize.journal import Journal
@@ -45,14 +46,14 @@ class CalibratedRun:
     plan: Plan
     journal: Journal
     tokens: Callable[[], NDArray[np.int32]]
-    """Returns the windows of text, (W, T); called only where no states are there to go on with."""
+    """Returns the windows of text, (W, T); called only where there are no states to continue from."""
 
     pool: Executor
 
     def write(self, finished: Callable[[], None]) -> None:
         """Write every layer's file that is not done yet, and a head of 4 bits.
 
-        Raises: CheckpointError for a weight that is not allowed, or inputs that are no finite numbers.
+        Raises: CheckpointError for a weight that is not allowed, or inputs that are not finite.
         """
         shards = self.plan.shards
         if any(shard.file not in self.journal.done for shard in shards):
@@ -106,10 +107,8 @@ class CalibratedRun:
     def _save(self, layer: int, states: NDArray[np.float32]) -> None:
         """Keep the states before a layer for the next run."""
         path = self._states_file(layer)
-        beside = path.with_name(f"{path.name}.tmp")
-        with beside.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             np.save(file, states)
-        beside.replace(path)
         self.journal.add(path)
 
     def _states_file(self, layer: int) -> Path:

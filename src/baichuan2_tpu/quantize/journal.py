@@ -6,21 +6,19 @@ as none.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from baichuan2_tpu.config import Method, QuantizationConfig
+from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import digest_file, read_json, write_json
 
-__all__ = ["Journal", "hash_file", "write_atomically"]
+__all__ = ["Journal"]
 
 _METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-2"}
 """Change whenever the same source, settings and text would give other bytes."""
-
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -39,7 +37,7 @@ class Journal:
         sources: Sequence[Path],
         calibration: Mapping[str, object] | None = None,
     ) -> Journal:
-        """Go on with the record at ``path`` if it is of the same task, or begin a new one.
+        """Continue the record at ``path`` if it is of the same task, or begin a new one.
 
         Side effect: finished files are read and hashed; one that differs from its record is not done.
         """
@@ -53,25 +51,8 @@ class Journal:
 
     def add(self, file: Path) -> None:
         """Record a finished file."""
-        self.done[file.name] = hash_file(file)
-        text = json.dumps({"task": self.task, "done": self.done}, indent=2, sort_keys=True)
-        write_atomically(self.path, text.encode())
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_bytes(content)
-    beside.replace(path)
+        self.done[file.name] = digest_file(file).sha256
+        write_json(self.path, {"task": self.task, "done": self.done})
 
 
 def _describe(path: Path) -> list[object]:
@@ -83,13 +64,15 @@ def _describe(path: Path) -> list[object]:
 def _read_done(path: Path, task: dict[str, object]) -> dict[str, str]:
     """Return the finished files of the same task whose content is still what was recorded."""
     try:
-        record: object = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}  # no record, or one cut off by a crash: begin again
-    if not isinstance(record, dict) or cast("dict[str, object]", record).get("task") != task:
+        record = read_json(path)
+    except CheckpointError:
+        return {}  # no record, or one that is damaged: begin again
+    if record.get("task") != task:
         return {}
-    done = cast("dict[str, dict[str, str]]", record).get("done", {})
+    done = cast("dict[str, str]", record.get("done", {}))
     files = {name: path.with_name(name) for name in done}
     return {
-        name: done[name] for name, file in files.items() if file.is_file() and hash_file(file) == done[name]
+        name: done[name]
+        for name, file in files.items()
+        if file.is_file() and digest_file(file).sha256 == done[name]
     }

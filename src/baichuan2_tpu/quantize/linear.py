@@ -1,7 +1,7 @@
 """Quantise one tensor of a float checkpoint: a linear to integers, anything else to a plain array.
 
 Large tensors go by in slices of rows, so that no float copy of the whole is ever held.
-Not here: the search itself (``native/range_search.h``), files.
+Not here: the search itself (``native/quantize/range_search.h``), writing files (``shard_file``).
 """
 
 from __future__ import annotations

@@ -9,15 +9,21 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from baichuan2_tpu.checkpoint.layout import HEAD, Shape, Shapes, layer_linears, layer_norms, packed_shapes
-from baichuan2_tpu.config import Method, ModelConfig, QuantizationConfig
+from baichuan2_tpu.checkpoint.layout import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    Shape,
+    Shapes,
+    layer_linears,
+    layer_norms,
+    packed_shapes,
+)
+from baichuan2_tpu.config import GROUP_MULTIPLE, Method, ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["EMBEDDING", "FINAL_NORM", "Plan", "Shard", "make_plan", "quantization_settings"]
+__all__ = ["Plan", "Shard", "make_plan", "quantization_settings"]
 
-EMBEDDING = "model.embed_tokens"
-FINAL_NORM = "model.norm"
-_GROUP_MULTIPLE = 64
 _GROUP_LIMIT = 1 << 16  # twice the longest row of the family, the 28672 of Llama 70B's down_proj
 
 
@@ -52,20 +58,20 @@ def quantization_settings(
 
     Raises: RequestError naming the value and what is allowed.
     """
-    if not 0 < group_size <= _GROUP_LIMIT or group_size % _GROUP_MULTIPLE:
+    if not 0 < group_size <= _GROUP_LIMIT or group_size % GROUP_MULTIPLE:
         raise RequestError(
-            f"group size is {group_size}, allowed are multiples of {_GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
+            f"group size is {group_size}, allowed are multiples of {GROUP_MULTIPLE} up to {_GROUP_LIMIT}"
         )
     return QuantizationConfig(
-        bits=_checked_bits("bits", bits),
+        bits=_require_bits("bits", bits),
         group_size=group_size,
-        head_bits=_checked_bits("head bits", head_bits),
+        head_bits=_require_bits("head bits", head_bits),
         method=method,
     )
 
 
 def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
-    """Lay out the quantised form of a model: one file for the embedding, one a layer, one for the head.
+    """Lay out the quantised form of a model: one file for the embedding, one per layer, one for the head.
 
     Raises: CheckpointError when a linear's size cannot be packed.
     """
@@ -85,7 +91,7 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
     return Plan(config, quantization, (first, *layers, last))
 
 
-def _checked_bits(name: str, bits: int) -> Literal[4, 8]:
+def _require_bits(name: str, bits: int) -> Literal[4, 8]:
     choices: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
     if bits not in choices:
         raise RequestError(f"{name} is {bits}, allowed are 4 and 8")
@@ -104,6 +110,6 @@ def _make_shard(
 
 
 def _tensor_bytes(name: str, shape: Shape) -> int:
-    """Return the bytes of one tensor: packed and plain integers and norms take 4 an element, the rest 2."""
+    """Return the bytes of one tensor: packed and plain integers and norms take 4 per element, the rest 2."""
     is_half = name.endswith(".scales") or name == EMBEDDING
     return math.prod(shape) * (2 if is_half else 4)

@@ -1,6 +1,6 @@
-"""Write one file of a quantised checkpoint; it is there whole or not at all.
+"""Write one file of a quantised checkpoint.
 
-Not here: which files there are (``plan``), in which order they are made (``driver``, ``calibrated``).
+Not here: which files there are (``plan``), in which order they are made (``driver``, ``gptq_run``).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import linear_bits
+from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
-from baichuan2_tpu.quantize.plan import EMBEDDING, Plan, Shard
+from baichuan2_tpu.quantize.plan import Plan, Shard
 
 __all__ = ["write_shard"]
 
@@ -41,12 +42,11 @@ def write_shard(
         tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
     for name, size in shard.linears.items():
         linear = packed.get(name) or _search(checkpoint, plan, name, size)
-        tensors |= _named(name, linear, size[1])
+        tensors |= _name_tensors(name, linear, size[1])
     path = directory / shard.file
-    beside = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    beside.chmod(_FILE_MODE)
-    beside.replace(path)
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(_FILE_MODE)
     return path
 
 
@@ -55,7 +55,7 @@ def _search(checkpoint: FloatCheckpoint, plan: Plan, name: str, size: tuple[int,
     return quantize_linear(checkpoint, name, size, bits=bits, group_size=plan.quantization.group_size)
 
 
-def _named(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
+def _name_tensors(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
     """Return the tensors of a packed linear; GPTQ readers want the group of every column spelled out."""
     return {
         f"{name}.qweight": linear.qweight,

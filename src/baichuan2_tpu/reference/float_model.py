@@ -1,6 +1,6 @@
 """A float checkpoint's forward pass in float32 numpy: what quantising is calibrated with and judged by.
 
-All windows go through one layer before the next one is read, so memory is that of a layer and of the states,
+All windows go through one layer before the next is read, so memory is that of one layer and of the states,
 however large the model. Not here: quantised weights (``engine``), losses and tables (``evaluate``).
 Source: ``modeling_baichuan.py`` (7B: RoPE, 13B: ALiBi); Hugging Face's ``LlamaForCausalLM``.
 """
@@ -15,15 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears, layer_norms
+from baichuan2_tpu.checkpoint.layout import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT,
+    DOWN,
+    EMBEDDING,
+    FINAL_NORM,
+    GATE,
+    HEAD,
+    MLP_NORM,
+    QKV,
+    UP,
+    layer_linears,
+    layer_norms,
+    layer_prefix,
+)
 from baichuan2_tpu.config import ModelConfig, alibi_slopes
+from baichuan2_tpu.reference.operations import rms_norm, rotate, softmax, swiglu
 
-__all__ = ["FloatModel", "attend", "rms_norm", "swiglu"]
+__all__ = ["FloatModel", "attend"]
 
 Floats = NDArray[np.float32]
-
-_EMBEDDING = "model.embed_tokens"
-_FINAL_NORM = "model.norm"
 
 
 class FloatModel:
@@ -41,8 +53,8 @@ class FloatModel:
         """Return the states before the first layer. Shapes: (W, T) -> (W, T, E)."""
         # Only the rows that occur: the whole embedding of a 7B takes 2 GB in float32.
         ids, places = np.unique(tokens.ravel(), return_inverse=True)
-        rows = np.concatenate([self._checkpoint.read(_EMBEDDING, int(one), int(one) + 1) for one in ids])
-        self._checkpoint.release(_EMBEDDING)
+        rows = np.concatenate([self._checkpoint.read(EMBEDDING, int(token), int(token) + 1) for token in ids])
+        self._checkpoint.release(EMBEDDING)
         return rows[places.ravel()].reshape(*tokens.shape, -1)
 
     def run_layer(self, index: int, states: Floats) -> None:
@@ -51,7 +63,7 @@ class FloatModel:
         Side effect: ``states`` become those behind the layer, whose weights are let go.
         """
         names = (*layer_linears(self.config, index), *layer_norms(index))
-        prefix = f"model.layers.{index}."
+        prefix = layer_prefix(index)
         weights = {name.removeprefix(prefix): self._checkpoint.read(name) for name in names}
         for window in states:
             _run_window(self.config, weights, window)
@@ -72,14 +84,8 @@ class FloatModel:
         """
         if self._head is None:
             self._head = self._checkpoint.read(HEAD)
-        norm = self._checkpoint.read(_FINAL_NORM)
+        norm = self._checkpoint.read(FINAL_NORM)
         return rms_norm(states, norm, self.config.norm_eps) @ self._head.T
-
-
-def rms_norm(states: Floats, weight: Floats, eps: float) -> Floats:
-    """Divide by the root of the mean square. Shapes: (T, E), (E,) -> (T, E)."""
-    mean_square = np.square(states).mean(axis=-1, keepdims=True)
-    return states / np.sqrt(mean_square + np.float32(eps)) * weight
 
 
 def attend(config: ModelConfig, queries: Floats, keys: Floats, values: Floats) -> Floats:
@@ -88,10 +94,10 @@ def attend(config: ModelConfig, queries: Floats, keys: Floats, values: Floats) -
     Shapes: (T, H * D) and twice (T, KV * D) -> (T, H * D).
     """
     length, shared = len(queries), config.heads // config.kv_heads
-    by_head = [one.reshape(length, -1, config.head_size).swapaxes(0, 1) for one in (queries, keys, values)]
+    by_head = [rows.reshape(length, -1, config.head_size).swapaxes(0, 1) for rows in (queries, keys, values)]
     if config.position == "rope":
-        angles = _angles(config, length)
-        by_head[:2] = [_rotate(one, angles) for one in by_head[:2]]
+        turns = _turns(config, length)
+        by_head[:2] = [rotate(heads, *turns) for heads in by_head[:2]]
     bias = _score_bias(config, length)
     mixed = np.empty((length, config.heads, config.head_size), np.float32)
     # One key head at a time, with the query heads that share it: the scores of all take 2 GB at 4096 tokens.
@@ -100,41 +106,25 @@ def attend(config: ModelConfig, queries: Floats, keys: Floats, values: Floats) -
         scores = by_head[0][own] @ by_head[1][head].T
         scores *= np.float32(1 / math.sqrt(config.head_size))
         scores += bias[own] if len(bias) > 1 else bias
-        mixed[:, own] = (_softmax(scores) @ by_head[2][head]).swapaxes(0, 1)
+        mixed[:, own] = (softmax(scores) @ by_head[2][head]).swapaxes(0, 1)
     return mixed.reshape(length, -1)
-
-
-def swiglu(gate: Floats, up: Floats) -> Floats:
-    """Return ``silu(gate) * up``."""
-    # Written with tanh, exp cannot overflow.
-    half = gate * np.float32(0.5)
-    return half * (np.float32(1) + np.tanh(half)) * up
 
 
 def _run_window(config: ModelConfig, weights: Mapping[str, Floats], states: Floats) -> None:
     """Carry one window through a layer, in place. Shapes: (T, E)."""
-    inputs = rms_norm(states, weights["input_layernorm"], config.norm_eps)
-    mixed = attend(config, *(inputs @ weights[f"self_attn.{one}_proj"].T for one in "qkv"))
-    states += mixed @ weights["self_attn.o_proj"].T
-    inputs = rms_norm(states, weights["post_attention_layernorm"], config.norm_eps)
-    inner = swiglu(inputs @ weights["mlp.gate_proj"].T, inputs @ weights["mlp.up_proj"].T)
-    states += inner @ weights["mlp.down_proj"].T
+    inputs = rms_norm(states, weights[ATTENTION_NORM], config.norm_eps)
+    mixed = attend(config, *(inputs @ weights[name].T for name in QKV))
+    states += mixed @ weights[ATTENTION_OUTPUT].T
+    inputs = rms_norm(states, weights[MLP_NORM], config.norm_eps)
+    inner = swiglu(inputs @ weights[GATE].T, inputs @ weights[UP].T)
+    states += inner @ weights[DOWN].T
 
 
-def _angles(config: ModelConfig, length: int) -> NDArray[np.float64]:
-    """Return RoPE's angle of every position and pair. Shapes: (T, D / 2)."""
+def _turns(config: ModelConfig, length: int) -> tuple[Floats, Floats]:
+    """Return cosine and sine of RoPE's angle of every position and pair. Shapes: (T, D / 2) both."""
     size = config.head_size
-    return np.arange(length)[:, None] * config.rope_theta ** (-np.arange(0, size, 2) / size)
-
-
-def _rotate(heads: Floats, angles: NDArray[np.float64]) -> Floats:
-    """Turn the first half of every head against the second. Shapes: (H, T, D), (T, D / 2) -> (H, T, D)."""
-    low, high = np.split(heads, 2, axis=-1)
-    cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    turned = np.empty_like(heads)
-    turned[..., : low.shape[-1]] = low * cosine - high * sine
-    turned[..., low.shape[-1] :] = high * cosine + low * sine
-    return turned
+    angles = np.arange(length)[:, None] * config.rope_theta ** (-np.arange(0, size, 2) / size)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def _score_bias(config: ModelConfig, length: int) -> Floats:
@@ -149,11 +139,3 @@ def _score_bias(config: ModelConfig, length: int) -> Floats:
     slopes: Floats = np.array(alibi_slopes(config.heads), np.float32)
     rising = slopes[:, None, None] * np.arange(length, dtype=np.float32)
     return np.add(ahead, rising, dtype=np.float32)
-
-
-def _softmax(scores: Floats) -> Floats:
-    """Turn scores into shares, in place. Shapes: (H, T, T)."""
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores

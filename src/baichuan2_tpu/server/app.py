@@ -32,13 +32,15 @@ class ServerOptions:
     """Who may use the server, and how large a request may be.
 
     Without ``api_keys`` anybody may use it. ``cors_origins`` are the web sites whose pages may, as browsers
-    name them: ``https://site.example``, or ``*`` for all.
+    name them: ``https://site.example``, or ``*`` for all. ``allowed_hosts`` are names that lead here
+    besides the machine's own, as that of a proxy in front; ``*`` for all.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
 
     api_keys: frozenset[str] = frozenset()
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20  # a context of 32k tokens is about 0.2 MB of text
 
     def __post_init__(self) -> None:

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.errors import ShutdownError
+from baichuan2_tpu.generate.grammar_trial import TrialLimits
 from baichuan2_tpu.generate.grammars import Grammars
-from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
+from baichuan2_tpu.generate.settings import GenerationSettings
+from baichuan2_tpu.model import Model
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request
-from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
@@ -57,14 +58,13 @@ class ServedModel:
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def open(cls, name: str, directory: Path, engine: Engine) -> ServedModel:
-        """Read the tokenizer, template and settings that lie beside an engine's weights.
+    def of(cls, model: Model, name: str) -> ServedModel:
+        """Describe an opened model to clients, under a name.
 
-        Raises: CheckpointError when a file is damaged.
+        Raises: CheckpointError for a model without a chat template.
         """
-        tokenizer = open_tokenizer(directory)
-        template = open_template(directory, tokenizer)
-        return cls(name, engine.name, tokenizer, template, read_settings(directory), engine.max_context)
+        template = model.files.require_template()
+        return cls(name, model.engine.name, model.tokenizer, template, model.settings, model.max_context)
 
     @property
     def fingerprint(self) -> str:
@@ -99,12 +99,15 @@ class Service:
     def grammars(self) -> Grammars:
         """The model's compiler of grammars, built when it is first needed; from any thread."""
         with self._grammars_lock:
-            self._grammars = self._grammars or Grammars(self.model.tokenizer)
+            if self._is_stopping:
+                raise ShutdownError("the server is shutting down; try another server")
+            self._grammars = self._grammars or Grammars(self.model.tokenizer, TrialLimits())
             return self._grammars
 
     def warm_up(self) -> None:
         """Build the compiler of grammars, which takes seconds, before a request needs it."""
-        self.grammars.json_schema({"type": "object"})
+        with suppress(ShutdownError):  # it is asked for in the background, and the server may end at once
+            self.grammars.warm_up()
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:
@@ -142,3 +145,6 @@ class Service:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
         self._scheduler.close(grace_s)
+        with self._grammars_lock:
+            if self._grammars is not None:
+                self._grammars.close()

@@ -1,7 +1,7 @@
 """Byte-level BPE from a ``tokenizer.json``: the tokenizer of the demo model and of most Llama-layout models.
 
 The ``tokenizers`` library cuts the text; the bytes of a token are looked up here, so that a stream can be
-decoded a token at a time. Not here: role markers and their order (``template``).
+decoded token by token. Not here: role markers and their order (``template``).
 Source: GPT-2's ``bytes_to_unicode``; the ``encode_special_tokens`` attribute of ``tokenizers``.
 """
 
@@ -14,12 +14,11 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.text.files import read_bytes, read_json_object
-from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
+from baichuan2_tpu.files import find_json, read_bytes
+from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
 
-_PROBE = " a  b\n\u00e9\u4f60 "
 _REPLACEMENT = "\ufffd"
 
 
@@ -70,13 +69,11 @@ class BpeTokenizer(Tokenizer):
             raise CheckpointError(
                 f"{path} is not a tokenizer: {exc}; copy it again from the original model"
             ) from exc
+        # What training left on: a cut-off question, or 63 control ids in front of a short one.
+        library.no_truncation()
+        library.no_padding()
         tokenizer = cls(library, _stop_names(path.with_name("tokenizer_config.json")))
-        seen = tokenizer.decode(tokenizer.encode(_PROBE))
-        if seen != _PROBE:
-            raise CheckpointError(
-                f"{path} is not a byte-level BPE without prefix space: {_PROBE!r} comes back as {seen!r}; "
-                "other kinds are not supported"
-            )
+        tokenizer._check_lossless(path)
         return tokenizer
 
     @property
@@ -96,8 +93,8 @@ class BpeTokenizer(Tokenizer):
         """
         check_text(text)
         # Unlike ``encode``, a batch lets other threads run: a text of some MB takes seconds.
-        (found,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
-        return found.ids
+        (encoding,) = self._library.encode_batch_fast([self._expressible(text)], add_special_tokens=False)
+        return encoding.ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of one token, possibly a part of a character; none for a control id.
@@ -120,6 +117,22 @@ class BpeTokenizer(Tokenizer):
         """Return the control id written ``name`` in the vocabulary, or None when there is none."""
         return self._control_of_name.get(name)
 
+    def _check_lossless(self, path: Path) -> None:
+        """Check that text comes back as it was, also around every added token that is text."""
+        normalizer = self._library.normalizer
+        kind = "a byte-level BPE without prefix space"
+        if normalizer is not None:
+            kind = f"lossless: its normalizer is {type(normalizer).__name__}, none is allowed"
+        names = (content.decode() for content in self._bytes_of_added.values() if content)
+        for text in (PROBE, *(f" {name} x {name}\n" for name in names)):
+            ids = self.encode(text)
+            text_seen = self.decode(ids)
+            if text_seen != text or not all(map(self.token_bytes, ids)):
+                raise CheckpointError(
+                    f"{path} is not {kind}: {text!r} comes back as {text_seen!r}; "
+                    "take the tokenizer of the original model"
+                )
+
     def _expressible(self, text: str) -> str:
         data = text.encode("utf-8")
         if len(data.translate(None, self._missing_bytes)) == len(data):
@@ -130,7 +143,7 @@ class BpeTokenizer(Tokenizer):
 
 def _stop_names(path: Path) -> frozenset[str]:
     """Return the end token's name: a string, or an object with its content."""
-    name = read_json_object(path).get("eos_token")
+    name = (find_json(path) or {}).get("eos_token")
     if isinstance(name, dict):
         name = cast("dict[str, object]", name).get("content")
     return frozenset({name}) if isinstance(name, str) else frozenset()

@@ -14,8 +14,8 @@ from sentencepiece import SentencePieceProcessor
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.text.files import read_bytes
-from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
+from baichuan2_tpu.files import read_bytes
+from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["SentencePieceTokenizer"]
 
@@ -29,9 +29,9 @@ _CUT = re.compile(r"(\u2581+)|(?<=<)(?=(?:SEP|CLS|reserved_[0-9]+)>)")
 
 _SPACE_MARK = "\u2581"
 
-# Space at both ends, a run of spaces, and a character that no vocabulary holds: only a model without
-# normalisation, without dummy prefix and with byte fallback gives it back.
-_PROBE = " a  \U0010fffe\n "
+# With a character that no vocabulary holds: only a model without normalisation, without dummy prefix and with
+# byte fallback gives it back.
+_PROBE = f"{PROBE}\U0010fffe\n "
 
 
 class SentencePieceTokenizer(Tokenizer):

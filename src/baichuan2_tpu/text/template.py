@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError
-from baichuan2_tpu.text.files import read_bytes, read_json_object
+from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.messages import Message, split_rounds
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ class BaichuanTemplate:
         head = self._tokenizer.encode(system)
         is_open = messages[-1].role == "assistant"
         tail = [] if is_open else [self._id_of_role["assistant"]]
-        return _fit(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
 
     def _encode_message(self, message: Message) -> list[int]:
         return [self._id_of_role[message.role], *self._tokenizer.encode(message.content)]
@@ -117,7 +117,7 @@ class ChatMLTemplate:
         system = system or self._default_system
         head = self._encode_message(Message("system", system)) if system else []
         tail = self._open_message("assistant", begun)
-        return _fit(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
 
     def _open_message(self, role: str, content: str) -> list[int]:
         return [self._start_id, *self._tokenizer.encode(f"{role}\n{content}")]
@@ -145,18 +145,18 @@ def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
 
 def _default_system(directory: Path) -> str:
     """Return the system message that a checkpoint's template writes when the user gave none."""
-    template = read_json_object(directory / "tokenizer_config.json").get("chat_template")
+    template = (find_json(directory / "tokenizer_config.json") or {}).get("chat_template")
     # Newer versions of transformers keep the template in a file of its own.
     own_file = directory / "chat_template.jinja"
     if own_file.exists():
         template = read_bytes(own_file).decode("utf-8", "replace")
     if not isinstance(template, str):
         return _SMOLLM2_SYSTEM
-    found = _DEFAULT_SYSTEM.search(template)
-    return found.group(1) if found else ""
+    match = _DEFAULT_SYSTEM.search(template)
+    return match[1] if match else ""
 
 
-def _fit(
+def _fit_rounds(
     head: list[int],
     rounds: Sequence[Sequence[Message]],
     tail: list[int],

@@ -16,7 +16,17 @@ from typing import Protocol
 
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["StreamDecoder", "Tokenizer", "check_text"]
+__all__ = ["PROBE", "StreamDecoder", "Tokenizer", "check_text"]
+
+
+PROBE = (
+    " a  Bb\t\r\n"  # white space at both ends and in runs, capitals
+    "\u0130\u0131\u00df\u01c6 \u212a"  # letters that case folding, or NFC, makes others
+    "\u00e9e\u0301a\u0323\u0307\u1112\u1161\u11ab"  # composed and decomposed letters
+    "\ufb01\u2460\u00bd\uff21\uff0c\u3000\uff76"  # ligatures, circled and full-width forms: NFKC
+    "\u4f60\uf900\u2f00\u200b\u00ad\n "  # ideographs with compatible twins, marks without width
+)
+"""A text that comes back from encoding and decoding only where nothing rewrites it."""
 
 
 class Tokenizer(Protocol):
@@ -51,7 +61,7 @@ class Tokenizer(Protocol):
         """Return the control id written ``name`` in the vocabulary, or None when there is none."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD.
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD.
 
         Raises: RequestError for an id outside the vocabulary.
         """

@@ -1,6 +1,6 @@
 """Text that a user gives in a file or on standard input.
 
-Not here: what is done with it, the files of a checkpoint (``files``).
+Not here: the files of a checkpoint (``files``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def read_user_text(path: Path) -> str:
     name = user_text_name(path)
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        # Editors on Windows put the mark in front; it is no part of the text.
+        # Editors on Windows put the mark in front; it is not part of the text.
         return content.decode("utf-8-sig")
     except OSError as error:
         raise RequestError(f"cannot read {name}: {error.strerror}; name a text file") from error

@@ -2,7 +2,7 @@
 
 The work is done in ``ROOT.partial``; what is unpacked there gets the name ROOT when its record is written:
 after a kill at any moment ROOT is whole or absent. The downloaded wheel stays until it is unpacked, so the
-next call goes on from there. Not here: what an installation holds (``contents``), finding it (``locate``).
+next call continues from there. Not here: what an installation holds (``contents``), finding it (``locate``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import DownloadProgress, cache_folder, download_wheel
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import FileDigest, digest_file
+from baichuan2_tpu.files import FileDigest, digest_file, locked_folder
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, SIMULATOR_FOLDER, Contents
 from baichuan2_tpu.toolchain.locate import KERNELS, Toolchain, default_root
 from baichuan2_tpu.toolchain.record import Record
@@ -106,10 +105,10 @@ def remove(path: Path | None = None) -> list[Path]:
     """Delete the installation in ``path``, or those in the user's cache; return the folders deleted.
 
     Side effect: unfinished downloads in the user's cache go too.
-    Raises: RequestError when ``path`` is no installation.
+    Raises: RequestError when ``path`` is not an installation.
     """
     if path is not None and Record.read(path) is None:
-        raise RequestError(f"{path}: is no TPU-MLIR installation; nothing was deleted")
+        raise RequestError(f"{path}: is not a TPU-MLIR installation; nothing was deleted")
     roots = [path] if path else sorted((cache_folder() / "toolchain").glob("*"))
     removed = [root for root in roots if root.is_dir()]
     for root in removed:
@@ -128,7 +127,7 @@ def _check_place(root: Path) -> None:
     is_ours = Record.read(root) is not None or not root.exists()
     if not is_ours and (not root.is_dir() or any(root.iterdir())):
         raise RequestError(
-            f"{root}: is no TPU-MLIR installation and not empty; name a folder that does not exist"
+            f"{root}: is not a TPU-MLIR installation and not empty; name a folder that does not exist"
         )
 
 
@@ -159,9 +158,9 @@ def _download(contents: Contents, work: Path, notice: Notice, progress: Download
 def _check_wheel(contents: Contents, wheel: Path) -> None:
     if contents.wheel.is_at(wheel):
         return
-    found = f"has {wheel.stat().st_size} bytes and another digest" if wheel.is_file() else "is not there"
+    state = f"has {wheel.stat().st_size} bytes and another digest" if wheel.is_file() else "is not there"
     raise FetchError(
-        f"{wheel}: {found}, expected the wheel of {contents.wheel.requirement} with {contents.wheel.nbytes} "
+        f"{wheel}: {state}, expected the wheel of {contents.wheel.requirement} with {contents.wheel.nbytes} "
         f"bytes and sha256 {contents.wheel.sha256}; download it again"
     )
 

@@ -1,20 +1,20 @@
 """The record of an installation: what is in it, from which wheel, and every file's size and sha256.
 
-It is written last, into a folder that gets its final name after that: a folder without it is no
+It is written last, into a folder that gets its final name after that: a folder without it is not an
 installation. Not here: making one (``install``), finding one (``locate``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import Self
 
-from baichuan2_tpu.manifest import FileDigest, digest_file
+from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.files import FileDigest, read_json, write_json
 
 __all__ = ["Kind", "Record"]
 
@@ -37,18 +37,17 @@ class Record:
     def read(cls, root: Path) -> Self | None:
         """Return the record of the installation in ``root``; None where there is none that can be used."""
         try:
-            values = json.loads((root / _NAME).read_text("utf-8"))
+            values: dict[str, Any] = read_json(root / _NAME, CompileError)
             if values.pop("format") != _FORMAT:
                 return None
             values["files"] = {name: FileDigest(**digest) for name, digest in values["files"].items()}
             return cls(**values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (CompileError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, root: Path) -> None:
         """Write the record into ``root``."""
-        text = json.dumps({"format": _FORMAT} | asdict(self), indent=1)
-        (root / _NAME).write_text(text + "\n", "utf-8")
+        write_json(root / _NAME, {"format": _FORMAT} | asdict(self))
 
     @property
     def nbytes(self) -> int:
@@ -57,16 +56,15 @@ class Record:
 
     def first_missing(self, root: Path) -> str | None:
         """Name the first file that is absent or has another size; None when all are there."""
-        for name, wanted in self.files.items():
+        for name, digest in self.files.items():
             path = root / name
-            if not path.is_file() or path.stat().st_size != wanted.nbytes:
+            if not path.is_file() or path.stat().st_size != digest.nbytes:
                 return name
         return None
 
     def first_damaged(self, root: Path) -> str | None:
         """Name the first file that is absent or differs in any byte; None when all are right."""
-        missing = self.first_missing(root)
+        missing = self.first_missing(root)  # before anything is read: 283 MB take a while
         if missing is not None:
             return missing
-        damaged = (name for name, wanted in self.files.items() if digest_file(root / name) != wanted)
-        return next(damaged, None)
+        return next((name for name, digest in self.files.items() if not digest.is_at(root / name)), None)

@@ -37,11 +37,11 @@ def _missing_system(glibc: tuple[int, int]) -> str | None:
         machine = f"{platform.system()} on {platform.machine()}"
         return f"TPU-MLIR's programs are for x86-64 Linux, and this is {machine}; use such a machine"
     library, version = platform.libc_ver()
-    wanted = f"TPU-MLIR needs glibc {glibc[0]}.{glibc[1]} or newer"
+    need = f"TPU-MLIR needs glibc {glibc[0]}.{glibc[1]} or newer"
     if library != "glibc":
-        return f"{wanted}, and this system's C library is another; use a system with glibc"
+        return f"{need}, and this system's C library is another; use a system with glibc"
     if tuple(int(part) for part in version.split(".")[:2]) < glibc:
-        return f"{wanted}, and this system has {version}; use a newer system"
+        return f"{need}, and this system has {version}; use a newer system"
     return None
 
 

@@ -10,6 +10,7 @@ from gguf.quants import quantize as quantize_blocks
 from tokenizers import Tokenizer
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.packing import dequantize as dequantize_linear
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
@@ -171,7 +172,7 @@ def test_missing_metadata_and_tensors_are_named(tmp_path: Path) -> None:
 def test_a_tensor_of_no_model_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer_weights = float_weights(CONFIG, 0) | {"model.layers.7.mlp.up_proj.weight": np.ones((2, 32), "f4")}
-    assert "tensor 'model.layers.7.mlp.up_proj.weight' is no part" in refusal(
+    assert "tensor 'model.layers.7.mlp.up_proj.weight' is not part" in refusal(
         write_gguf(path, writer_weights)
     )
 
@@ -210,3 +211,13 @@ def test_a_tokenizer_that_cannot_be_written_is_refused(change: dict[str, object]
     with pytest.raises(CheckpointError) as caught:
         check_tokenizer(Path("m.gguf"), TOKENIZER | change)
     assert message in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    """It ended in a traceback of the library's."""
+    path = write_gguf(tmp_path / "m.gguf", float_weights(CONFIG, 0))
+    content = path.read_bytes()
+    assert content.count(b"smollm") == 1
+    path.write_bytes(content.replace(b"smollm", b"\xff" * 6))
+    with pytest.raises(CheckpointError, match=r"is no readable GGUF file \('utf-8' codec"):
+        GgufFile(path)

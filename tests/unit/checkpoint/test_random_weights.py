@@ -6,8 +6,9 @@ import pytest
 from baichuan2_tpu.checkpoint import random_weights
 from baichuan2_tpu.checkpoint.layout import quantized_shapes
 from baichuan2_tpu.checkpoint.packing import dequantize, unpack_linear
-from baichuan2_tpu.checkpoint.random_weights import SHAPES, RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.shapes import SHAPES, shape_config
 
 QUERIES = "model.layers.1.self_attn.q_proj"
 

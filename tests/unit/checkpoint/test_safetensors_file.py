@@ -65,9 +65,9 @@ def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
-        (b"{", b"", "the header is no JSON"),
-        (b"[" * 100_000, b"", "the header is no JSON"),
-        ([], b"", "the header is no JSON object"),
+        (b"{", b"", "the header is not JSON"),
+        (b"[" * 100_000, b"", "the header is not JSON"),
+        ([], b"", "the header holds a list, not a JSON object"),
         ({"a": 1}, b"", "tensor 'a': its header entry is 1"),
         ({"a": entry("Q4")}, bytes(8), "tensor 'a': dtype is 'Q4', allowed are BF16"),
         ({"a": entry(shape=[-2])}, bytes(8), "tensor 'a': its shape or offsets are malformed"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.engine import registry
+from baichuan2_tpu import model as model_module
+from baichuan2_tpu.checkpoint.identify import Located
 from baichuan2_tpu.engine.device import c_library
 from doubles.fakes import HistoryEngine
 from models.fake_bundle import write_fake_bundle
@@ -25,13 +26,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     """Open an engine that says it is the simulator in place of a device; returns what was asked for."""
     asked: list[dict[str, object]] = []
 
-    def open_engine(path: Path, **settings: object) -> HistoryEngine:
-        asked.append({"path": path, **settings})
+    def open_engine(located: Located, **settings: object) -> HistoryEngine:
+        asked.append({"path": located.path, **settings})
         engine = HistoryEngine(400)
         engine.name = "bmrt-simulator"
         return engine
 
-    monkeypatch.setattr(registry, "open_engine", open_engine)
+    monkeypatch.setattr(model_module, "open_engine", open_engine)
     return asked
 
 

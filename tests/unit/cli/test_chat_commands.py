@@ -28,7 +28,7 @@ def test_line_is_a_message_or_a_command(line: str, read: Command | str) -> None:
         ("/quit", "there is no command /quit; use /clear, .*begin with a space"),
         ("/", "there is no command /;"),
         ("/save", "/save needs a file name: /save FILE"),
-        ("/retry now", "/retry takes nothing behind it, not 'now'"),
+        ("/retry now", "/retry takes no argument, not 'now'"),
     ],
 )
 def test_wrong_command_is_refused_with_the_next_step(line: str, complaint: str) -> None:

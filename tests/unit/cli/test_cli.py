@@ -85,8 +85,8 @@ def test_unknown_model_is_one_line_and_exit_code_1(run: Run) -> None:
     assert (done.code, done.out, done.err) == (
         1,
         "",
-        "error: 'gpt' is no path that exists, and no known model; give a checkpoint or bundle directory, "
-        "a .gguf file, or one of: demo, baichuan2-7b-chat, baichuan2-7b-base, baichuan2-13b-chat, "
+        "error: 'gpt' is neither a path that exists nor a known model; give a checkpoint or bundle "
+        "directory, a .gguf file, or one of: demo, baichuan2-7b-chat, baichuan2-7b-base, baichuan2-13b-chat, "
         "baichuan2-13b-base, baichuan2-7b-int8-bmodel, baichuan2-7b-int4-bmodel\n",
     )
 
@@ -96,7 +96,7 @@ def test_debug_shows_the_traceback_too(run: Run, words: tuple[str, ...]) -> None
     done = run(*words)
     assert done.code == 1
     assert done.err.startswith("Traceback (most recent call last):\n")
-    assert "\nerror: 'gpt' is no path" in done.err
+    assert "\nerror: 'gpt' is neither a path" in done.err
 
 
 def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
@@ -263,7 +263,7 @@ def test_bench_ends_with_a_json_line(run: Run, model: Path) -> None:
     assert done.code == 0
     *_, header, rule, row, blank, last = done.out.splitlines()
     figures = json.loads(last)
-    assert header == "| platform | model | bits | first token (s) | tokens a second |"
+    assert header == "| platform | model | bits | first token (s) | tokens per second |"
     assert (rule, blank) == ("|---|---|---|---|---|", "")
     assert row.startswith(f"| {figures['platform']} | {model} | 4 | {figures['first_token_s']:.3f} | ")
     wanted = ["decode_tok_per_s", "prefill_tok_per_s", "first_token_s", "load_s", "peak_rss_bytes"]
@@ -292,5 +292,5 @@ def test_bench_takes_bits_for_a_shape_alone(run: Run) -> None:
 def test_info_on_a_directory_without_a_config_says_so_once(run: Run, tmp_path: Path) -> None:
     # Named the file twice and blamed its JSON.
     done = run("info", tmp_path)
-    complaint = f"{tmp_path / 'config.json'}: cannot be read (No such file or directory); fetch the file"
+    complaint = f"{tmp_path}: holds no config.json; name the directory of a checkpoint"
     assert (done.code, done.out, done.err) == (1, "", f"error: {complaint}\n")

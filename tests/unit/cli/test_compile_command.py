@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu.checkpoint.identify import Located
 from baichuan2_tpu.compile import driver
 from baichuan2_tpu.compile.driver import CompileEvent
 from baichuan2_tpu.resolve import ResolveSettings
@@ -72,9 +73,9 @@ def test_a_known_name_is_quantised_first_with_the_bits_asked_for(
 ) -> None:
     asked: list[int | None] = []
 
-    def resolve(name: str, settings: ResolveSettings, **_: object) -> Path:
+    def resolve(name: str, settings: ResolveSettings, **_: object) -> Located:
         asked.append(settings.bits)
-        return quantized
+        return Located(quantized, "quantized")
 
     monkeypatch.setattr("baichuan2_tpu.resolve.resolve_model", resolve)
     for bits in ("4", "16"):

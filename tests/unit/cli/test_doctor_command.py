@@ -29,8 +29,8 @@ def test_a_machine_without_tpu_is_well(run: Run, on: Callable[[str], None]) -> N
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
     assert lines[0].startswith("pass system         Debian GNU/Linux 12")
-    assert lines[-2].startswith("pass computes: cpu  logits of a tiny model beside numpy: off by ")
-    assert lines[-1] == "0 failed, 0 to look at"
+    assert lines[-2].startswith("pass computes: cpu  a tiny model differs from numpy by ")
+    assert lines[-1] == "failed: 0, warnings: 0"
 
 
 def test_json_is_one_object(run: Run, on: Callable[[str], None]) -> None:
@@ -56,8 +56,8 @@ def test_a_model_that_is_not_there_fails(run: Run, on: Callable[[str], None]) ->
     on("none")
     outcome = run("doctor", "nowhere")
     assert outcome.code == 1
-    assert "fail model          'nowhere' is no path that exists" in outcome.out
-    assert outcome.out.endswith("1 failed, 0 to look at\n")
+    assert "fail model          'nowhere' is neither a path that exists" in outcome.out
+    assert outcome.out.endswith("failed: 1, warnings: 0\n")
 
 
 def test_a_checkpoint_without_its_bundle_is_wrong_usage(run: Run) -> None:
@@ -73,7 +73,7 @@ def test_a_checkpoint_beside_another_one_is_wrong_usage(
     on("none")
     outcome = run("doctor", model, "--checkpoint", model)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "--checkpoint is for a bundle that was compiled from it; MODEL is none" in outcome.err
+    assert "--checkpoint needs a bundle that was compiled from it; MODEL is not one" in outcome.err
 
 
 def test_a_checkpoint_that_is_not_there_is_wrong_usage_without_a_tpu_too(

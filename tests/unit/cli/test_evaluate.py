@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from baichuan2_tpu import resolve
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.cli import evaluate_models
-from baichuan2_tpu.cli.evaluate_models import find_reference
-from baichuan2_tpu.cli.models import EngineSettings
+from baichuan2_tpu.cli.evaluate_models import EngineCandidate, find_reference
+from baichuan2_tpu.model import EngineSettings
 from models.fake_bundle import write_fake_bundle
 from models.tiny_checkpoint import restored_weights, rope_config, write_config, write_official
 from models.tiny_tokenizer import write_bpe, write_sentencepiece
@@ -165,7 +164,7 @@ def test_another_tokenizer_is_refused(run: Run, model: Path, text: Path, tmp_pat
     write_bpe(other)
     done = run("evaluate", model, "--text", text, *CUT, "--against", other)
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith(f"error: {other} has another tokenizer: {text} is another from token ")
+    assert done.err.startswith(f"error: {other} has another tokenizer: {text} differs from token ")
     assert done.err.count("\n") == 1
 
 
@@ -183,7 +182,7 @@ def test_a_reference_that_is_not_there_is_refused_before_anything_is_scored(
     done = run("evaluate", model, "--text", text, *CUT, "--against", "nowhere")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(
-        "error: 'nowhere' is no path that exists, and no known model; give a checkpoint"
+        "error: 'nowhere' is neither a path that exists nor a known model; give a checkpoint"
     )
 
 
@@ -215,9 +214,10 @@ def test_the_vendors_models_can_be_compared_with(
     # They were refused: "is compiled already; give a checkpoint".
     shutil.copy(model / "tokenizer.model", tmp_path)
     (tmp_path / "baichuan2-7b_int8_1dev.bmodel").touch()
-    monkeypatch.setattr(resolve, "fetch_vendor_model", lambda *_, **__: tmp_path)
-    found = find_reference("baichuan2-7b-int8-bmodel", EngineSettings(threads=2))
-    assert (found.directory, found.floats, found.running.threads) == (tmp_path, None, None)
+    monkeypatch.setattr("baichuan2_tpu.fetch.vendor.fetch_vendor_model", lambda *_, **__: tmp_path)
+    reference = find_reference("baichuan2-7b-int8-bmodel", EngineSettings(threads=2))
+    assert isinstance(reference, EngineCandidate)
+    assert (reference.files.located.path, reference.running.threads) == (tmp_path, None)
 
 
 def test_a_reference_is_fetched_with_progress(monkeypatch: pytest.MonkeyPatch, float_model: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_reference_is_fetched_with_progress(monkeypatch: pytest.MonkeyPatch, f
         seen.append(progress)
         return float_model
 
-    monkeypatch.setattr(resolve, "fetch_model", fetch)
+    monkeypatch.setattr("baichuan2_tpu.fetch.models.fetch_model", fetch)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert find_reference("baichuan2-7b-chat", EngineSettings()).floats is not None
+    assert find_reference("baichuan2-7b-chat", EngineSettings()).is_float
     assert callable(seen[0])
 
 

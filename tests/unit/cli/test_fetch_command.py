@@ -57,7 +57,7 @@ def test_model_answers_from_its_name(run: Run, hub: FaultyHub) -> None:
     assert outcome.code == 0
     assert "fetching baichuan-inc/Baichuan2-7B-Base at" in outcome.err
     assert f"quantising {NAME} to 4 bits (once, into " in outcome.err
-    assert f"{fetched_folder(NAME)} is not needed for that any more and can be deleted\n" in outcome.err
+    assert f"{fetched_folder(NAME)} is no longer needed for this and can be deleted\n" in outcome.err
     shutil.rmtree(fetched_folder(NAME))
     hub.requests.clear()
     again = run("generate", NAME, "Hello", "--max-tokens", "2", "--seed", "1", "--threads", "1")
@@ -97,11 +97,11 @@ def test_damage_is_shown_and_repaired(run: Run, hub: FaultyHub) -> None:
     size = len(hub.files["config.json"])
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == (
-        f"{folder / 'config.json'}: has 2 bytes, recorded are {size}\n"
+        f"{folder / 'config.json'}: has 2 bytes, {size} are recorded\n"
         f"error: {NAME} is damaged in 1 file(s); repair it with: baichuan2 fetch {NAME}\n"
     )
     facts = json.loads(run("fetch", NAME, "--verify", "--json").out)
-    assert facts["damage"] == {"config.json": f"has 2 bytes, recorded are {size}"}
+    assert facts["damage"] == {"config.json": f"has 2 bytes, {size} are recorded"}
     repaired = run("fetch", NAME)
     assert "config.json is cut short or changed and is fetched again\n" in repaired.err
     assert json.loads(run("fetch", NAME, "--verify", "--json").out)["damage"] == {}
@@ -138,12 +138,14 @@ def test_folder_of_another_model_or_revision_is_not_verified(
         outcome = run("fetch", other, "--to", folder, "--verify")
         assert (outcome.code, outcome.out) == (1, "")
         assert outcome.err == (
-            f"error: {folder} holds baichuan-inc/Baichuan2-7B-Base, asked was {other}; "
+            f"error: {folder} holds baichuan-inc/Baichuan2-7B-Base, {other} was asked for; "
             "name its own folder with --to\n"
         )
     assert run("fetch", NAME, "--to", folder, "--verify", "--revision", COMMIT).code == 0
     outcome = run("fetch", NAME, "--to", folder, "--verify", "--revision", "v2")
-    assert outcome.err == (f"error: {folder} holds revision {COMMIT}, asked was v2; leave --revision out\n")
+    assert outcome.err == (
+        f"error: {folder} holds revision {COMMIT}, v2 was asked for; leave --revision out\n"
+    )
 
 
 def test_failure_is_one_line(run: Run, hub: FaultyHub) -> None:
@@ -189,11 +191,11 @@ def test_list_shows_names_sizes_and_what_is_there(run: Run, hub: FaultyHub) -> N
     ("words", "said"),
     [
         ([], "give NAME, or --list to see the names"),
-        (["--list", "demo"], "--list goes with --json alone"),
-        (["--list", "--verify"], "--list goes with --json alone"),
+        (["--list", "demo"], "--list goes only with --json"),
+        (["--list", "--verify"], "--list goes only with --json"),
         (
             ["demo", "--source", "modelscope"],
-            "demo comes by pip: --source, --connections and --revision are not",
+            "demo comes by pip: --source, --connections and --revision do not apply",
         ),
         (["baichuan2-7b-int8-bmodel", "--revision", "x"], "comes from the vendor, by dfss"),
         ([NAME, "--verify", "--source", "modelscope"], "--verify asks no hub: --source and --connections"),
@@ -212,7 +214,7 @@ def test_wrong_usage_is_explained(run: Run, words: list[str], said: str) -> None
 def test_unknown_name_lists_the_known_ones(run: Run) -> None:
     outcome = run("fetch", "baichuan3")
     assert outcome.code == 1
-    assert "'baichuan3' is no model that can be fetched; choose one of demo, baichuan2-7b-chat" in outcome.err
+    assert "'baichuan3' is not a model that can be fetched; choose one of demo, baichuan2-7b" in outcome.err
 
 
 def test_demo_goes_where_it_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from baichuan2_tpu import toolchain
 from baichuan2_tpu.doctor import prove_toolchain
 from baichuan2_tpu.fetch import DownloadProgress
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file
 from baichuan2_tpu.toolchain import Toolchain, locate, status
 from baichuan2_tpu.toolchain.contents import VERSION
 from baichuan2_tpu.toolchain.record import Record
@@ -104,7 +104,7 @@ def test_removal_names_every_folder(run: Run, tmp_path: Path) -> None:
 def test_removal_of_another_folder_is_refused(run: Run, tmp_path: Path) -> None:
     outcome = run("toolchain", "remove", "--path", str(tmp_path))
     assert outcome.code == 1
-    assert outcome.err == f"error: {tmp_path}: is no TPU-MLIR installation; nothing was deleted\n"
+    assert outcome.err == f"error: {tmp_path}: is not a TPU-MLIR installation; nothing was deleted\n"
 
 
 def test_missing_command_is_wrong_usage(run: Run) -> None:

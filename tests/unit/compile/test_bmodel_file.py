@@ -171,14 +171,14 @@ def test_a_file_that_is_no_bmodel_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.bmodel"
     for content in (b"", b"no bmodel at all"):
         path.write_bytes(content)
-        with pytest.raises(CompileError, match=r"a\.bmodel: is no whole bmodel; compile again"):
+        with pytest.raises(CompileError, match=r"a\.bmodel: is not a complete bmodel; compile again"):
             read_stages(path)
 
 
 @pytest.mark.parametrize("nbytes", [64, 100, 5000, -1])
 def test_a_bmodel_that_is_cut_off_is_named(bmodel: Path, nbytes: int) -> None:
     bmodel.write_bytes(bmodel.read_bytes()[:nbytes])
-    with pytest.raises(CompileError, match=r"whole\.bmodel: is no whole bmodel; compile again"):
+    with pytest.raises(CompileError, match=r"whole\.bmodel: is not a complete bmodel; compile again"):
         read_stages(bmodel)
 
 

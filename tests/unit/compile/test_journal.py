@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.compile.journal import FinishedUnit, Journal
-from baichuan2_tpu.manifest import NetCost, digest_file
+from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.manifest import NetCost
 
 TASK: dict[str, object] = {"settings": {"prefill": (16, 64)}}
 NAME = "block_cache_0"

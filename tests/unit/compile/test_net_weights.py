@@ -10,13 +10,14 @@ import pytest
 import baichuan2_tpu.compile.float_rows
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.packing import dequantize, unpack_linear
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.alibi import alibi_arrays
 from baichuan2_tpu.compile.float_rows import float_rows
 from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_weights, head_weights
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.shapes import shape_config
 from models.tiny_checkpoint import alibi_config, rope_config, write_official
 
 SETTINGS = CompileSettings(bits=8, head="w8", context=32, prefill=(4,))

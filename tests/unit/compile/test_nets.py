@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import RandomWeights, shape_config
+from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_weights, head_weights
 from baichuan2_tpu.compile.nets import Net, block_net, embedding_net, head_net
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.shapes import shape_config
 from models.tiny_checkpoint import alibi_config, rope_config
 
 ROPE = shape_config("tiny", 4)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.plan import Plan, make_plan
 from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.shapes import shape_config
 
 SETTINGS = CompileSettings(bits=4, head="w8", context=512, prefill=(16, 64, 256))
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.shapes import shape_config
 from models.tiny_checkpoint import alibi_config
 
 CONFIG = shape_config("tiny", 4)
@@ -39,7 +39,10 @@ def test_defaults_are_those_of_the_checkpoint() -> None:
     ],
 )
 def test_what_can_be_compiled_passes(changes: dict[str, object], config: ModelConfig) -> None:
-    replace(SETTINGS, **changes).check(config)  # pyright: ignore[reportArgumentType] - real fields
+    settings = replace(SETTINGS, **changes)  # pyright: ignore[reportArgumentType] - real fields
+    settings.check(config)
+    with pytest.raises(RequestError, match="2 devices cannot share the model"):
+        replace(settings, devices=2).check(config)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.bmodel.header import BmodelFile
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.compile.settings import MOST_CONTEXT
 from baichuan2_tpu.doctor import need as module
 from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
+from baichuan2_tpu.shapes import shape_config
 from models.bundle_manifest import bundle_manifest
 
 KV_BYTES = 32 * 2 * 4096 * 2
@@ -42,7 +42,7 @@ def test_a_bmodel_needs_a_history_beside_its_nets(tmp_path: Path, monkeypatch: p
 
 def test_a_damaged_bmodel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bmodel").write_bytes(b"nonsense")
-    with pytest.raises(ArtifactError, match="is no bmodel"):
+    with pytest.raises(ArtifactError, match="is not a bmodel"):
         read_need(str(tmp_path))
 
 
@@ -115,5 +115,5 @@ def test_a_known_name_goes_before_a_folder_of_that_name(
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(RequestError, match="is no path that exists, and no known model; give a checkpoint"):
+    with pytest.raises(RequestError, match="is neither a path that exists nor a known model; give"):
         read_need("no such model")

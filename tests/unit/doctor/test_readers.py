@@ -1,8 +1,9 @@
-"""Readers take what the vendor's code writes, and anything else without a word or a crash."""
+"""Readers understand what the vendor's code writes, and make nothing of anything else, without a crash."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,21 +35,22 @@ from baichuan2_tpu.doctor.tpu import (
 from baichuan2_tpu.doctor.tpu_memory import Region, parse_capacity, parse_heaps, parse_region, read_regions
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine, copy_machine
 
-PARSERS: list[Callable[[str], object]] = [
-    parse_capacity,
-    parse_celsius,
-    parse_chip,
-    parse_heaps,
-    parse_limit,
-    parse_memory,
-    parse_processor,
-    parse_region,
-    parse_thousandths,
-    parse_usage,
-    parse_version,
-    lambda text: parse_link(text, "x16"),
-    lambda text: parse_link("gen3", text),
+PARSERS: list[tuple[Callable[[str], Any], Callable[[Any], bool]]] = [
+    (parse_capacity, lambda gib: 0 <= gib <= 999),
+    (parse_celsius, lambda degrees: -55 <= degrees <= 150),
+    (parse_thousandths, lambda degrees: -55 <= degrees <= 150),
+    (parse_chip, lambda chip: chip in ("bm1684", "bm1684x", "bm1688")),
+    (parse_heaps, lambda heaps: all(heap.total > 0 for heap in heaps) and len(heaps) > 0),
+    (parse_region, lambda sizes: sizes[0] >= sizes[1] >= 0),
+    (parse_limit, lambda limit: limit >= 0),
+    (parse_memory, lambda memory: memory.total >= 0 and memory.available >= 0),
+    (parse_processor, lambda processor: processor.threads > 0),
+    (parse_usage, lambda percent: 0 <= percent <= 100),
+    (parse_version, lambda version: len(version) == 3 and min(version) >= 0),
+    (lambda text: parse_link(text, "x16"), lambda link: link.generation > 0 and link.lanes == 16),
+    (lambda text: parse_link("gen3", text), lambda link: link.generation == 3 and link.lanes > 0),
 ]
+"""Each with what holds for any value that it returns."""
 PIECES = [
     "usage:",
     "avusage",
@@ -79,10 +81,13 @@ ODD_TEXTS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("parse", PARSERS)
+@pytest.mark.parametrize(("parse", "is_plausible"), PARSERS)
 @given(text=ODD_TEXTS)
-def test_parsers_take_any_text(parse: Callable[[str], object], text: str) -> None:
-    parse(text)
+def test_parsers_make_nothing_or_a_plausible_value_of_any_text(
+    parse: Callable[[str], Any], is_plausible: Callable[[Any], bool], text: str
+) -> None:
+    value = parse(text)
+    assert value is None or is_plausible(value)
 
 
 class OddMachine(RecordedMachine):
@@ -92,8 +97,8 @@ class OddMachine(RecordedMachine):
         super().__init__(root)
         self._odd = Seen(path, odd)
 
-    def content(self, path: str) -> Seen[bytes]:
-        return self._odd if path == self._odd.path else super().content(path)
+    def read_bytes(self, path: str) -> Seen[bytes]:
+        return self._odd if path == self._odd.path else super().read_bytes(path)
 
 
 def recorded_files(name: str) -> list[str]:
@@ -118,7 +123,7 @@ def test_a_diagnosis_does_without_every_file(name: str, tmp_path: Path) -> None:
         is_spared = path.name == "record.json" or "/dev/" in str(path) or path.is_dir()
         if not is_spared:
             path.unlink()
-    findings = {one.name: one for one in examine(RecordedMachine(tree), HOST).findings}
+    findings = {finding.name: finding for finding in examine(RecordedMachine(tree), HOST).findings}
     assert findings["system"].value.startswith("/etc/os-release is missing")
     assert findings["driver"].status == "warn"
     assert findings["libsophon"].status == "fail"
@@ -223,13 +228,13 @@ def test_a_libsophon_link_to_elsewhere_is_told(tmp_path: Path) -> None:
     link = tree / "opt/sophon/libsophon-current"
     link.unlink()
     link.symlink_to("/home/linaro/mine")
-    assert read_libsophon_version(RecordedMachine(tree)).problem == "leads to '/home/linaro/mine'"
+    assert read_libsophon_version(RecordedMachine(tree)).problem == "points to '/home/linaro/mine'"
 
 
 def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
     # 64 KiB were read, and 56 of 128 threads counted.
     flags = "avx2 fma f16c " + "x" * 1400
-    text = "".join(f"processor\t: {one}\nmodel name\t: Large\nflags\t\t: {flags}\n\n" for one in range(1024))
+    text = "".join(f"processor\t: {n}\nmodel name\t: Large\nflags\t\t: {flags}\n\n" for n in range(1024))
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(text)
     processor = read_processor(Machine(tmp_path)).value
@@ -238,7 +243,7 @@ def test_every_thread_of_a_large_machine_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_real_node_is_described() -> None:
-    seen = Machine().node("/dev/null").value
+    seen = Machine().read_node("/dev/null").value
     assert isinstance(seen, Node)
     assert seen.rights.startswith("crw")
     assert seen.is_usable
@@ -248,25 +253,25 @@ def test_what_is_no_node_or_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x" * 50)
     machine = Machine(tmp_path)
-    assert machine.node("/file").problem == "is no device node"
-    assert machine.node("/none").problem == "is missing"
-    assert machine.content("/folder").problem == "cannot be read (Is a directory)"
-    assert machine.content("/file/below").problem == "is missing"
-    assert machine.parsed("/file", lambda _: None).told == f"/file holds '{'x' * 40}'…"
-    assert machine.link("/file").problem.startswith("cannot be read")
+    assert machine.read_node("/file").problem == "is not a device node"
+    assert machine.read_node("/none").problem == "is missing"
+    assert machine.read_bytes("/folder").problem == "cannot be read (Is a directory)"
+    assert machine.read_bytes("/file/below").problem == "is missing"
+    assert machine.parse("/file", lambda _: None).explanation == f"/file contains '{'x' * 40}'…"
+    assert machine.read_link("/file").problem.startswith("cannot be read")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_of_root_is_told(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch(0o000)
-    assert Machine(tmp_path).content("/secret").problem == "needs root to be read"
+    assert Machine(tmp_path).read_bytes("/secret").problem == "can be read by root only"
 
 
 def test_devices_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 0):
         (tmp_path / f"bm-sophon{number}").touch()
-    assert Machine(tmp_path).matches("/bm-sophon*") == ["/bm-sophon0", "/bm-sophon2", "/bm-sophon10"]
+    assert Machine(tmp_path).find("/bm-sophon*") == ["/bm-sophon0", "/bm-sophon2", "/bm-sophon10"]
 
 
 def test_users_without_a_name_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +280,7 @@ def test_users_without_a_name_are_numbers(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(machine_module.pwd, "getpwuid", refuse)
     monkeypatch.setattr(machine_module.grp, "getgrgid", refuse)
-    seen = Machine().node("/dev/null").value
+    seen = Machine().read_node("/dev/null").value
     assert seen is not None
     assert seen.owner.isdecimal()
     assert seen.group.isdecimal()

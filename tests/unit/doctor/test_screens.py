@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.checkpoint.random_weights import shape_config
 from baichuan2_tpu.cli.doctor import draw
 from baichuan2_tpu.doctor import Finding, Report, examine
 from baichuan2_tpu.doctor.tpu import read_libsophon_version
+from baichuan2_tpu.shapes import shape_config
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
 from models.bundle_manifest import bundle_manifest
 
@@ -20,7 +20,7 @@ HOSTS = {
     "soc_broken": dataclasses.replace(ARM, sail="3.8.0", cache_free_bytes=9_000_000_000),
     "none": HOST,
 }
-ECHO = "16 MiB sent, copied there and fetched are the same"
+ECHO = "16 MiB sent, copied on the device and read back unchanged"
 NO_RIGHTS = "this machine shows no TPU 0 (/dev/bm-sophon0 or /dev/bm-tpu0)"
 COMPUTED = {
     "pcie": [Finding("computes: tpu", "pass", f"{ECHO}; 0 of 14679 MiB in use")],
@@ -28,7 +28,7 @@ COMPUTED = {
     "soc_broken": [Finding("computes: tpu", "fail", NO_RIGHTS)],
     "none": [],
 }
-LOGITS = "logits of a tiny model beside numpy: off by 9.4e-03 at 4 bits, 2.2e-04 at 8 bits"
+LOGITS = "a tiny model differs from numpy by 9.4e-03 at 4 bits, 2.2e-04 at 8 bits"
 CPU = Finding("computes: cpu", "pass", LOGITS)
 
 

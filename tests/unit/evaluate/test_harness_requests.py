@@ -6,13 +6,13 @@ import pytest
 
 from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.evaluate.harness_requests import HarnessRequests
-from doubles.recall import ASSISTANT, TOKENIZER, USER, recalling
+from doubles.recall import ASSISTANT, TOKENIZER, USER, recall_subject
 
 END = TOKENIZER.END_ID
 
 
 def requests(max_context: int = 256) -> HarnessRequests:
-    return HarnessRequests(recalling(max_context=max_context))
+    return HarnessRequests(recall_subject(max_context=max_context))
 
 
 def test_a_continuation_is_scored_behind_its_context() -> None:
@@ -32,13 +32,13 @@ def test_an_empty_context_is_the_end_of_a_text(context: str) -> None:
 
 
 def test_the_first_id_of_a_text_goes_before_its_end() -> None:
-    subject = recalling()
+    subject = recall_subject()
     own = HarnessRequests(replace(subject, config=replace(subject.config, bos_id=7)))
     assert own.passage("", "so").tokens[0] == 7
 
 
 def test_a_model_without_either_cannot_have_an_empty_context() -> None:
-    subject = recalling()
+    subject = recall_subject()
     own = HarnessRequests(replace(subject, config=replace(subject.config, eos_ids=())))
     with pytest.raises(RequestError, match="the model names neither bos nor eos"):
         own.passage("", "so")
@@ -166,6 +166,6 @@ def test_a_conversation_that_cannot_be_held_is_refused(role: str, is_answered: b
 
 
 def test_a_model_without_a_template_knows_no_chat() -> None:
-    own = HarnessRequests(replace(recalling(), template=None))
+    own = HarnessRequests(replace(recall_subject(), template=None))
     with pytest.raises(RequestError, match="recall knows no chat; leave --chat out"):
         own.chat([{"role": "user", "content": "hi"}], is_answered=False)

@@ -14,7 +14,7 @@ from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.evaluate import TaskScore
 from baichuan2_tpu.evaluate.tasks import TaskPlan, load_tasks, task_scores
 from doubles.fakes import FakeEngine
-from doubles.recall import ASSISTANT, USER, recalling
+from doubles.recall import ASSISTANT, USER, recall_subject
 
 KNOWN = [
     # Both choices are of one length: where nothing is known, the first one wins.
@@ -89,7 +89,7 @@ def run(
     said: list[str] = []
     files = tuple(write(folder, task) for task in tasks)
     suite = load_tasks(TaskPlan(files=files, **plan), said.append)
-    return list(suite.run(recalling(*(LINES if lines is None else lines)), said.append))
+    return list(suite.run(recall_subject(*(LINES if lines is None else lines)), said.append))
 
 
 def test_choices_are_scored_and_counted(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_examples_stand_before_the_question(folder: Path) -> None:
 
 
 def test_a_chat_asks_in_the_users_role(folder: Path) -> None:
-    subject = recalling(*[line.replace(" is ", " is") for line in LINES])
+    subject = recall_subject(*[line.replace(" is ", " is") for line in LINES])
     suite = load_tasks(TaskPlan(files=(write(folder, CHOICE),), is_chat=True), lambda _: None)
     found, _ = suite.run(subject, lambda _: None)
     assert isinstance(subject.engine, FakeEngine)
@@ -141,8 +141,8 @@ def test_a_chat_asks_in_the_users_role(folder: Path) -> None:
 
 def test_two_models_are_asked_the_same_questions(folder: Path) -> None:
     suite = load_tasks(TaskPlan(files=(write(folder, CHOICE),)), lambda _: None)
-    knowing, _ = suite.run(recalling(*LINES), lambda _: None)
-    guessing, _ = suite.run(recalling(), lambda _: None)
+    knowing, _ = suite.run(recall_subject(*LINES), lambda _: None)
+    guessing, _ = suite.run(recall_subject(), lambda _: None)
     assert (knowing.value, guessing.value) == (1.0, 0.25)
     difference = knowing.difference_interval(guessing)
     assert difference is not None
@@ -161,18 +161,18 @@ def test_nothing_reaches_standard_output_or_error(
 def test_contexts_that_were_cut_are_told(folder: Path) -> None:
     said: list[str] = []
     suite = load_tasks(TaskPlan(files=(write(folder, CHOICE),)), said.append)
-    suite.run(recalling(*LINES, max_context=20), said.append)
+    suite.run(recall_subject(*LINES, max_context=20), said.append)
     assert said[-1] == "8 contexts were cut at their beginning to fit recall"
 
 
 def test_float_weights_do_not_answer(folder: Path) -> None:
     suite = load_tasks(TaskPlan(files=(write(folder, SAY),)), lambda _: None)
     with pytest.raises(RequestError, match="recall is scored as float weights, which write no answers"):
-        suite.run(replace(recalling(), engine=None), lambda _: None)
+        suite.run(replace(recall_subject(), engine=None), lambda _: None)
 
 
 def test_a_fault_of_the_engine_stays_one(folder: Path) -> None:
-    subject = recalling()
+    subject = recall_subject()
     assert isinstance(subject.engine, FakeEngine)
     subject.engine.fail_after = 1
     suite = load_tasks(TaskPlan(files=(write(folder, CHOICE),)), lambda _: None)

@@ -16,8 +16,7 @@ from baichuan2_tpu.fetch import fetched_folder, find_fetched, record
 from baichuan2_tpu.fetch.models import FetchSettings, fetch_model
 from baichuan2_tpu.fetch.record import WORK_NAME, Record
 from baichuan2_tpu.fetch.verify import find_damage
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import FileDigest
+from baichuan2_tpu.files import FileDigest, locked_folder
 from doubles.fault_server import COMMIT, MODEL, WEIGHTS, FaultyHub
 
 
@@ -272,7 +271,7 @@ def test_two_at_once_do_not_meet(hub: FaultyHub, settings: FetchSettings) -> Non
 def test_damaged_record_is_named(hub: FaultyHub, settings: FetchSettings, folder: Path, text: str) -> None:
     fetch(settings)
     (folder / WORK_NAME / "record.json").write_text(text)
-    with pytest.raises(FetchError, match=r"record\.json: .*; remove it: files that are right are kept"):
+    with pytest.raises(FetchError, match=r"record\.json: .*; remove it; files that are unchanged are kept"):
         fetch(settings)
     (folder / WORK_NAME / "record.json").unlink()
     hub.requests.clear()

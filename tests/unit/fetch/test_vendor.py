@@ -21,7 +21,7 @@ from baichuan2_tpu.fetch import fetched_folder, find_fetched
 from baichuan2_tpu.fetch.record import WORK_NAME
 from baichuan2_tpu.fetch.vendor import _size_bytes, fetch_vendor_model
 from baichuan2_tpu.fetch.verify import find_damage
-from baichuan2_tpu.manifest import FileDigest
+from baichuan2_tpu.files import FileDigest
 
 NAME = "baichuan2-7b-int8-bmodel"
 BMODEL = "baichuan2-7b_int8_1dev.bmodel"
@@ -102,7 +102,7 @@ def test_folder_is_a_model_that_engines_take(vendor: Vendor) -> None:
     assert {path.name for path in folder.iterdir()} == {BMODEL, "tokenizer.model", WORK_NAME}
     assert (folder / BMODEL).read_bytes() == CONTENT
     assert (folder / "tokenizer.model").read_bytes() == TOKENIZER
-    assert identify(folder) == "bmodel"
+    assert identify(folder).kind == "bmodel"
     assert notices == [
         f"fetching {name} from the vendor with dfss, into {folder}" for name in ("tokenizer.model", BMODEL)
     ]
@@ -119,7 +119,7 @@ def test_whole_model_is_not_asked_for_again(vendor: Vendor) -> None:
 def test_damaged_bmodel_alone_is_fetched_again(vendor: Vendor) -> None:
     folder = fetch()
     (folder / BMODEL).write_bytes(CONTENT[:-1])
-    assert find_damage(folder) == {BMODEL: f"has {len(CONTENT) - 1} bytes, recorded are {len(CONTENT)}"}
+    assert find_damage(folder) == {BMODEL: f"has {len(CONTENT) - 1} bytes, {len(CONTENT)} are recorded"}
     fetch()
     assert vendor.asked() == ["token_config.zip", BMODEL, BMODEL]
     assert find_damage(folder) == {}
@@ -180,7 +180,7 @@ def test_tool_that_brings_nothing_and_succeeds_has_failed(vendor: Vendor, tmp_pa
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:70], b"", b"<html>not found</html>" * 9])
 def test_bmodel_that_is_cut_short_is_refused(vendor: Vendor, tmp_path: Path, content: bytes) -> None:
     (vendor.store / BMODEL).write_bytes(content)
-    with pytest.raises(FetchError, match="what dfss brought is cut short or no bmodel"):
+    with pytest.raises(FetchError, match="what dfss fetched is cut short or not a bmodel"):
         fetch(tmp_path / "model")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [WORK_NAME, "tokenizer.model"]
     assert not list((tmp_path / "model" / WORK_NAME).glob("dfss-*"))

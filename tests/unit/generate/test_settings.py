@@ -2,12 +2,13 @@
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings, read_settings
+from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, SamplingSettings, read_settings
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,30 @@ def test_several_stop_ids_are_read(tmp_path: Path) -> None:
 def test_a_bad_default_is_refused_with_its_file(tmp_path: Path, values: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"generation_config\.json.*{message}"):
         read_settings(write(tmp_path, values))
+
+
+def test_what_is_given_goes_before_the_models_own_and_none_leaves_it() -> None:
+    own = GenerationSettings(
+        SamplingSettings(temperature=0.3, top_k=5), max_tokens=9, stop_ids=frozenset({2})
+    )
+    assert own.override() == own
+    assert own.override(temperature=None, max_tokens=None, stop=None) == own
+    given = own.override(temperature=1, seed=3, max_tokens=4, stop="a", logit_bias={7: -1}, stop_ids=[3, 4])
+    assert given.sampling == SamplingSettings(temperature=1, top_k=5, seed=3, logit_bias=((7, -1.0),))
+    assert (given.max_tokens, given.stop, given.stop_ids) == (4, ("a",), {3, 4})
+
+
+def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(RequestError) as caught:
+        GenerationSettings().override(temprature=1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert str(caught.value) == (
+        "there is no setting 'temprature'; allowed are temperature, top_k, top_p, min_p, "
+        "repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, max_tokens, stop, "
+        "stop_ids, logprobs, prompt_logprobs, grammar, "
+        "min_tokens, ignore_eos, own_stop_ids"
+    )
+
+
+def test_every_setting_of_an_answer_can_be_given() -> None:
+    settings = {field.name for kind in (SamplingSettings, GenerationSettings) for field in fields(kind)}
+    assert settings - {"sampling"} == set(GivenSettings.__annotations__)

@@ -124,5 +124,5 @@ def test_the_range_search_counts_columns_by_their_importance() -> None:
     others = np.arange(64) != 5
     plain = searched(weights, 4, 64)
     assert np.square(spared - weights)[:, others].sum() < 0.9 * np.square(plain - weights)[:, others].sum()
-    with pytest.raises(ValueError, match="one number a column"):
+    with pytest.raises(ValueError, match="one number per column"):
         _native.quantize_groups(weights, 4, 64, importance[:-1])

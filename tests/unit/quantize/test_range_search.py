@@ -11,6 +11,7 @@ from baichuan2_tpu import _native
 Floats = NDArray[np.float32]
 F = np.float32
 SMALLEST = F(2.0**-24)
+each_kernel = pytest.mark.parametrize("kernels", _native.kernel_names())
 
 
 def lane_sum(values: Floats) -> np.float32:
@@ -39,12 +40,12 @@ class Group:
 
     def search(self, step: np.float32) -> tuple[np.float32, np.float32]:
         low, high = min(self.weights.min(), F(0)), max(self.weights.max(), F(0))
-        tried = [
+        candidates = [
             self.with_range(low * (F(1) - step * F(i)), high * (F(1) - step * F(j)))
             for i in range(5)
             for j in range(5)
         ]
-        error, scale, zero = min(tried, key=lambda one: one[0])
+        error, scale, zero = min(candidates, key=lambda candidate: candidate[0])
         for _ in range(2):
             steps = self.steps(scale, zero)
             top = lane_sum(self.weights * steps * self.importance)
@@ -78,16 +79,16 @@ def quantize_by_definition(
     for row in range(rows):
         for group in range(groups):
             part = slice(group * group_size, min((group + 1) * group_size, columns))
-            one = Group(weights[row, part], bits)
-            scale, zero = one.search(F(0.05) if bits == 4 else F(0.003))
+            values = Group(weights[row, part], bits)
+            scale, zero = values.search(F(0.05) if bits == 4 else F(0.003))
             count = part.stop - part.start
-            integers[row, part] = (one.steps(scale, zero) + zero)[:count]
+            integers[row, part] = (values.steps(scale, zero) + zero)[:count]
             scales[row, group], zeros[row, group] = scale, zero
     return integers, scales, zeros
 
 
-def assert_as_defined(weights: Floats, bits: int, group_size: int = 64) -> None:
-    integers, scales, zeros = _native.quantize_groups(weights, bits, group_size)
+def assert_as_defined(weights: Floats, bits: int, kernels: str, group_size: int = 64) -> None:
+    integers, scales, zeros = _native.quantize_groups(weights, bits, group_size, kernels=kernels)
     expected = quantize_by_definition(weights, bits, group_size)
     np.testing.assert_array_equal(scales.view(np.float16), expected[1])
     np.testing.assert_array_equal(zeros, expected[2])
@@ -105,22 +106,31 @@ def restored(weights: Floats, bits: int, group_size: int = 64) -> Floats:
     return (integers.astype(F) - wide_zeros) * wide_scales
 
 
+@each_kernel
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from([4, 8]),
-    st.tuples(st.integers(1, 3), st.integers(1, 200)),
-    st.sampled_from([64, 128]),
-    st.tuples(st.floats(-30, 10), st.floats(-3, 3)),
-    st.integers(0, 2**32),
+    bits=st.sampled_from([4, 8]),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 200)),
+    group_size=st.sampled_from([64, 128]),
+    power=st.floats(-30, 10),
+    shift=st.floats(-3, 3),
+    seed=st.integers(0, 2**32),
 )
 def test_native_search_is_the_definition_bit_for_bit(
-    bits: int, shape: tuple[int, int], group_size: int, power_and_shift: tuple[float, float], seed: int
+    kernels: str,
+    *,
+    bits: int,
+    shape: tuple[int, int],
+    group_size: int,
+    power: float,
+    shift: float,
+    seed: int,
 ) -> None:
-    power, shift = power_and_shift
     weights = (np.random.default_rng(seed).normal(shift, 1, shape) * 2.0**power).astype(F)
-    assert_as_defined(weights, bits, group_size)
+    assert_as_defined(weights, bits, kernels, group_size)
 
 
+@each_kernel
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
     "weights",
@@ -142,9 +152,11 @@ def test_native_search_is_the_definition_bit_for_bit(
     ],
     ids=lambda weights: f"{weights[0]:.3g}_{weights[-1]:.3g}",
 )
-def test_degenerate_groups_have_finite_scales_and_small_errors(bits: int, weights: np.ndarray) -> None:
+def test_degenerate_groups_have_finite_scales_and_small_errors(
+    kernels: str, bits: int, weights: np.ndarray
+) -> None:
     group = weights.astype(F)[None]
-    assert_as_defined(group, bits)
+    assert_as_defined(group, bits, kernels)
     reach = max(group.max(), F(0)) - min(group.min(), F(0))
     error = np.abs(restored(group, bits) - group).max()
     # Where clipping an end pays, that end is off by up to a step.

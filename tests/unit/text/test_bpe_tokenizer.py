@@ -80,6 +80,65 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
         open_tokenizer(tmp_path)
 
 
+def changed(bpe_directory: Path, folder: Path, **settings: object) -> Path:
+    """Write the tokenizer as a fine-tune leaves it: with settings of its training in it."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((bpe_directory / name).read_bytes())
+    values = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**values, **settings}), "utf-8")
+    return folder
+
+
+def test_truncation_and_padding_of_a_training_are_off(bpe_directory: Path, tmp_path: Path) -> None:
+    """A question was cut off at 48 of 405 tokens, and 63 control ids stood before a short one."""
+    truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
+    tokenizer = open_tokenizer(changed(bpe_directory, tmp_path, truncation=truncation, padding=padding))
+    text = "The capital of France is Paris. " * 40
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode("hi") == open_tokenizer(bpe_directory).encode("hi")
+
+
+REWRITING = [
+    {"type": "Lowercase"},
+    {"type": "NFKC"},
+    {"type": "NFC"},
+    {"type": "NFD"},
+    {"type": "StripAccents"},
+    {"type": "Strip", "strip_left": False, "strip_right": True},
+    {"type": "Replace", "pattern": {"String": "\u3000"}, "content": " "},
+    {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]},
+]
+
+
+@pytest.mark.parametrize("normalizer", REWRITING, ids=lambda normalizer: normalizer["type"])
+def test_a_normalizer_that_rewrites_text_is_refused_by_name(
+    bpe_directory: Path, tmp_path: Path, normalizer: dict[str, object]
+) -> None:
+    """ "Hello" became "hello" without a word."""
+    with pytest.raises(CheckpointError, match=f"its normalizer is {normalizer['type']}, none is allowed"):
+        open_tokenizer(changed(bpe_directory, tmp_path, normalizer=normalizer))
+
+
+def test_a_normalizer_that_changes_nothing_is_allowed(bpe_directory: Path, tmp_path: Path) -> None:
+    normalizer = {"type": "Sequence", "normalizers": []}
+    assert open_tokenizer(changed(bpe_directory, tmp_path, normalizer=normalizer)).encode("Hello")
+
+
+def test_an_added_token_that_swallows_spaces_is_refused(bpe_directory: Path, tmp_path: Path) -> None:
+    added = json.loads((bpe_directory / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    tag = {**added[0], "id": 4000, "content": "<tag>", "special": False, "lstrip": True}
+    with pytest.raises(CheckpointError, match=r"' <tag> x <tag>.*' comes back as '<tag> x<tag>"):
+        open_tokenizer(changed(bpe_directory, tmp_path, added_tokens=[*added, tag]))
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"version": "1.0"}'])
 def test_a_damaged_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)

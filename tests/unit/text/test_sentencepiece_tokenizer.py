@@ -63,7 +63,7 @@ def test_a_damaged_model_is_refused_by_name(tmp_path: Path, content: bytes) -> N
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").mkdir()
-    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer\.model"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: cannot be read"):
         open_tokenizer(tmp_path)
 
 
@@ -74,6 +74,28 @@ def test_a_model_that_rewrites_text_is_refused(tmp_path: Path) -> None:
         model_writer=model,
         vocab_size=60,
         hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(CheckpointError, match="rewrites text"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("rule", ["nfkc", "nfkc_cf", "nmt_nfkc"])
+def test_a_model_that_normalises_characters_is_refused(tmp_path: Path, rule: str) -> None:
+    """Full-width forms became half-width, and capitals small, though spaces were kept."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["The capital of France is Paris"] * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name=rule,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\t"],
         minloglevel=2,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())

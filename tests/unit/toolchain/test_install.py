@@ -14,8 +14,7 @@ import pytest
 from baichuan2_tpu import toolchain
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import Wheel
-from baichuan2_tpu.files import locked_folder
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file, locked_folder
 from baichuan2_tpu.toolchain import contents, install
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, Contents
 from baichuan2_tpu.toolchain.record import Record
@@ -171,7 +170,7 @@ def test_member_that_leads_out_of_the_folder_is_refused(
 def test_folder_with_other_things_is_left_alone(compiler: Contents, wheel: Path, root: Path) -> None:
     root.mkdir(parents=True)
     (root / "thesis.txt").write_text("years of work")
-    with pytest.raises(RequestError, match="is no TPU-MLIR installation and not empty"):
+    with pytest.raises(RequestError, match="is not a TPU-MLIR installation and not empty"):
         install.install(compiler, root, wheel=wheel)
     assert held(root) == {"thesis.txt"}
 
@@ -315,7 +314,7 @@ def test_removal_deletes_an_installation_and_nothing_else(
     compiler: Contents, wheel: Path, root: Path, tmp_path: Path
 ) -> None:
     install.install(compiler, root, wheel=wheel)
-    with pytest.raises(RequestError, match="is no TPU-MLIR installation; nothing was deleted"):
+    with pytest.raises(RequestError, match="is not a TPU-MLIR installation; nothing was deleted"):
         install.remove(tmp_path)
     assert install.remove(root) == [root]
     assert not root.exists()

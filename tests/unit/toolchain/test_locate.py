@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.errors import BackendUnavailable, CompileError
-from baichuan2_tpu.manifest import digest_file
+from baichuan2_tpu.files import digest_file
 from baichuan2_tpu.toolchain import find_simulator, find_toolchain, locate, requirements
 from baichuan2_tpu.toolchain.contents import SIMULATOR_LIBRARIES, VERSION
 from baichuan2_tpu.toolchain.record import Record

@@ -13,10 +13,10 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from baichuan2_tpu.engine.device.base import NetInfo, StageInfo
 from baichuan2_tpu.errors import ArtifactError
+from baichuan2_tpu.manifest import HeadOutput
 
 __all__ = [
     "BlockStage",
@@ -34,7 +34,6 @@ _EMBEDDINGS = ("embedding", "embedding_cache")
 _PROMPT_BLOCK, _CACHE_BLOCK = "block", "block_cache"
 _PROMPT_INPUTS, _CACHE_INPUTS = 3, 5  # states, positions, mask; and the history's keys and values
 _FLOATS = ("float32", "float16", "bfloat16")
-HeadOutput = Literal["logits", "token", "sample"]
 
 _LAUNCH_TOKENS = 64
 """A launch reads every weight, in about the time that this many tokens take to multiply."""

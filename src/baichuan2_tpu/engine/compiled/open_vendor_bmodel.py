@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.random_weights import SHAPES
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
 from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
 from baichuan2_tpu.errors import ArtifactError
+from baichuan2_tpu.shapes import SHAPES
 
 __all__ = ["open_vendor_bmodel", "read_vendor_config"]
 
@@ -50,7 +49,7 @@ def read_vendor_config(folder: Path) -> ModelConfig:
     path = folder / _CONFIG_NAME
     if not path.is_file():
         return SHAPES["baichuan2-7b"]
-    return ModelConfig.from_json(read_json(path), file=str(path))
+    return ModelConfig.read(path)
 
 
 def _check_plan(bmodel: Path, plan: NetPlan, config: ModelConfig) -> None:

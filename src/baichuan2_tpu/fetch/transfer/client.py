@@ -1,7 +1,7 @@
 """HTTP as fetching needs it: a client, faults that may pass, waiting between attempts.
 
 Whatever httpx raises is mapped here and nowhere else: to ``Fault`` where another attempt may succeed, to
-``FetchError`` where it cannot. Not here: what a URL means (``hub``), where bytes go (``download``).
+``FetchError`` where it cannot. Not here: what a URL means (``hubs``), where bytes go (``download``).
 Source: RFC 9110, section 10.2.3 for Retry-After; draft-ietf-httpapi-ratelimit-headers-09 for RateLimit, which
 Hugging Face sends ('"api";r=0;t=55'); httpx 0.28 for its exceptions and what it reads of the
 environment: HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.

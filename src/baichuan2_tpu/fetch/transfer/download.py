@@ -20,16 +20,16 @@ from pathlib import Path
 import httpx
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest, hash_file
 from baichuan2_tpu.fetch.transfer.client import Fault, Patience, check_status, gave_up, mapped_errors
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
 from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest, hash_file
 
 __all__ = ["Address", "DownloadSettings", "Watcher", "download_file"]
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _WHOLE_ATTEMPTS = 2
-_TOLD_WAIT_S = 4.0
+_NOTICE_WAIT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class DownloadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Whom a download tells: of bytes that came, less than 0 where some are given up, and of long waits."""
+    """Hears of a download: the bytes that came, less than 0 where some are given up, and long waits."""
 
     report: Callable[[int], None]
     notice: Callable[[str], None]
@@ -90,7 +90,7 @@ class _Meter:
 
     def tell_wait(self, name: str, fault: Fault, wait_s: float) -> None:
         """Say why nothing comes, where it lasts."""
-        if wait_s >= _TOLD_WAIT_S:
+        if wait_s >= _NOTICE_WAIT_S:
             with self._lock:
                 self._watcher.notice(f"{name}: {fault}; trying again in {wait_s:.0f} s")
 
@@ -98,7 +98,7 @@ class _Meter:
 def download_file(
     client: httpx.Client,
     address: Address,
-    wanted: RemoteFile,
+    file: RemoteFile,
     folder: Path,
     *,
     settings: DownloadSettings,
@@ -106,27 +106,27 @@ def download_file(
 ) -> tuple[PartFile, str]:
     """Return the file as a part in ``folder``, whole and proven, that only lacks its name, and its sha256.
 
-    Side effect: what is there stays when it is interrupted; the same call goes on.
+    Side effect: what is there stays when it is interrupted; the same call continues.
     Raises: FetchError; OSError when the disk cannot take it.
     """
     reason = ""
     meter = _Meter(watcher)
     for _ in range(_WHOLE_ATTEMPTS):
-        part = PartFile(folder, wanted)
+        part = PartFile(folder, file)
         meter.add(part.finished_bytes)
         try:
-            _fill(_Transfer(part, client, address, wanted, settings.patience, meter), settings)
-            found = hash_file(part.path, {wanted.digest.kind, "sha256"})
+            _fill(_Transfer(part, client, address, file, settings.patience, meter), settings)
+            digests = hash_file(part.path, {file.digest.kind, "sha256"})
         except _Changed as change:
             reason = str(change)
         except BaseException:
             part.close()
             raise
         else:
-            came = Digest(wanted.digest.kind, found[wanted.digest.kind])
-            if came == wanted.digest:
-                return part, found["sha256"]
-            reason = f"what came has {came}, listed is {wanted.digest}"
+            digest = Digest(file.digest.kind, digests[file.digest.kind])
+            if digest == file.digest:
+                return part, digests["sha256"]
+            reason = f"the file has {digest}, {file.digest} is listed"
         meter.reset()
         part.discard()
     raise FetchError(
@@ -137,11 +137,11 @@ def download_file(
 
 def _fill(transfer: _Transfer, settings: DownloadSettings) -> None:
     """Get every missing range; in one stream where the server knows no ranges."""
-    part, size = transfer.part, transfer.wanted.nbytes
+    part, size = transfer.part, transfer.file.nbytes
     try:
         transfer.run(part.missing(settings.piece_bytes), settings.connections)
     except _RangesIgnored:
-        # What came in ranges before, from another server, cannot be gone on with here.
+        # Ranges that another server sent before cannot be continued here.
         transfer.meter.reset()
         part.forget()
         transfer.run([Piece(0, size)], 1)
@@ -154,7 +154,7 @@ class _Transfer:
     part: PartFile
     client: httpx.Client
     address: Address
-    wanted: RemoteFile
+    file: RemoteFile
     patience: Patience
     meter: _Meter
     _stopped: threading.Event = field(default_factory=threading.Event)
@@ -198,7 +198,7 @@ class _Transfer:
                     self.meter.add(piece.start - offset)
                     offset = piece.start
                 wait_s = self.patience.wait_s(max(failures, lies), fault.wait_s)
-                self.meter.tell_wait(self.wanted.name, fault, wait_s)
+                self.meter.tell_wait(self.file.name, fault, wait_s)
                 if self._stopped.wait(wait_s):
                     raise _Stopped from fault
         self.part.add(piece)
@@ -221,7 +221,7 @@ class _Transfer:
 
     def _check_answer(self, response: httpx.Response, piece: Piece, offset: int) -> None:
         """Check status, version and range of an answer before a byte of it is taken."""
-        url, size = self.address.url, self.wanted.nbytes
+        url, size = self.address.url, self.file.nbytes
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise _Changed(f"it is shorter than the {size} bytes that are listed")
         check_status(response, url, self.address.advice)
@@ -235,19 +235,19 @@ class _Transfer:
         if given and int(given[3]) != size:
             raise _Changed(f"it has {given[3]} bytes, listed are {size}")
         if not given or (int(given[1]), int(given[2])) != (offset, piece.stop - 1):
-            said = response.headers.get("Content-Range", "nothing")
-            raise Fault(f"another range than bytes {offset}-{piece.stop - 1}: {said}", is_suspect=True)
+            header = response.headers.get("Content-Range", "nothing")
+            raise Fault(f"another range than bytes {offset}-{piece.stop - 1}: {header}", is_suspect=True)
 
     def _check_whole(self, response: httpx.Response, piece: Piece, offset: int) -> None:
         """Check an answer that is the whole file: only the beginning of a single stream may be one."""
-        size = self.wanted.nbytes
+        size = self.file.nbytes
         length = response.headers.get("Content-Length", str(size))
         if length != str(size):
             raise _Changed(f"it has {length} bytes, listed are {size}")
         if piece != Piece(0, size):
             raise _RangesIgnored
         if offset:
-            raise Fault("the server cannot go on where it broke", is_suspect=True)
+            raise Fault("the server cannot continue where it broke off", is_suspect=True)
 
     def _check_version(self, response: httpx.Response) -> None:
         """Check that all answers are of one version of the file, as far as the hub names it."""

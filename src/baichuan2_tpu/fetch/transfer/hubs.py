@@ -21,8 +21,8 @@ from urllib.parse import quote, unquote, urlencode
 import httpx
 
 from baichuan2_tpu.errors import FetchError
-from baichuan2_tpu.fetch.digests import Digest
 from baichuan2_tpu.fetch.transfer.client import check_status, mapped_errors, read_limited
+from baichuan2_tpu.files import Digest
 
 __all__ = [
     "HUGGINGFACE",
@@ -147,7 +147,7 @@ class HuggingFace:
             raise FetchError(f"{about}: names no commit for {revision!r}; take --source modelscope")
         rows = _get(client, f"{about}/tree/{commit}", self.headers, advice)
         files = [_huggingface_file(row, about) for row in _rows(rows, about) if row.get("type") == "file"]
-        return _listing(commit, files, about)
+        return _make_listing(commit, files, about)
 
     def file_url(self, repository: str, revision: str, name: str) -> str:
         """Return the address that counts a download and redirects to where large files lie."""
@@ -196,7 +196,7 @@ class ModelScope:
             raise FetchError(f"{about}: refused: {answer.get('Message')!r}; take --source huggingface")
         rows = _rows(cast("dict[str, object]", data).get("Files"), about)
         files = [_modelscope_file(row, about) for row in rows if row.get("Type") != "tree"]
-        return _listing(revision, files, about)
+        return _make_listing(revision, files, about)
 
     def file_url(self, repository: str, revision: str, name: str) -> str:
         """Return the address that redirects to where large files lie."""
@@ -301,16 +301,16 @@ def _is_safe(name: str) -> bool:
     return is_plain and parts_fit and not path.is_absolute() and ".." not in path.parts and name != "."
 
 
-def _listing(revision: str, files: list[RemoteFile | None], about: str) -> Listing:
+def _make_listing(revision: str, files: list[RemoteFile | None], about: str) -> Listing:
     """Put the files of the root together; a name that comes twice is refused."""
-    found: dict[str, RemoteFile] = {}
+    by_name: dict[str, RemoteFile] = {}
     for file in files:
         if file is None:
             continue
-        if file.name in found:
+        if file.name in by_name:
             raise FetchError(f"{about}: lists {file.name} twice; take another --source")
-        found[file.name] = file
-    return Listing(revision, found)
+        by_name[file.name] = file
+    return Listing(revision, by_name)
 
 
 def huggingface_token(environment: Mapping[str, str], endpoint: str) -> str | None:

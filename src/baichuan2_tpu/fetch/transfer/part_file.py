@@ -1,9 +1,9 @@
 """A file that is not whole yet, and the journal of the ranges that are.
 
-``NAME.part`` has the full length from the beginning, with holes; ``NAME.part.journal`` says in its first line
-which file it will be, and then one finished range a line. A range is written to the journal after its bytes:
-a process that is killed leaves no line too many, at most half a line, which is ignored. After a failure of
-power a line may stand for bytes that never reached the disk; the digest of the whole file finds that.
+``NAME.part`` has the full length from the beginning, with holes. The first line of ``NAME.part.journal`` says
+which file it will be, every other line names one finished range. A range is written to the journal after its
+bytes: a process that is killed leaves at most half a line, which is ignored. After a power failure a line may
+stand for bytes that never reached the disk; the digest of the whole file finds that.
 Not here: where bytes come from (``download``).
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.files import move_whole, write_whole
 
 __all__ = ["PartFile", "Piece"]
 
@@ -37,11 +38,11 @@ class PartFile:
     Side effect: a part of another file, or one whose journal cannot be read, is begun again.
     """
 
-    def __init__(self, folder: Path, wanted: RemoteFile) -> None:
-        self.path = folder / f"{wanted.name}.part"
-        self._journal = folder / f"{wanted.name}.part.journal"
-        self._head = json.dumps({"nbytes": wanted.nbytes, "digest": str(wanted.digest)})
-        self._nbytes = wanted.nbytes
+    def __init__(self, folder: Path, file: RemoteFile) -> None:
+        self.path = folder / f"{file.name}.part"
+        self._journal = folder / f"{file.name}.part.journal"
+        self._head = json.dumps({"nbytes": file.nbytes, "digest": str(file.digest)})
+        self._nbytes = file.nbytes
         self._lock = threading.Lock()
         self._is_closed = False
         self._finished = (
@@ -66,7 +67,10 @@ class PartFile:
         """Return what is not there yet, in pieces of at most that size."""
         pieces: list[Piece] = []
         position = 0
-        for done in [*sorted(self._finished, key=lambda one: one.start), Piece(self._nbytes, self._nbytes)]:
+        for done in [
+            *sorted(self._finished, key=lambda piece: piece.start),
+            Piece(self._nbytes, self._nbytes),
+        ]:
             starts = range(position, done.start, piece_bytes)
             pieces += [Piece(start, min(start + piece_bytes, done.start)) for start in starts]
             position = max(position, done.stop)
@@ -102,9 +106,8 @@ class PartFile:
 
     def become(self, target: Path) -> None:
         """Give the part, whose content is proven, its name; on the disk before that."""
-        os.fsync(self._descriptor)
         self.close()
-        self.path.replace(target)
+        move_whole(self.path, target)
         self._journal.unlink()
 
     def close(self) -> None:
@@ -115,11 +118,9 @@ class PartFile:
                 os.close(self._descriptor)
 
     def _write_journal(self) -> None:
-        """Begin the journal with what is known: a half line at its end would join with the next one."""
+        """Begin the journal with the known ranges: half a line at its end would join with the next one."""
         lines = [self._head, *(f"{piece.start} {piece.stop}" for piece in self._finished)]
-        beside = self._journal.with_name(f"{self._journal.name}.tmp")
-        beside.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        beside.replace(self._journal)
+        write_whole(self._journal, "".join(f"{line}\n" for line in lines))
 
     def _is_full_length(self) -> bool:
         return self.path.is_file() and self.path.stat().st_size == self._nbytes
@@ -140,5 +141,5 @@ def _read_ranges(journal: Path, head: str, nbytes: int) -> list[Piece]:
             return []
         pieces.append(Piece(*numbers))
     pieces.sort(key=lambda piece: piece.start)
-    is_apart = all(one.stop <= other.start for one, other in itertools.pairwise(pieces))
+    is_apart = all(piece.stop <= following.start for piece, following in itertools.pairwise(pieces))
     return pieces if is_apart else []

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
@@ -22,8 +21,6 @@ __all__ = ["NO_LIMIT", "answer_settings", "make_requests"]
 _SEEDS = 2**64
 NO_LIMIT = -1
 """The limit of llama.cpp's and LM Studio's clients for as many tokens as fit."""
-
-_Value = TypeVar("_Value")
 
 
 def answer_settings(
@@ -41,16 +38,23 @@ def answer_settings(
     """
     model = service.model
     defaults = model.settings
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    limit = model.max_context if max_tokens == NO_LIMIT else _first(max_tokens, defaults.max_tokens)
-    return replace(
-        defaults,
-        sampling=_sampling(body, service),
-        max_tokens=limit,
-        min_tokens=body.min_tokens or 0,
-        ignore_eos=body.ignore_eos or False,
+    penalty = body.repeat_penalty if body.repetition_penalty is None else body.repetition_penalty
+    return defaults.override(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=None if body.top_k is None else max(0, body.top_k),  # vLLM writes -1 for "off"
+        min_p=body.min_p,
+        repetition_penalty=penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_biases(body.logit_bias or {}, model.tokenizer.vocabulary_size),
+        # Clients may send a negative seed: the same 64 bits are another number.
+        seed=None if body.seed is None else body.seed % _SEEDS,
+        max_tokens=model.max_context if max_tokens == NO_LIMIT else max_tokens,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
         own_stop_ids=frozenset(body.stop_token_ids or ()),
-        stop=stop,
+        stop=body.stop,
         stop_ids=defaults.stop_ids | model.template.stop_ids,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
@@ -76,25 +80,7 @@ def make_requests(
     ]
 
 
-def _sampling(body: SamplingInput, service: Service) -> SamplingSettings:
-    defaults = service.model.settings.sampling
-    penalty = _first(body.repetition_penalty, body.repeat_penalty)
-    return replace(
-        defaults,
-        temperature=_first(body.temperature, defaults.temperature),
-        top_p=_first(body.top_p, defaults.top_p),
-        top_k=max(0, _first(body.top_k, defaults.top_k)),  # vLLM writes -1 for "off"
-        min_p=_first(body.min_p, defaults.min_p),
-        repetition_penalty=_first(penalty, defaults.repetition_penalty),
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=_biases(body.logit_bias or {}, service.model.tokenizer.vocabulary_size),
-        # Clients may send a negative seed: its 64 bits are read as unsigned.
-        seed=None if body.seed is None else body.seed % _SEEDS,
-    )
-
-
-def _biases(biases: Mapping[str, float], vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+def _biases(biases: Mapping[str, float], vocabulary_size: int) -> dict[int, float]:
     """Read the token ids, which are text in JSON."""
     wrong = next((name for name in biases if not re.fullmatch("[0-9]{1,9}", name)), None)
     if wrong is not None:
@@ -105,8 +91,4 @@ def _biases(biases: Mapping[str, float], vocabulary_size: int) -> tuple[tuple[in
             f"logit_bias names token {unknown}; 0 to {vocabulary_size - 1} are in the vocabulary",
             param="logit_bias",
         )
-    return tuple((int(name), bias) for name, bias in biases.items())
-
-
-def _first(value: _Value | None, default: _Value) -> _Value:
-    return default if value is None else value
+    return {int(name): bias for name, bias in biases.items()}

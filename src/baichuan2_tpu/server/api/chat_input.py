@@ -44,7 +44,7 @@ from baichuan2_tpu.server.service import Service
 __all__ = ["chat_grammar", "chat_requests", "chat_tokens", "fit_tools"]
 
 _MAX_CALLS = 8  # per answer: a small model can repeat one call for ever
-_MAX_PATTERNS = 64  # of a faulty schema that are tried
+_MAX_PATTERNS = 16  # of a faulty schema that are tried
 _ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 

@@ -164,8 +164,10 @@ class NamedSchema(OpenInput):
     @model_validator(mode="before")
     @classmethod
     def _read_bare(cls, value: object) -> object:
-        fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
-        return {"schema": fields} if "schema" not in fields and "type" in fields else value
+        if not isinstance(value, dict):
+            return value  # pyright: ignore[reportUnknownVariableType] - told as what it is
+        fields = cast("dict[str, object]", value)
+        return {"schema": fields} if "schema" not in fields and "type" in fields else fields
 
 
 class JsonSchemaFormat(OpenInput):

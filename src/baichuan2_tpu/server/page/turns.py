@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from baichuan2_tpu.chat import prompt_budget
 from baichuan2_tpu.generate.events import Result
-from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.api.schema import Input, Many
 from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduling.answers import Answers
@@ -63,11 +63,15 @@ class Settings(_PageInput):
 
         Raises: RequestError for a value that is not allowed.
         """
-        sampling = SamplingSettings(
-            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, seed=self.seed
+        return defaults.override(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
         )
-        max_tokens = defaults.max_tokens if self.max_tokens is None else self.max_tokens
-        return replace(defaults, sampling=sampling, max_tokens=max_tokens)
 
 
 class Turn(_PageInput):

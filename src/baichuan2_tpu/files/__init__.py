@@ -1,0 +1,28 @@
+"""How files are hashed, locked, written whole and read as JSON; nothing here knows what is in them.
+
+Not here: the formats of weights (``checkpoint``), of the vendor's models (``bmodel``).
+"""
+
+from baichuan2_tpu.files.digests import Digest, DigestKind, FileDigest, digest_file, hash_blocks, hash_file
+from baichuan2_tpu.files.lock import LOCK_NAME, locked_folder
+from baichuan2_tpu.files.reading import find_json, parse_json, read_bytes, read_json
+from baichuan2_tpu.files.writing import move_whole, whole_file, write_json, write_whole
+
+__all__ = [
+    "LOCK_NAME",
+    "Digest",
+    "DigestKind",
+    "FileDigest",
+    "digest_file",
+    "find_json",
+    "hash_blocks",
+    "hash_file",
+    "locked_folder",
+    "move_whole",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "whole_file",
+    "write_json",
+    "write_whole",
+]

@@ -1,0 +1,76 @@
+"""Write files so that each is there whole or not at all, even after a failure of power.
+
+A file is written beside its place, brought to the disk, and renamed; then the folder is brought to the disk
+too, so that what is recorded of a file afterwards is never newer than the file itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["move_whole", "whole_file", "write_json", "write_whole"]
+
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
+"""What file systems answer that cannot bring a folder to the disk, some of them networked."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Generator[Path, None, None]:
+    """Give a file to write beside ``path``, which gets that name at the end; on a failure it is removed.
+
+    Raises: OSError when the disk cannot take it.
+    """
+    # Two processes may write to one place: each has a file of its own, and the later one stays.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        move_whole(part, path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8.
+
+    Raises: OSError when the disk cannot take it.
+    """
+    with whole_file(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, values: Mapping[str, object], *, ensure_ascii: bool = True) -> None:
+    """Write a JSON object; without ``ensure_ascii`` other letters than ASCII stay as they are.
+
+    Raises: OSError when the disk cannot take it.
+    """
+    write_whole(path, json.dumps(values, indent=2, ensure_ascii=ensure_ascii) + "\n")
+
+
+def move_whole(source: Path, target: Path) -> None:
+    """Bring a file to the disk and give it its name, which lies on the same disk.
+
+    Raises: OSError when the disk cannot take it.
+    """
+    _sync(source)
+    source.replace(target)
+    try:
+        _sync(target.parent)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,371 @@
+"""An opened model: what a script, the command line, the server, evaluation and the benchmark all use.
+
+``load`` does everything at once. Who must check more between the files and the weights takes two steps:
+``find_model``, which opens tokenizer, template and settings, and then ``ModelFiles.open``. Nothing else opens
+an engine. Not here: many requests on one engine (``server``), float weights that are scored as they are
+(``reference.float_model``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, cast
+
+from typing_extensions import Self, Unpack
+
+from baichuan2_tpu.chat import (
+    AnswerPiece,
+    Conversation,
+    join_events,
+    prompt_budget,
+    read_message,
+    read_result,
+)
+from baichuan2_tpu.checkpoint.identify import Located, ModelKind
+from baichuan2_tpu.checkpoint.shards import read_json
+from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.generate.loop import Result, generate
+from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
+from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
+from baichuan2_tpu.memory import fit_context
+from baichuan2_tpu.resolve import resolve_model
+from baichuan2_tpu.text.messages import Message
+from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from baichuan2_tpu.quantize import QuantizeEvent
+
+__all__ = [
+    "EngineSettings",
+    "LoadProgress",
+    "Messages",
+    "Model",
+    "ModelFiles",
+    "find_model",
+    "load",
+    "read_config",
+]
+
+Messages = str | Sequence[Message | Mapping[str, str]]
+"""A text of the user, or a conversation: each message with ``role`` and ``content``."""
+
+Notice = Callable[[str], None]
+LoadProgress = Callable[[Literal["fetching", "quantising"], int, int], None]
+"""Is called with what is being done, the bytes done so far, and all bytes."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where and how to run; None leaves it to the model or the machine.
+
+    Raises: RequestError naming a number that is not allowed.
+    """
+
+    engine: str = "auto"
+    device: int = 0
+    context: int | None = None
+    threads: int | None = None
+    is_exact: bool = False
+
+    def __post_init__(self) -> None:
+        for name, number, least in (
+            ("device", self.device, 0),
+            ("context", self.context, 1),
+            ("threads", self.threads, 1),
+        ):
+            if number is not None and number < least:
+                raise RequestError(f"{name} is {number}; {least} or more is allowed")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model whose files are here: tokenizer, template and settings are open, no weight has been read."""
+
+    name: str
+    located: Located
+    tokenizer: Tokenizer = field(repr=False)
+    template: ChatTemplate | None = field(repr=False)
+    """None for a base model, which only continues text."""
+    settings: GenerationSettings
+
+    @classmethod
+    def read(cls, name: str, located: Located) -> Self:
+        """Read what lies beside the weights.
+
+        Raises: CheckpointError when a file is missing or damaged.
+        """
+        tokenizer = open_tokenizer(located.path)
+        return cls(
+            name, located, tokenizer, _find_template(located.path, tokenizer), read_settings(located.path)
+        )
+
+    def read_config(self) -> ModelConfig:
+        """Return the dimensions.
+
+        Raises: CheckpointError or ArtifactError when the file that has them cannot be read.
+        """
+        return read_config(self.located)
+
+    def require_template(self) -> ChatTemplate:
+        """Return the chat template.
+
+        Raises: CheckpointError for a model that has none, or whose template cannot be read.
+        """
+        return self.template or open_template(self.located.path, self.tokenizer)
+
+    def open(self, running: EngineSettings | None = None, *, notice: Notice = _log.info) -> Model:
+        """Load the weights into an engine.
+
+        What runs on this machine's processor is checked against its memory first.
+        Raises: ContextLengthError with the numbers; what ``engine.registry.open_engine`` raises.
+        """
+        running = running or EngineSettings()
+        context = running.context
+        if running.engine in ("auto", "cpu") and not self.located.is_compiled:
+            context = fit_context(self.read_config(), context, notice)
+        engine = open_engine(
+            self.located,
+            engine=running.engine,
+            device=running.device,
+            context=context,
+            threads=running.threads,
+            is_exact=running.is_exact,
+        )
+        if engine.is_simulated:
+            notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
+        return Model(self, engine)
+
+
+class Model:
+    """An opened model; ``load`` makes one, and ``close`` or the end of ``with`` frees it.
+
+    ``engine`` is what computes; its ``name`` says where. ``settings`` are the model's own, from its
+    ``generation_config.json``; a keyword given to a call replaces one of them for that call: temperature,
+    top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed,
+    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar. One thread may use a model at a time.
+    """
+
+    def __init__(self, files: ModelFiles, engine: Engine) -> None:
+        self.files = files
+        self.engine = engine
+
+    @property
+    def name(self) -> str:
+        """What the model was called when it was loaded."""
+        return self.files.name
+
+    @property
+    def kind(self) -> ModelKind:
+        """What was loaded: "quantized" for a checkpoint, "bundle", or "bmodel"."""
+        return self.files.located.kind
+
+    @property
+    def config(self) -> ModelConfig:
+        """The dimensions."""
+        return self.engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Turns text into token ids and back: ``encode``, ``decode``."""
+        return self.files.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Writes messages as token ids; None for a base model."""
+        return self.files.template
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """The settings of an answer that no keyword replaces."""
+        return self.files.settings
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that a prompt and its answer can have together."""
+        return self.engine.max_context
+
+    def chat(self, messages: Messages, **settings: Unpack[GivenSettings]) -> Result:
+        """Answer a text or a conversation.
+
+        The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``.
+        Where a conversation outgrows the context its oldest rounds are left out; ``stream`` says how many.
+        Every call computes its whole prompt; ``conversation`` reuses what was computed before.
+        Raises: RequestError for a setting or a message that is not allowed; ContextLengthError when the
+        newest message does not fit; CheckpointError for a model without a chat template; BackendError.
+        """
+        return read_result(self.stream(messages, **settings))
+
+    def stream(
+        self, messages: Messages, **settings: Unpack[GivenSettings]
+    ) -> Generator[AnswerPiece, None, None]:
+        """Answer as ``chat`` does and yield the pieces as they come; the last one has the result.
+
+        Raises: as ``chat``; what is wrong with messages and settings at once, before the first piece.
+        """
+        chosen = self.settings.override(**settings)
+        budget = prompt_budget(self.max_context, chosen.max_tokens)
+        prompt = self.files.require_template().render(_read_messages(messages), budget)
+        return self._answer(prompt.ids, chosen, prompt.dropped_rounds)
+
+    def conversation(self, *, system: str | None = None, **settings: Unpack[GivenSettings]) -> Conversation:
+        """Begin a conversation, which keeps its messages and computes only the new part of each prompt.
+
+        It holds one of the engine's sequences until it is closed.
+        Raises: RequestError for a setting that is not allowed; CheckpointError for a model without a chat
+        template; BackendError when the engine has no sequence left.
+        """
+        chosen, template = self.settings.override(**settings), self.files.require_template()
+        return Conversation(self.engine, self.tokenizer, template, chosen, system=system)
+
+    def generate(self, prompt: str | Sequence[int], **settings: Unpack[GivenSettings]) -> Result:
+        """Continue a text, or token ids, as they are: no chat template, no token in front.
+
+        Raises: RequestError for a setting that is not allowed or an empty prompt; ContextLengthError when the
+        prompt does not fit; BackendError.
+        """
+        return read_result(self.stream_generate(prompt, **settings))
+
+    def stream_generate(
+        self, prompt: str | Sequence[int], **settings: Unpack[GivenSettings]
+    ) -> Generator[AnswerPiece, None, None]:
+        """Continue as ``generate`` does and yield the pieces as they come; the last one has the result.
+
+        Raises: as ``generate``.
+        """
+        chosen = self.settings.override(**settings)
+        return self._answer(
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt), chosen
+        )
+
+    def tokens(self, prompt: Messages) -> list[int]:
+        """Return the token ids of a text as it is, or of the prompt that a conversation makes.
+
+        Raises: RequestError for a message that is not allowed; CheckpointError for a conversation with a
+        model without a chat template.
+        """
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        return list(self.files.require_template().render(_read_messages(prompt), self.max_context).ids)
+
+    def close(self) -> None:
+        """Free the weights and every conversation's memory; closing twice is allowed."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answer(
+        self, ids: Sequence[int], settings: GenerationSettings, dropped_rounds: int = 0
+    ) -> Generator[AnswerPiece, None, None]:
+        marks = self.template.stop_ids if self.template else frozenset[int]()
+        settings = replace(settings, stop_ids=settings.stop_ids | marks)
+        with TrackedSequence(self.engine) as sequence:
+            events = generate(sequence, self.tokenizer, ids, settings)
+            yield from join_events(events, dropped_rounds)
+
+
+def load(  # noqa: PLR0913 - all but the first are optional and go by name
+    model: str | Path,
+    *,
+    engine: str = "auto",
+    device: int = 0,
+    context: int | None = None,
+    threads: int | None = None,
+    exact: bool = False,
+    notice: Notice | None = None,
+    progress: LoadProgress | None = None,
+) -> Model:
+    """Open a model: a known name such as "demo", a checkpoint, a bundle, or a .gguf file.
+
+    ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
+    compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
+    together; the default is the model's own limit, or the one it was compiled for. ``threads`` and ``exact``
+    (activations in float32) are for the cpu. ``notice`` is called with lines of text, such as what is being
+    fetched; print will do, and the default is the log. ``progress`` is called while a model is fetched or
+    quantised.
+
+    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it.
+    Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
+    ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
+    """
+    running = EngineSettings(engine, device, context, threads, exact)
+    files = find_model(model, notice=notice or _log.info, progress=progress)
+    return files.open(running, notice=notice or _log.info)
+
+
+def find_model(
+    model: str | Path, *, notice: Notice = _log.info, progress: LoadProgress | None = None
+) -> ModelFiles:
+    """Find the quantised checkpoint or the compiled model behind ``model``, and read what is beside it.
+
+    A path that is no text is never taken for a known name.
+    Side effect: what is not here yet is fetched and quantised into the user's cache.
+    Raises: RequestError, FetchError, CheckpointError.
+    """
+    located = resolve_model(
+        os.path.join(".", model) if isinstance(model, Path) else model,  # noqa: PTH118 - Path drops the dot
+        notice=notice,
+        progress=None if progress is None else _quantise_progress(progress),
+        fetch_progress=None if progress is None else lambda done, total: progress("fetching", done, total),
+    )
+    return ModelFiles.read(str(model), located)
+
+
+def read_config(located: Located) -> ModelConfig:
+    """Return the dimensions of a located model.
+
+    Raises: CheckpointError or ArtifactError when the file that has them cannot be read.
+    """
+    if located.kind == "bundle":
+        from baichuan2_tpu.manifest import Manifest  # noqa: PLC0415
+
+        return Manifest.read(located.path).model
+    if located.kind == "bmodel":
+        from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config  # noqa: PLC0415
+
+        return read_vendor_config(located.path)
+    file = located.path / "config.json"
+    return ModelConfig.from_json(read_json(file), file=str(file))
+
+
+def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None]:
+    return lambda event: progress("quantising", event.done_bytes, event.total_bytes)
+
+
+def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Return the chat template, or None; ``ModelFiles.require_template`` says why there is none."""
+    try:
+        return open_template(directory, tokenizer)
+    except CheckpointError:
+        return None
+
+
+def _ids(prompt: Sequence[object]) -> list[int]:
+    """Return the token ids of a prompt that is none of text."""
+    if not all(isinstance(token_id, Integral) for token_id in prompt):
+        raise RequestError(f"a prompt is {prompt!r}; one text, or the token ids of one, is allowed")
+    return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
+
+
+def _read_messages(messages: Messages) -> list[Message]:
+    if isinstance(messages, str):
+        return [Message("user", messages)]
+    return [item if isinstance(item, Message) else read_message(item) for item in messages]
