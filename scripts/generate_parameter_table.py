@@ -26,7 +26,7 @@ def honoured(words: tuple[str, ...]) -> Iterator[str]:
     for name in dict.fromkeys([*chat, *completion]):
         marks = (words[3] if name in fields else "" for fields in (chat, completion))
         field = chat.get(name) or completion[name]
-        note = (field.description or "") if words is ENGLISH else ""
+        note = (field.description or "").replace("``", "`") if words is ENGLISH else ""
         yield f"| `{name}` | {' | '.join(marks)} | {note} |"
 
 

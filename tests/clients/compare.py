@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from baichuan2_tpu.fetch import fetch_demo
 from clients.variants import VARIANTS, Variant, judge, send
 from running.server_process import ServerProcess
 
-_PATIENCE_S = 300
+_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,12 @@ class Outcome:
 
 def run_all(url: str, model: str) -> dict[str, Outcome]:
     """Send every variant."""
+    outcomes: dict[str, Outcome] = {}
     with httpx.Client(base_url=url, timeout=_PATIENCE_S, trust_env=False) as client:
-        return {variant.name: _send(client, variant, model) for variant in VARIANTS}
+        for variant in VARIANTS:
+            outcomes[variant.name] = _send(client, variant, model)
+            print(f"{variant.name}: {outcomes[variant.name].status}", file=sys.stderr)  # noqa: T201
+    return outcomes
 
 
 def _send(client: httpx.Client, variant: Variant, model: str) -> Outcome:

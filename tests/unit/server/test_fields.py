@@ -48,12 +48,20 @@ def test_fields_that_clients_are_known_to_send_are_ignored(name: str) -> None:
     assert check({name: {"a": 1}}) == [name]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [name for name in REFUSED if name not in ChatRequest.model_fields])
 def test_a_field_whose_wish_cannot_be_granted_is_refused_unless_it_is_empty(name: str) -> None:
     with pytest.raises(ApiError, match=rf"^{name}: ") as caught:
         check({name: ["a"]})
     assert (caught.value.status, caught.value.param) == (400, name)
     assert check({name: None}) == check({name: []}) == []
+
+
+@pytest.mark.parametrize("fields", [{"tools": [{}]}, {"response_format": {"type": "json_object"}}])
+def test_a_completion_is_not_held_to_what_chats_are(fields: dict[str, Any]) -> None:
+    with served(scripted_engine()) as client:
+        response = client.post("/v1/completions", json={"prompt": "a", **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].endswith("use /v1/chat/completions")
 
 
 def test_values_that_ask_for_nothing_pass_everywhere_and_are_not_named() -> None:

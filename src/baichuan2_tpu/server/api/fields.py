@@ -76,6 +76,8 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 _FORMAT = "answers cannot be held to it; use response_format"
 
+_CHATS = "completions are free text; use /v1/chat/completions"
+
 REFUSED: Mapping[str, str] = {
     "allowed_token_ids": "answers cannot be held to it; use logit_bias",
     "audio": "this model answers with text only",
@@ -93,7 +95,9 @@ REFUSED: Mapping[str, str] = {
     "lora": "there are no adapters",
     "modalities": "this model answers with text only",
     "prompt_logprobs": "a chat's prompt is not scored; use /v1/completions with echo",
+    "response_format": _CHATS,
     "structured_outputs": _FORMAT,
+    "tools": _CHATS,
     "use_beam_search": "tokens are drawn one by one; leave it out",
     "web_search_options": "this server does not search the web",
 }
