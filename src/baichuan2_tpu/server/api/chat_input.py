@@ -169,15 +169,18 @@ def _compile(schema: Mapping[str, object], param: str, what: str, service: Servi
     try:
         return service.grammars.json_schema(schema)
     except RequestError as exc:
-        place = _faulty_pattern(schema, service)
-        raise ApiError(f"{what}{place}{exc}", param=param, code="invalid_json_schema") from exc
+        reason = _faulty_pattern(schema, service) or str(exc)
+        raise ApiError(f"{what}{reason}", param=param, code="invalid_json_schema") from exc
 
 
 def _faulty_pattern(schema: Mapping[str, object], service: Service) -> str:
-    """Return which pattern of a schema cannot be compiled, and where it is; empty when all can."""
+    """Return which pattern of a schema cannot be compiled, and where it is; nothing when all can."""
     for place, pattern in islice(_patterns(schema, ""), _MAX_PATTERNS):
         if not _is_supported(pattern, service):
-            return f"the pattern {json.dumps(pattern, ensure_ascii=False)} of {place or 'the schema'}: "
+            return (
+                f'the pattern "{pattern}" of {place or "the schema"} is not supported; '
+                "write it without look-ahead, look-behind and back-references, or leave it out"
+            )
     return ""
 
 
