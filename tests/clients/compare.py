@@ -37,10 +37,11 @@ class Outcome:
 def run_all(url: str, model: str) -> dict[str, Outcome]:
     """Send every variant."""
     outcomes: dict[str, Outcome] = {}
-    with httpx.Client(base_url=url, timeout=_PATIENCE_S, trust_env=False) as client:
-        for variant in VARIANTS:
+    for variant in VARIANTS:
+        # A connection of its own: a server may close one after a stream, while the next request is sent.
+        with httpx.Client(base_url=url, timeout=_PATIENCE_S, trust_env=False) as client:
             outcomes[variant.name] = _send(client, variant, model)
-            print(f"{variant.name}: {outcomes[variant.name].status}", file=sys.stderr)  # noqa: T201
+        print(f"{variant.name}: {outcomes[variant.name].status}", file=sys.stderr)  # noqa: T201
     return outcomes
 
 
