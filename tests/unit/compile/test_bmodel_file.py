@@ -2,7 +2,6 @@
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,76 +15,7 @@ from baichuan2_tpu.bmodel.weights import (
     read_stages,
 )
 from baichuan2_tpu.errors import CompileError
-
-FIRMWARE, COMMANDS = b"firmware" * 100, b"commands" * 10
-TIME = b"Mon Nov 23 05:14:59 2026\n"
-
-
-class Table:
-    """A flatbuffer table: fields by number, each a number of 8 bytes, a struct, or something pointed to."""
-
-    def __init__(self, **fields: "bytes | Table | list[Table] | tuple[int, ...]") -> None:
-        self.fields = {int(name[1:]): value for name, value in fields.items()}
-
-
-def place(buffer: bytearray, value: "bytes | Table | Sequence[Table]") -> int:
-    """Append a value and return its position; what it points to lies behind it."""
-    if isinstance(value, bytes):
-        position = len(buffer)
-        buffer += struct.pack("<I", len(value)) + value + bytes(1 + -len(value) % 4)
-        return position
-    if not isinstance(value, Table):
-        position = len(buffer)
-        buffer += struct.pack("<I", len(value)) + bytes(4 * len(value))
-        for index, one in enumerate(value):
-            point(buffer, position + 4 + 4 * index, one)
-        return position
-    count = max(value.fields) + 1
-    vtable = len(buffer)
-    offsets, size = [0] * count, 4
-    for number, field in value.fields.items():
-        offsets[number] = size
-        size += 8 * len(field) if isinstance(field, tuple) else 4
-    buffer += struct.pack(f"<{count + 2}H", 4 + 2 * count, size, *offsets)
-    position = len(buffer)
-    buffer += struct.pack("<i", position - vtable) + bytes(size - 4)
-    for number, field in value.fields.items():
-        at = position + offsets[number]
-        if isinstance(field, tuple):
-            struct.pack_into(f"<{len(field)}Q", buffer, at, *field)
-        else:
-            point(buffer, at, field)
-    return position
-
-
-def point(buffer: bytearray, at: int, value: "bytes | Table | Sequence[Table]") -> None:
-    struct.pack_into("<I", buffer, at, place(buffer, value) - at)
-
-
-def stage(code: bytes, start: int, nbytes: int, address: int, own_io: int) -> Table:
-    tensors = [Table(f3=(address,)), Table(f0=b"positions")]
-    return Table(f0=tensors, f4=Table(f1=code, f2=(start, nbytes)), f18=(own_io,))
-
-
-def write_bmodel(path: Path, weights: Sequence[bytes], time: bytes = TIME) -> Path:
-    """Write a net with a stage for every one of ``weights``; equal ones are stored once."""
-    data, starts = FIRMWARE.ljust(align(len(FIRMWARE)), b"\0"), {}
-    for one in weights:
-        starts.setdefault(one, len(data))
-        if starts[one] == len(data):
-            data += one.ljust(align(len(one)), b"\0")
-    data += COMMANDS
-    stages = [
-        stage(hashlib.sha256(one).digest(), starts[one], len(one), 1000 + index, 64 * index)
-        for index, one in enumerate(weights)
-    ]
-    buffer = bytearray(4)
-    point(buffer, 0, Table(f2=time, f4=[Table(f0=b"block_cache_0", f3=stages)]))
-    buffer += bytes(align(64 + len(buffer)) - 64 - len(buffer))
-    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), len(data)).ljust(64, b"\0")
-    path.write_bytes(head + buffer + data)
-    return path
-
+from models.tiny_bmodel import COMMANDS, FIRMWARE, TIME, FlatTable, point, write_bmodel
 
 WEIGHTS = b"first" * 2000
 OTHERS = b"second" * 1000
@@ -184,7 +114,7 @@ def test_a_bmodel_that_is_cut_off_is_named(bmodel: Path, nbytes: int) -> None:
 
 def test_a_net_without_weights_is_of_an_unknown_form(tmp_path: Path) -> None:
     buffer = bytearray(4)
-    point(buffer, 0, Table(f2=TIME, f4=[Table(f0=b"empty", f3=[Table(f0=[])])]))
+    point(buffer, 0, FlatTable(f2=TIME, f4=[FlatTable(f0=b"empty", f3=[FlatTable(f0=[])])]))
     head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), 0).ljust(64, b"\0")
     (tmp_path / "a.bmodel").write_bytes(head + buffer)
     with pytest.raises(CompileError, match="unknown form; use TPU-MLIR"):
