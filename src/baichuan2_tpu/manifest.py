@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
-from baichuan2_tpu.files import FileDigest, find_json, write_json
+from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
+_MOST_DEVICES = 64
 
 HeadOutput = Literal["logits", "token", "sample"]
 EmbeddingPlace = Literal["disk", "device"]
@@ -129,23 +132,15 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, values: Mapping[str, object], path: Path) -> Self:
-        found: dict[str, Any] = {**values}
-        if found.pop("format", None) != _FORMAT:
+        fields = {**values}
+        if fields.pop("format", None) != _FORMAT:
             raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
-        wanted = {field.name for field in fields(cls)}
-        if wanted != set(found):
-            differing = ", ".join(sorted(wanted ^ set(found)))
-            raise ArtifactError(
-                f"{path}: has other keys than it should: {differing}; compile the bundle again"
-            )
         try:
-            found["model"] = ModelConfig.from_json(found["model"], file=str(path))
-            found["prefill"] = tuple(found["prefill"])
-            found["costs"] = tuple(NetCost(**cost) for cost in found["costs"])
-            found["files"] = {name: FileDigest(**digest) for name, digest in found["files"].items()}
-            return cls(**found)
-        except (TypeError, AttributeError, CheckpointError) as error:
-            raise ArtifactError(f"{path}: a value is not as it should be ({error}); compile again") from error
+            manifest = read_values(cls, fields, {ModelConfig: _read_model})
+            _check_values(manifest)
+        except (ValueError, CheckpointError) as error:
+            raise ArtifactError(f"{path}: {error}; compile the bundle again") from error
+        return manifest
 
 
 def is_bundle(path: Path) -> bool:
@@ -167,3 +162,26 @@ def find_bmodel(path: Path) -> Path | None:
             "the tokenizer.model, and name that folder"
         )
     return found[0] if found else None
+
+
+def _read_model(values: Mapping[str, object]) -> ModelConfig:
+    return ModelConfig.from_json(values, file="model")
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Check what no type says: ranges, and names that stay in the folder.
+
+    Raises: ValueError.
+    """
+    for name in (manifest.bmodel, *manifest.files):
+        check_plain_name(name)
+    if not 1 <= manifest.context <= manifest.model.max_context:
+        raise ValueError(
+            f"context is {manifest.context}, the model has {manifest.model.max_context} positions"
+        )
+    if not 1 <= manifest.devices <= _MOST_DEVICES:
+        raise ValueError(f"devices is {manifest.devices}, allowed are 1 to {_MOST_DEVICES}")
+    for shorter, longer in itertools.pairwise((1, *manifest.prefill, manifest.context + 1)):
+        if shorter >= longer:
+            stages = quote(list(manifest.prefill))
+            raise ValueError(f"prefill is {stages}, allowed are ascending lengths from 2 to the context")

@@ -120,7 +120,7 @@ def test_a_folded_rope_model_is_a_llama_and_a_folded_alibi_model_says_it_is_fold
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu', allowed is 'silu'"),
         ({"rope_scaling": {"type": "linear"}}, "'rope_scaling' is {'type': 'linear'}, allowed is None"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: 'rope_type' is 'llama3'"),
-        ({"hidden_size": 0}, "'hidden_size' is 0, allowed is an integer above 0"),
+        ({"hidden_size": 0}, "'hidden_size' is 0, allowed is an integer from 1 to 131072"),
         ({"hidden_size": 4096.0}, "'hidden_size' is 4096.0"),
         ({"num_hidden_layers": True}, "'num_hidden_layers' is True"),
         ({"vocab_size": "64000"}, "'vocab_size' is '64000'"),

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import find_json, read_bytes
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
@@ -67,7 +68,7 @@ class BpeTokenizer(Tokenizer):
             library = LibraryTokenizer.from_str(content.decode("utf-8"))
         except Exception as exc:  # the library raises bare Exception for every fault
             raise CheckpointError(
-                f"{path} is not a tokenizer: {exc}; copy it again from the original model"
+                f"{path} is not a tokenizer: {quote(str(exc))}; copy it again from the original model"
             ) from exc
         # What training left on: a cut-off question, or 63 control ids in front of a short one.
         library.no_truncation()
@@ -129,7 +130,7 @@ class BpeTokenizer(Tokenizer):
             text_seen = self.decode(ids)
             if text_seen != text or not all(map(self.token_bytes, ids)):
                 raise CheckpointError(
-                    f"{path} is not {kind}: {text!r} comes back as {text_seen!r}; "
+                    f"{path} is not {kind}: {quote(text)} comes back as {quote(text_seen)}; "
                     "take the tokenizer of the original model"
                 )
 
