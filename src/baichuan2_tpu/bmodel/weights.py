@@ -117,7 +117,10 @@ class _Description:
 
     def clear_time(self) -> None:
         """Replace the time of creation by a constant, so that the same input gives the same bytes."""
-        place = self._envelope.root.vector(Model.TIME, 1)
+        try:
+            place = self._envelope.root.vector(Model.TIME, 1)
+        except struct.error as error:
+            raise CompileError(f"{self._path}: is not a complete bmodel; compile again") from error
         if len(place) != len(_TIME):
             raise CompileError("the bmodel's time of creation has an unknown form; use TPU-MLIR 1.30.2")
         self._envelope.buffer[place.start : place.stop] = _TIME
