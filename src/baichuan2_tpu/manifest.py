@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 from typing_extensions import Self
 
@@ -18,11 +17,13 @@ from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthEr
 from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
 from baichuan2_tpu.quoting import quote
 
-__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "find_bmodel", "is_bundle"]
+__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _MOST_DEVICES = 64
+_MOST_ROWS = 1 << 24
+_MOST_LAYERS = 1024
 
 HeadOutput = Literal["logits", "token", "sample"]
 EmbeddingPlace = Literal["disk", "device"]
@@ -30,11 +31,21 @@ HeadKind = Literal["w4", "w8", "f16"]
 Float = Literal["float16", "bfloat16"]
 
 
+class Stage(NamedTuple):
+    """The shapes that one launch has: new tokens, and rows of the history that it can read.
+
+    For nets without a history ``history`` is 0; ``tokens`` counts the rows of the head.
+    """
+
+    tokens: int
+    history: int
+
+
 @dataclass(frozen=True, slots=True)
 class NetCost:
     """What the compiler's cycle model says of one launch of one stage of one net.
 
-    Units: ``tokens`` new tokens a launch; ``history`` tokens of the compiled KV history (0 for none).
+    Units: ``tokens`` new tokens per launch, of the head rows; ``history`` rows of the history (0 for none).
     """
 
     net: str
@@ -44,10 +55,18 @@ class NetCost:
     read_bytes: int
     flops: int
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that was launched."""
+        return Stage(self.tokens, self.history)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything that an engine must know of a bundle before it loads it."""
+    """Everything that an engine must know of a bundle before it loads it.
+
+    Units: ``context``, ``rows`` and ``head_rows`` count tokens.
+    """
 
     model: ModelConfig
     bits: Literal[4, 8, 16]
@@ -57,8 +76,17 @@ class Manifest:
     dtype: Float
     """Of activations and of keys and values."""
     context: int
-    prefill: tuple[int, ...]
-    """New tokens of each compiled stage above one, ascending; decoding is a stage of one token."""
+    """What one sequence can hold."""
+    rows: int
+    """Rows of the history, which all sequences share."""
+    stages: tuple[Stage, ...]
+    """Of every block net, ascending by history, then by tokens."""
+    head_rows: tuple[int, ...]
+    """Rows of each stage of the head, ascending."""
+    layers_per_net: int
+    """Consecutive layers in one block net; the last net may have fewer."""
+    group_size: int
+    """Columns that share a scale in the nets, which divides the checkpoint's."""
     devices: int
     chip: str
     bmodel: str
@@ -94,14 +122,14 @@ class Manifest:
 
         Raises: ArtifactError naming the first file that is missing or differs.
         """
-        for name, wanted in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
                 raise ArtifactError(f"{path}: is missing; compile the bundle again or copy all of it")
             size = path.stat().st_size
-            if size != wanted.nbytes:
+            if size != digest.nbytes:
                 raise ArtifactError(
-                    f"{path}: has {size} bytes, {MANIFEST_NAME} says {wanted.nbytes}; copy the bundle again"
+                    f"{path}: has {size} bytes, {MANIFEST_NAME} says {digest.nbytes}; copy the bundle again"
                 )
 
     def verify(self, folder: Path, *, digest_limit_bytes: int | None = None) -> None:
@@ -110,10 +138,10 @@ class Manifest:
         Raises: ArtifactError naming the first file that is missing or differs.
         """
         self.check_sizes(folder)
-        for name, wanted in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
-            is_read = digest_limit_bytes is None or wanted.nbytes <= digest_limit_bytes
-            if is_read and not wanted.is_at(path):
+            is_read = digest_limit_bytes is None or digest.nbytes <= digest_limit_bytes
+            if is_read and not digest.is_at(path):
                 raise ArtifactError(
                     f"{path}: its sha256 is not that of {MANIFEST_NAME}; copy the bundle again"
                 )
@@ -130,13 +158,24 @@ class Manifest:
             )
         return context or self.context
 
+    @property
+    def block_nets(self) -> tuple[str, ...]:
+        """Names of the block nets, in the order of a forward pass."""
+        return tuple(f"block_cache_{net}" for net in range(-(-self.model.layers // self.layers_per_net)))
+
     @classmethod
     def _from_json(cls, values: Mapping[str, object], path: Path) -> Self:
-        fields = {**values}
-        if fields.pop("format", None) != _FORMAT:
+        content = {**values}
+        version = content.pop("format", None)
+        if isinstance(version, int) and version < _FORMAT:
+            raise ArtifactError(
+                f"{path}: has format {version}, made by an older version; this one reads format {_FORMAT}: "
+                "compile the bundle again"
+            )
+        if version != _FORMAT:
             raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
         try:
-            manifest = read_values(cls, fields, {ModelConfig: _read_model})
+            manifest = read_values(cls, content, {ModelConfig: _read_model, Stage: _read_stage})
             _check_values(manifest)
         except (ValueError, CheckpointError) as error:
             raise ArtifactError(f"{path}: {error}; compile the bundle again") from error
@@ -154,18 +193,29 @@ def find_bmodel(path: Path) -> Path | None:
     Raises: ArtifactError when there are several to choose from.
     """
     is_other = is_bundle(path) or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.bin"))
-    found = [] if is_other else sorted(path.glob("*.bmodel"))
-    if len(found) > 1:
-        names = ", ".join(one.name for one in found)
+    bmodels = [] if is_other else sorted(path.glob("*.bmodel"))
+    if len(bmodels) > 1:
+        names = ", ".join(bmodel.name for bmodel in bmodels)
         raise ArtifactError(
-            f"{path}: holds {len(found)} bmodels ({names}); put each into a folder of its own with "
+            f"{path}: holds {len(bmodels)} bmodels ({names}); put each into a folder of its own with "
             "the tokenizer.model, and name that folder"
         )
-    return found[0] if found else None
+    return bmodels[0] if bmodels else None
 
 
-def _read_model(values: Mapping[str, object]) -> ModelConfig:
-    return ModelConfig.from_json(values, file="model")
+def _read_model(values: object) -> ModelConfig:
+    if not isinstance(values, dict):
+        raise ValueError(f"model is {quote(values)}, allowed is an object")  # noqa: TRY004 - one fault for all
+    return ModelConfig.from_json(cast("dict[str, object]", values), file="model")
+
+
+def _read_stage(values: object) -> Stage:
+    numbers = cast("list[object]", values) if isinstance(values, list) else [values]
+    match numbers:
+        case [int(tokens), int(history)]:
+            return Stage(tokens, history)
+        case _:
+            raise ValueError(f"a stage is {quote(numbers)}, allowed are its tokens and its history")
 
 
 def _check_values(manifest: Manifest) -> None:
@@ -175,13 +225,14 @@ def _check_values(manifest: Manifest) -> None:
     """
     for name in (manifest.bmodel, *manifest.files):
         check_plain_name(name)
-    if not 1 <= manifest.context <= manifest.model.max_context:
-        raise ValueError(
-            f"context is {manifest.context}, the model has {manifest.model.max_context} positions"
-        )
-    if not 1 <= manifest.devices <= _MOST_DEVICES:
-        raise ValueError(f"devices is {manifest.devices}, allowed are 1 to {_MOST_DEVICES}")
-    for shorter, longer in itertools.pairwise((1, *manifest.prefill, manifest.context + 1)):
-        if shorter >= longer:
-            stages = quote(list(manifest.prefill))
-            raise ValueError(f"prefill is {stages}, allowed are ascending lengths from 2 to the context")
+    limits = {
+        "context": (manifest.context, manifest.model.max_context),
+        "rows": (manifest.rows, _MOST_ROWS),
+        "layers_per_net": (manifest.layers_per_net, _MOST_LAYERS),
+        "devices": (manifest.devices, _MOST_DEVICES),
+        **{f"rows of the head {rows}": (rows, _MOST_ROWS) for rows in manifest.head_rows},
+        **{f"a number of stage {tuple(stage)}": (n, _MOST_ROWS) for stage in manifest.stages for n in stage},
+    }
+    for name, (value, most) in limits.items():
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is {value}, allowed are 1 to {most}")

@@ -28,7 +28,6 @@ from baichuan2_tpu.chat import (
     read_result,
 )
 from baichuan2_tpu.checkpoint.identify import Located, ModelKind
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
@@ -342,8 +341,7 @@ def read_config(located: Located) -> ModelConfig:
         from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config  # noqa: PLC0415
 
         return read_vendor_config(located.path)
-    file = located.path / "config.json"
-    return ModelConfig.from_json(read_json(file), file=str(file))
+    return ModelConfig.read(located.path / "config.json")
 
 
 def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None]:

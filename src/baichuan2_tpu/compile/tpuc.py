@@ -7,6 +7,7 @@ Source of the passes and their options: ``utils/mlir_shell.py`` of tpu_mlir 1.30
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from baichuan2_tpu.compile.nets import Net
-from baichuan2_tpu.compile.settings import GROUP_SIZE
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.files import is_full
 from baichuan2_tpu.programs import kill_program, start_program
 from baichuan2_tpu.toolchain import Toolchain
 
@@ -81,7 +82,7 @@ class Compiler:
         source.write_text(net.text, "ascii")
         bmodel = source.with_suffix(".bmodel")
         command = [str(self.toolchain.tpuc_opt), source.name, *_passes(net, bmodel.name, addresses)]
-        log = self._run(command, folder, f"{net.name}-{net.tokens}")
+        log = self._run(command, folder, f"{net.name}-{net.stage.tokens}-{net.stage.history}")
         if not bmodel.is_file():  # some faults of tpuc-opt end with exit code 0
             raise _failure(command, log, "ended with exit code 0 and wrote no bmodel")
         return bmodel
@@ -125,6 +126,8 @@ class Compiler:
         environment = self.toolchain.environment() | {"OMP_NUM_THREADS": _OPENMP_THREADS}
         with log.open("wb") as output:
             code = self._wait(self._start(command, folder, environment, output))
+        if code != 0 and is_full(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if code != 0:
             raise _failure(command, log, f"ended with {_ending(code)}")
         return log
@@ -162,7 +165,7 @@ def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
         f"--processor-assign=chip=bm1684x mode={net.mode} num_device=1 num_core=1 "
         f"addr_mode={address_mode} high_precision=True",
         "--processor-top-optimize",
-        f"--convert-top-to-tpu=asymmetric=False doWinograd=False q_group_size={GROUP_SIZE} "
+        f"--convert-top-to-tpu=asymmetric=False doWinograd=False q_group_size={net.group_size} "
         "q_symmetric=False matmul_perchannel=False gelu_mode=normal",
         "--canonicalize",
         "--weight-fold",

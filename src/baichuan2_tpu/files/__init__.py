@@ -4,6 +4,7 @@ Not here: the formats of weights (``checkpoint``), of the vendor's models (``bmo
 """
 
 from baichuan2_tpu.files.digests import Digest, DigestKind, FileDigest, digest_file, hash_blocks, hash_file
+from baichuan2_tpu.files.disk import disk_errors, is_full
 from baichuan2_tpu.files.lock import LOCK_NAME, locked_folder
 from baichuan2_tpu.files.reading import (
     MOST_JSON_BYTES,
@@ -24,9 +25,11 @@ __all__ = [
     "FileDigest",
     "check_plain_name",
     "digest_file",
+    "disk_errors",
     "find_json",
     "hash_blocks",
     "hash_file",
+    "is_full",
     "locked_folder",
     "move_whole",
     "open_regular",

@@ -16,7 +16,7 @@ from baichuan2_tpu.quoting import quote
 __all__ = ["check_plain_name", "read_values"]
 
 _Class = TypeVar("_Class")
-_Reader = Callable[[Mapping[str, object]], object]
+_Reader = Callable[[object], object]
 _NO_READERS: Mapping[type, _Reader] = {}
 _MOST_NAME_BYTES = 255  # of a file, on Linux
 
@@ -25,7 +25,7 @@ def read_values(kind: type[_Class], values: object, readers: Mapping[type, _Read
     """Return a dataclass with those values, which have the names and types of its fields, and no others.
 
     Fields can be texts, numbers from 0 on, booleans, ``Literal``, a dataclass, a ``tuple`` of any length,
-    a ``Mapping`` from texts, and any of them or None; objects of the types in ``readers`` are read by those.
+    a ``Mapping`` from texts, and any of them or None; what is in ``readers`` is read by those.
     Raises: ValueError naming the key, the value and what is allowed; what a reader raises.
     """
     return _Values(readers).read_class(kind, values, "")
@@ -36,7 +36,7 @@ def check_plain_name(name: str) -> None:
 
     Raises: ValueError.
     """
-    is_plain = PurePath(name).name == name and name != ".." and name.isprintable()
+    is_plain = PurePath(name).name == name and name not in ("", "..") and name.isprintable()
     if not is_plain or len(name.encode("utf-8", "replace")) > _MOST_NAME_BYTES:
         raise ValueError(f"{quote(name)} is not a plain file name")
 
@@ -68,7 +68,7 @@ class _Values:
         if kind in _PLAIN:
             return _plain(kind, value, where)
         if kind in self._readers:
-            return self._readers[kind](_object(value, where))
+            return self._readers[kind](value)
         return self.read_class(kind, value, where)
 
     def _read_generic(

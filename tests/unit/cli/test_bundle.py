@@ -109,14 +109,15 @@ def test_info_shows_what_was_compiled(run: Run, bundle: Path) -> None:
     done = run("info", bundle, "--json")
     facts = json.loads(done.out)
     assert (done.code, done.err) == (0, "")
-    assert (facts["chip"], facts["head"], facts["prefill"], facts["context"]) == ("bm1684x", "w8", [16], 64)
-    assert facts["kv_cache_bytes"] == 64 * 2 * 2 * 128 * 2
+    assert (facts["chip"], facts["head"], facts["context"], facts["rows"]) == ("bm1684x", "w8", 64, 64)
+    assert (facts["stages"], facts["head_rows"]) == (["1x64", "16x64"], [1])
+    assert facts["history_bytes"] == 64 * 2 * 2 * 128 * 2
     assert facts["disk_bytes"] == sum(
         file.stat().st_size for file in bundle.iterdir() if file.name != "manifest.json"
     )
     lines = run("info", bundle, "--verify").out.splitlines()
     assert "is_verified             yes" in lines
-    assert "prefill                 16" in lines
+    assert "stages                  1x64 16x64" in lines
     assert "tools                   tpu_mlir 1.30.2" in lines
 
 
@@ -140,7 +141,7 @@ def test_a_manifest_that_is_damaged_is_named(run: Run, bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps({**values, "colour": "red"}))
     done = run("info", bundle)
     assert (done.code, done.out) == (1, "")
-    assert "manifest.json: has other keys than it should: colour; compile the bundle again" in done.err
+    assert "manifest.json: the key 'colour' is unknown; compile the bundle again" in done.err
 
 
 def test_a_context_longer_than_compiled_is_refused_with_both_numbers(run: Run, bundle: Path) -> None:

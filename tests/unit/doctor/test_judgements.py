@@ -222,7 +222,7 @@ def test_a_board_that_is_too_small_says_so(tmp_path: Path) -> None:
     finding = by_name(examine(RecordedMachine(MACHINES / "soc_broken"), HOST, model=model))["model fits"]
     assert finding.next_step == (
         "this board gives at most 14782 MiB (-npu 7615 -vpu 3071 -vpp 4096); "
-        "compile with fewer bits or a shorter --context",
+        "compile with fewer bits, fewer --rows or a shorter --context",
     )
 
 
@@ -231,7 +231,7 @@ def test_a_card_cannot_divide_its_memory_anew(tmp_path: Path) -> None:
     finding = by_name(examine(RecordedMachine(MACHINES / "pcie"), HOST, model=model))["model fits"]
     assert (finding.status, finding.next_step) == (
         "fail",
-        ("compile with fewer bits or a shorter --context",),
+        ("compile with fewer bits, fewer --rows or a shorter --context",),
     )
 
 
