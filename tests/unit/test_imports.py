@@ -36,9 +36,9 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
-    "engine": [{"base"}, {"checks", "device"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [{"device"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
     "fetch": [
-        {"cache", "catalog", "digests"},
+        {"cache", "catalog"},
         {"record", "transfer", "wheels"},
         {"models", "verify"},
         {"vendor"},

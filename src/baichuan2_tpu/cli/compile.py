@@ -177,8 +177,7 @@ def compile_checkpoint(
         embedding=embedding.value,
         devices=devices,
     )
-    count = default_layers_per_net(config, settings) if layers_per_net is None else layers_per_net
-    settings = replace(settings, layers_per_net=count)
+    settings = replace(settings, layers_per_net=layers_per_net or default_layers_per_net(config, settings))
     settings.check(config)
     plan = make_plan(config, settings, jobs)
     if dry_run:

@@ -61,7 +61,15 @@ _AllowedHost = Annotated[
     ),
 ]
 _NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
-_MaxRunning = Annotated[int, typer.Option("--max-running", min=1, help="Answers computed at the same time.")]
+_MaxRunning = Annotated[
+    int | None,
+    typer.Option(
+        "--max-running",
+        min=1,
+        help="Answers computed at the same time.",
+        show_default="16; for a bundle, the rows of its largest head",
+    ),
+]
 _MaxQueue = Annotated[
     int, typer.Option("--max-queue", min=0, help="Requests that may wait; further ones get status 429.")
 ]
@@ -116,7 +124,7 @@ def serve(
     cors_origin: _CorsOrigin = None,
     allowed_host: _AllowedHost = None,
     no_page: _NoPage = False,
-    max_running: _MaxRunning = 16,
+    max_running: _MaxRunning = None,
     max_queue: _MaxQueue = 64,
     kv_memory: _KvMemory = None,
     max_body: _MaxBody = 4,

@@ -33,7 +33,7 @@ _SMALL_FILES_BYTES = 32 << 20  # tokenizer, manifest, logs
 
 # Processor seconds: of a unit and of a stage, each at no weights and for every GB of them; of the end of all.
 _UNIT_S, _UNIT_S_PER_GB = 0.6, 12.0
-_STAGE_S, _STAGE_S_PER_GB = 0.6, 7.0
+_STAGE_S, _STAGE_S_PER_GB = 0.6, 8.0
 _JOIN_S_PER_GB = 3.0
 
 _LAYERS_PER_NET = (4, 2, 1)

@@ -1,6 +1,6 @@
 """Judge the memory of a TPU against what a model needs, and tell how to change a SoC's regions.
 
-The commands are told, never run. Not here: what a model needs (``need``), the limits (``layout``).
+The commands are shown, never run. Not here: what a model needs (``need``), the limits (``tpu_memory``).
 Source: README of sample/Baichuan2 in sophgo/sophon-demo; memory_edit.sh of sophgo/sophon-tools.
 """
 

@@ -1,6 +1,6 @@
 """What one model needs of a machine at one context: where it runs and how much memory it takes there.
 
-Not here: loading it, what the machine has (``host_memory``, ``regions``).
+Not here: loading it, what the machine has (``host``, ``tpu_memory``).
 Source: of the vendor's minimum, the README of sample/Baichuan2 in sophgo/sophon-demo.
 """
 

@@ -109,6 +109,9 @@ class Engine(ABC):
     """Tokens of a long prompt to feed at once: enough to be at full speed, few enough to be stopped soon. Of
     the default a 7B takes below 3 s on two cores; a compiled model has its largest stage here."""
 
+    answers_per_step: int = 16
+    """Answers to compute at the same time: more of them make a step longer than they save."""
+
     can_copy: bool = False
     """Whether ``Sequence.copy_prefix`` works, which then is much faster than to feed the same tokens."""
 

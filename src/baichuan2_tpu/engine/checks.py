@@ -1,6 +1,6 @@
 """What every engine checks of a request before it computes.
 
-Not here: checks of a model (``open_bundle``, ``cpu``), of devices (``device.checks``).
+Not here: checks of a model (``compiled.open_bundle``, ``cpu``), of devices (``device.checks``).
 """
 
 from __future__ import annotations

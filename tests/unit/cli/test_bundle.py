@@ -9,7 +9,6 @@ import pytest
 
 from baichuan2_tpu import model as model_module
 from baichuan2_tpu.checkpoint.identify import Located
-from baichuan2_tpu.engine.device import c_library
 from doubles.fakes import HistoryEngine
 from models.fake_bundle import write_fake_bundle
 from running.cli_command import Run
@@ -52,19 +51,6 @@ def test_generate_names_the_engine_and_keeps_the_answer_alone_on_stdout(
         1,
         None,
     ]
-
-
-def test_on_a_terminal_the_simulator_prints_into_a_file(
-    run: Run, bundle: Path, opened: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[Path] = []
-    monkeypatch.setattr(c_library, "send_c_output_to_file", chosen.append)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    done = run("generate", bundle, "hi", "--engine", "simulator", "--max-tokens", 1)
-    log = tmp_path / "state" / "baichuan2-tpu" / "simulator.log"
-    assert chosen == [log]
-    assert f"what the simulator prints goes to {log}\n{SIMULATED}" in done.err
-    assert len(opened) == 1
 
 
 def test_chat_runs_on_a_bundle_and_its_stats_name_the_engine(

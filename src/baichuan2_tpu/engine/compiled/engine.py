@@ -143,6 +143,7 @@ class BmodelEngine(Engine):
         self.max_sequences = min(_MOST_SEQUENCES, plan.rows)
         self.candidates = plan.head.candidates
         self.prompt_piece = plan.most_tokens
+        self.answers_per_step = max(Engine.answers_per_step, plan.head.stages[-1].tokens)
         self._plan = plan
         self._costs = costs or StageCosts(plan)
         self._device = device
