@@ -2,10 +2,13 @@
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu.bmodel.header import BmodelFile
+from baichuan2_tpu.bmodel.layout import BmodelEnvelope
 from baichuan2_tpu.bmodel.weights import (
     align,
     copy_range,
@@ -14,7 +17,7 @@ from baichuan2_tpu.bmodel.weights import (
     fill_skeleton,
     read_stages,
 )
-from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.errors import ArtifactError, CompileError
 from models.tiny_bmodel import COMMANDS, FIRMWARE, TIME, FlatTable, point, write_bmodel
 
 WEIGHTS = b"first" * 2000
@@ -132,3 +135,57 @@ def test_a_range_beyond_the_end_is_noticed(tmp_path: Path) -> None:
         pytest.raises(CompileError, match="file: is cut off; compile again"),
     ):
         copy_range(source, 8, target, 0, 3)
+
+
+def with_weights(path: Path, places: Sequence[tuple[int, int]]) -> Path:
+    """Write a bmodel whose stages say that their weights lie at those places."""
+    made = write_bmodel(path, [bytes([index]) * 100 for index in range(len(places))])
+    content = bytearray(made.read_bytes())
+    for stage, (start, nbytes) in zip(read_stages(made), places, strict=True):
+        struct.pack_into("<QQ", content, 64 + stage.weights.field, start, nbytes)
+    made.write_bytes(content)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("places", "fault"),
+    [
+        ([(0, 4096), (4095, 10)], "its weights overlap each other; compile again"),
+        ([(0, 10), (1 << 40, 10)], "is not a complete bmodel; compile again"),
+        ([(0, 10), (1 << 63, 1 << 63)], "is not a complete bmodel; compile again"),
+    ],
+)
+def test_weights_in_each_other_or_outside_are_refused(
+    tmp_path: Path, places: Sequence[tuple[int, int]], fault: str
+) -> None:
+    # Taking them out wrote over other parts of the file.
+    with pytest.raises(CompileError, match=fault):
+        read_stages(with_weights(tmp_path / "a.bmodel", places))
+
+
+@pytest.mark.parametrize("count", [1 << 20, (1 << 32) - 1])
+def test_a_vector_longer_than_the_file_is_refused_unread(tmp_path: Path, count: int) -> None:
+    made = write_bmodel(tmp_path / "a.bmodel", [WEIGHTS])
+    content = bytearray(made.read_bytes())
+    place = content.index(b"block_cache_0") - 4
+    struct.pack_into("<I", content, place, count)
+    made.write_bytes(content)
+    with pytest.raises(CompileError, match="is not a complete bmodel"):
+        read_stages(made)
+
+
+def test_tables_that_share_their_vectors_end(tmp_path: Path) -> None:
+    # Every net had the same stages: a file of 100 KB was read as 4 million tables, and so on without end.
+    buffer = bytearray(4)
+    point(buffer, 0, FlatTable(f4=[FlatTable(f3=[FlatTable(f18=(1,)) for _ in range(2000)])]))
+    root = BmodelEnvelope(b"", buffer, 0, 0).root
+    (net,) = root.tables(4)
+    nets = len(buffer)
+    struct.pack_into("<I", buffer, root.field(4), nets - root.field(4))
+    buffer += struct.pack("<I", 2000)
+    for index in range(2000):
+        buffer += struct.pack("<I", (net.position - nets - 4 - 4 * index) % (1 << 32))
+    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), 0).ljust(64, b"\0")
+    (tmp_path / "a.bmodel").write_bytes(head + buffer)
+    with pytest.raises(ArtifactError, match="its description is damaged"):
+        BmodelFile.read(tmp_path / "a.bmodel")
