@@ -68,7 +68,9 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
             )
     try:
         _build(metadata)
-    except Exception as error:  # the tokenizers library raises bare Exception for every fault
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library's faults are bare Exceptions, and panics of Rust
         raise CheckpointError(
             f"{path}: its tokenizer is damaged ({quote(str(error))}); fetch the file again"
         ) from error

@@ -164,3 +164,14 @@ def test_a_damaged_configuration_is_refused_by_name(
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
         open_tokenizer(tmp_path)
+
+
+def test_a_file_over_which_the_library_panics_is_refused(bpe_directory: Path, tmp_path: Path) -> None:
+    # A panic of Rust is no Exception and went through to the terminal.
+    values = json.loads((bpe_directory / "tokenizer.json").read_text("utf-8"))
+    vocabulary = values["model"]["vocab"]
+    del vocabulary[next(reversed(vocabulary))]
+    vocabulary["Ý"] = 10**9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer: "):
+        open_tokenizer(tmp_path)
