@@ -22,6 +22,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
 }
 """Pages outside docs/: path in the repository, place on the site."""
 FILES = ("LICENSE", "deploy/**/*", "examples/*.*")

@@ -19,6 +19,7 @@ from baichuan2_tpu.files import read_json, write_json
 from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.text.messages import Message, Role, check_order
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
@@ -212,7 +213,7 @@ class Conversation:
 def _messages(content: Mapping[str, object]) -> tuple[Message, ...]:
     """Check a loaded conversation and return its messages."""
     if content.get("format") != _FORMAT:
-        raise RequestError(f"its format is {content.get('format')!r}; {_FORMAT!r} is allowed")
+        raise RequestError(f"its format is {quote(content.get('format'))}; {_FORMAT!r} is allowed")
     items = content.get("messages")
     if not isinstance(items, list):
         raise RequestError("it has no list of messages; name a saved file")
@@ -233,5 +234,6 @@ def read_message(item: object) -> Message:
     fields = cast("dict[str, object]", item) if isinstance(item, dict) else {}
     role, content = fields.get("role"), fields.get("content")
     if not isinstance(role, str) or not isinstance(content, str) or len(fields) != 2:
-        raise RequestError(f"a message is {item!r}; an object with the texts role and content is allowed")
+        seen = quote(cast("object", item))
+        raise RequestError(f"a message is {seen}; an object with the texts role and content is allowed")
     return Message(cast("Role", role), content)

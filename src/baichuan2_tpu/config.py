@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import read_json
+from baichuan2_tpu.quoting import quote
 
 __all__ = [
     "GROUP_MULTIPLE",
@@ -44,6 +45,20 @@ _BAICHUAN1_ARCHITECTURES = ["BaiChuanForCausalLM"]  # version 2 spells it Baichu
 _DEFAULT_ROPE_THETA = 10_000.0
 _FOLDED_KEY = "norm_head_folded"
 """Our own key: true when the rows of the head are divided by their norm already."""
+
+_MOST: Mapping[str, int] = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 19,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 4096,
+    "vocab_size": 1 << 21,
+    "max_position_embeddings": 1 << 24,
+    "model_max_length": 1 << 24,
+    "group_size": 1 << 17,
+}
+"""Ten times what any model of the family has: above that a file is damaged, or wants to fill the memory."""
 
 _HEAD_KEY = "lm_head"  # what GPTQ readers call the head, in the settings and in the weights
 _META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
@@ -229,7 +244,7 @@ class _Keys:
 
     def error(self, key: str, value: object, allowed: str) -> CheckpointError:
         """Make the exception for a value that is not allowed."""
-        seen = repr(value) if key in self.values else "missing"
+        seen = quote(value) if key in self.values else "missing"
         return CheckpointError(f"{self.where}: {key!r} is {seen}, allowed is {allowed}; correct the file")
 
     def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
@@ -241,8 +256,9 @@ class _Keys:
     def positive_int(self, key: str, default: int | None = None) -> int:
         value = self.values.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self.error(key, value, "an integer above 0")
+        most = _MOST[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self.error(key, value, f"an integer from 1 to {most}")
         return value
 
     def positive_float(self, key: str, default: float | None = None) -> float:

@@ -6,20 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
-from baichuan2_tpu.files import FileDigest, find_json, write_json
+from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 2
+_MOST_DEVICES = 64
+_MOST_ROWS = 1 << 24
+_MOST_LAYERS = 1024
 
 HeadOutput = Literal["logits", "token", "sample"]
 EmbeddingPlace = Literal["disk", "device"]
@@ -161,7 +165,7 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, values: Mapping[str, object], path: Path) -> Self:
-        content: dict[str, Any] = {**values}
+        content = {**values}
         version = content.pop("format", None)
         if isinstance(version, int) and version < _FORMAT:
             raise ArtifactError(
@@ -170,21 +174,12 @@ class Manifest:
             )
         if version != _FORMAT:
             raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
-        keys = {field.name for field in fields(cls)}
-        if keys != set(content):
-            differing = ", ".join(sorted(keys ^ set(content)))
-            raise ArtifactError(
-                f"{path}: has other keys than it should: {differing}; compile the bundle again"
-            )
         try:
-            content["model"] = ModelConfig.from_json(content["model"], file=str(path))
-            content["stages"] = tuple(Stage(*stage) for stage in content["stages"])
-            content["head_rows"] = tuple(content["head_rows"])
-            content["costs"] = tuple(NetCost(**cost) for cost in content["costs"])
-            content["files"] = {name: FileDigest(**digest) for name, digest in content["files"].items()}
-            return cls(**content)
-        except (TypeError, AttributeError, CheckpointError) as error:
-            raise ArtifactError(f"{path}: a value is not as it should be ({error}); compile again") from error
+            manifest = read_values(cls, content, {ModelConfig: _read_model, Stage: _read_stage})
+            _check_values(manifest)
+        except (ValueError, CheckpointError) as error:
+            raise ArtifactError(f"{path}: {error}; compile the bundle again") from error
+        return manifest
 
 
 def is_bundle(path: Path) -> bool:
@@ -206,3 +201,38 @@ def find_bmodel(path: Path) -> Path | None:
             "the tokenizer.model, and name that folder"
         )
     return bmodels[0] if bmodels else None
+
+
+def _read_model(values: object) -> ModelConfig:
+    if not isinstance(values, dict):
+        raise ValueError(f"model is {quote(values)}, allowed is an object")  # noqa: TRY004 - one fault for all
+    return ModelConfig.from_json(cast("dict[str, object]", values), file="model")
+
+
+def _read_stage(values: object) -> Stage:
+    numbers = cast("list[object]", values) if isinstance(values, list) else [values]
+    match numbers:
+        case [int(tokens), int(history)]:
+            return Stage(tokens, history)
+        case _:
+            raise ValueError(f"a stage is {quote(numbers)}, allowed are its tokens and its history")
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Check what no type says: ranges, and names that stay in the folder.
+
+    Raises: ValueError.
+    """
+    for name in (manifest.bmodel, *manifest.files):
+        check_plain_name(name)
+    limits = {
+        "context": (manifest.context, manifest.model.max_context),
+        "rows": (manifest.rows, _MOST_ROWS),
+        "layers_per_net": (manifest.layers_per_net, _MOST_LAYERS),
+        "devices": (manifest.devices, _MOST_DEVICES),
+        **{f"rows of the head {rows}": (rows, _MOST_ROWS) for rows in manifest.head_rows},
+        **{f"a number of stage {tuple(stage)}": (n, _MOST_ROWS) for stage in manifest.stages for n in stage},
+    }
+    for name, (value, most) in limits.items():
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is {value}, allowed are 1 to {most}")

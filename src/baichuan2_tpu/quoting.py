@@ -5,6 +5,8 @@ Not here: the messages, which are written where they are raised.
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = ["escape_controls", "quote", "shorten"]
 
 _CHARACTERS = 80
@@ -27,12 +29,27 @@ def shorten(text: str, characters: int = _CHARACTERS) -> str:
     return f"{text[:kept]}… {len(text)} characters …{text[-kept:]}"
 
 
-def quote(value: str | bytes | float, characters: int = _CHARACTERS) -> str:
-    """Return a plain value as Python writes it, shortened before it is written: it may have any length."""
+def quote(value: object, characters: int = _CHARACTERS) -> str:
+    """Return a plain value as Python writes it, shortened before it is written: it may have any length.
+
+    Of lists and objects the first few values are written, two levels deep.
+    """
     if isinstance(value, str | bytes) and len(value) > characters:
         head, tail = value[: characters // 2 - 12], value[-(characters // 2 - 12) :]
         return f"{head!r}… {len(value)} characters …{tail!r}"
-    try:
+    if isinstance(value, str | bytes):
         return shorten(repr(value), characters)
+    try:
+        return shorten(_SHORT.repr(value), characters)
     except ValueError:  # an integer of more digits than Python writes
         return "a number of thousands of digits"
+
+
+def _make_short() -> reprlib.Repr:
+    """Return what writes the beginning of nested values."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 6, 4, 40
+    return short
+
+
+_SHORT = _make_short()

@@ -8,21 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGUFWriter
+from tokenizers import pre_tokenizers
 
+from baichuan2_tpu.bmodel.header import BmodelFile
+from baichuan2_tpu.bmodel.weights import detach_weights, fill_skeleton, read_stages
+from baichuan2_tpu.chat import Conversation
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.compile.journal import FinishedUnit
+from baichuan2_tpu.compile.journal import Journal as CompileJournal
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.fetch.record import Record, RecordedFile
-from baichuan2_tpu.files import read_json
-from baichuan2_tpu.generate.settings import read_settings
-from baichuan2_tpu.manifest import Manifest
+from baichuan2_tpu.files import digest_file, read_json
+from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
+from baichuan2_tpu.manifest import Manifest, NetCost
 from baichuan2_tpu.quantize import quantize
+from baichuan2_tpu.quantize.journal import Journal as QuantizeJournal
 from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.template import BaichuanTemplate
+from baichuan2_tpu.toolchain.record import Record as ToolchainRecord
+from doubles.fakes import ByteTokenizer, ScriptedEngine
 from models.bundle_manifest import bundle_manifest
+from models.tiny_bmodel import write_bmodel
 from models.tiny_checkpoint import (
     float_weights,
     rope_config,
@@ -37,6 +49,10 @@ from models.tiny_tokenizer import write_bpe, write_sentencepiece
 __all__ = ["READERS", "Reader"]
 
 CONFIG = rope_config(vocabulary_size=264)
+_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_TOKENS = [*_CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+_TASK: dict[str, object] = {"settings": {"prefill": (16, 64)}}
+_UNIT = "block_cache_0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +96,12 @@ def _write_gguf(folder: Path) -> Path:
     writer.add_feed_forward_length(CONFIG.intermediate_size)
     writer.add_head_count(CONFIG.heads)
     writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
-    writer.add_token_list([f"token{index}" for index in range(20)])
-    writer.add_token_types([1] * 20)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(_TOKENS)
+    writer.add_token_types([3] * len(_CONTROLS) + [1] * (len(_TOKENS) - len(_CONTROLS)))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
     for name, tensor in list(float_weights(CONFIG, 0).items())[:4]:
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()
@@ -111,14 +131,14 @@ def _read_floats(folder: Path) -> None:
     checkpoint.read("model.norm")
 
 
-def _write_quantized(name: str) -> Callable[[Path], Path]:
+def _write_quantized(pattern: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         source = folder.with_name(f"{folder.name}-source")
         source.mkdir()
         write_llama_safetensors(source, rope_config())
         folder.rmdir()
         quantize(source, folder, bits=4)
-        return folder / name
+        return min(folder.glob(pattern))
 
     return write
 
@@ -185,14 +205,95 @@ def _read_record(folder: Path) -> None:
         record.is_whole(folder)
 
 
+def _write_toolchain(folder: Path) -> Path:
+    (folder / "bin").mkdir()
+    (folder / "bin" / "tool").write_bytes(b"tool")
+    files = {"bin/tool": digest_file(folder / "bin" / "tool")}
+    ToolchainRecord("compiler", "1.30.2", "0" * 64, files).write(folder)
+    return folder / "toolchain.json"
+
+
+def _read_toolchain(folder: Path) -> None:
+    record = ToolchainRecord.read(folder)
+    if record is not None:
+        record.first_damaged(folder)
+
+
+def _write_compile_journal(folder: Path) -> Path:
+    (folder / "units").mkdir()
+    journal = CompileJournal.open(folder, _TASK)
+    journal.skeleton(_UNIT).write_bytes(b"skeleton")
+    journal.weights(_UNIT).write_bytes(b"weights")
+    digests = digest_file(journal.skeleton(_UNIT)), digest_file(journal.weights(_UNIT))
+    journal.add(_UNIT, FinishedUnit(*digests, "c0de", (NetCost(_UNIT, 1, 64, 0.5, 100, 200),)))
+    journal.add_moved(_UNIT, 3)
+    return folder / "journal.json"
+
+
+def _write_quantize_journal(folder: Path) -> Path:
+    (folder / "a.safetensors").write_bytes(b"tensors")
+    journal = QuantizeJournal.open(folder / "journal.json", QuantizationConfig(4), [])
+    journal.add(folder / "a.safetensors")
+    return folder / "journal.json"
+
+
+def _read_quantize_journal(folder: Path) -> None:
+    QuantizeJournal.open(folder / "journal.json", QuantizationConfig(4), [])
+
+
+def _write_chat(folder: Path) -> Path:
+    with _conversation() as conversation:
+        conversation.chat("hello")
+        conversation.save(folder / "chat.json")
+    return folder / "chat.json"
+
+
+def _read_chat(folder: Path) -> None:
+    with _conversation() as conversation:
+        conversation.load(folder / "chat.json")
+
+
+def _conversation() -> Conversation:
+    tokenizer = ByteTokenizer()
+    engine = ScriptedEngine(tokenizer.vocabulary_size)
+    engine.enqueue_ids([*b"hi", tokenizer.END_ID])
+    template = BaichuanTemplate(tokenizer, 257, 258)
+    return Conversation(engine, tokenizer, template, GenerationSettings(max_tokens=6))
+
+
+def _write_bmodel(folder: Path) -> Path:
+    return write_bmodel(folder / "a.bmodel", [b"first" * 2000, b"second" * 1000, b"first" * 2000])
+
+
+def _read_bmodel_header(folder: Path) -> None:
+    BmodelFile.read(folder / "a.bmodel")
+
+
+def _read_bmodel_weights(folder: Path) -> None:
+    detach_weights(folder / "a.bmodel", folder / "skeleton.bmodel")
+    places = {stage.weights.code: (1 << 16, 1) for stage in read_stages(folder / "skeleton.bmodel")}
+    fill_skeleton(folder / "skeleton.bmodel", folder / "whole.bmodel", places, 1 << 17)
+
+
+def _read_gguf_tokenizer(folder: Path) -> None:
+    metadata = GgufFile(folder / "model.gguf").metadata
+    check_tokenizer(folder / "model.gguf", metadata)
+    write_tokenizer(metadata, folder)
+    _read_tokenizer(folder)
+
+
 READERS: dict[str, Reader] = {
     "safetensors": Reader(_write_safetensors, _read_safetensors),
     "torch": Reader(_write_torch, _read_torch),
     "gguf": Reader(_write_gguf, _read_gguf),
+    "gguf tokenizer": Reader(_write_gguf, _read_gguf_tokenizer),
+    "bmodel header": Reader(_write_bmodel, _read_bmodel_header),
+    "bmodel weights": Reader(_write_bmodel, _read_bmodel_weights),
     "official config": Reader(_write_official("config.json"), _read_floats),
     "official index": Reader(_write_official("pytorch_model.bin.index.json"), _read_floats),
     "quantised config": Reader(_write_quantized("config.json"), _read_quantized),
-    "quantised weights": Reader(_write_quantized("model.safetensors"), _read_quantized),
+    "quantised index": Reader(_write_quantized("*.index.json"), _read_quantized),
+    "quantised weights": Reader(_write_quantized("model-*.safetensors"), _read_quantized),
     "config": Reader(_write_config, _read_config),
     "generation config": Reader(_write_settings, read_settings),
     "tokenizer.json": Reader(_write_bpe("tokenizer.json"), _read_tokenizer),
@@ -200,4 +301,8 @@ READERS: dict[str, Reader] = {
     "tokenizer.model": Reader(_write_sentencepiece, _read_tokenizer),
     "manifest": Reader(_write_manifest, _read_manifest),
     "record": Reader(_write_record, _read_record),
+    "toolchain record": Reader(_write_toolchain, _read_toolchain),
+    "compile journal": Reader(_write_compile_journal, lambda folder: CompileJournal.open(folder, _TASK)),
+    "quantise journal": Reader(_write_quantize_journal, _read_quantize_journal),
+    "saved chat": Reader(_write_chat, _read_chat),
 }

@@ -7,6 +7,7 @@ Source: ``bmodel.fbs`` and ``bmodel.hpp`` of tpu_mlir 1.30.2; https://flatbuffer
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import ArtifactError
+from baichuan2_tpu.files import open_regular
 
 __all__ = ["BINARY", "BmodelEnvelope", "Table"]
 
@@ -24,6 +26,11 @@ BINARY = struct.Struct("<QQ")
 _MAGIC = 0xFF55AAEE
 _HEADER = struct.Struct("<IIIQ")  # magic, bytes of the header, of the flatbuffer, of the data
 _HEADER_BYTES = 64
+
+# A 13B has 90 nets with 10,000 tables, 1 MB of them. Damaged ones can lead to each other without end.
+_MOST_DESCRIPTION_BYTES = 32 << 20
+_MOST_ELEMENTS = 1_000_000
+_MOST_CONTENT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +49,20 @@ class BmodelEnvelope:
         Raises: ArtifactError when it is not a bmodel, cut short or cannot be read.
         """
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 head = file.read(_HEADER_BYTES)
                 magic, header_bytes, length, data_bytes = _HEADER.unpack_from(head.ljust(_HEADER.size, b"\0"))
                 if magic != _MAGIC or header_bytes != _HEADER_BYTES:
                     raise ArtifactError(f"{path}: is not a bmodel; name a file made by baichuan2 compile")
+                nbytes = os.fstat(file.fileno()).st_size
+                if length > _MOST_DESCRIPTION_BYTES:
+                    raise ArtifactError(
+                        f"{path}: its description has {length} bytes, at most {_MOST_DESCRIPTION_BYTES} are "
+                        "allowed; copy the file again"
+                    )
                 buffer = bytearray(file.read(length))
-            nbytes = path.stat().st_size
         except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+            raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from error
         base = _HEADER_BYTES + length
         if nbytes < base + data_bytes:
             raise ArtifactError(
@@ -60,8 +72,8 @@ class BmodelEnvelope:
 
     @property
     def root(self) -> Table:
-        """The table that describes the whole model."""
-        return Table(self.buffer, _read(self.buffer, 0, "<I"))
+        """The table that describes the whole model, and counts what is read through it."""
+        return Table(self.buffer, _read(self.buffer, 0, "<I"), _Budget())
 
     def head(self, file_bytes: int) -> bytes:
         """Return header and flatbuffer, as they are now, for a file of that size."""
@@ -69,15 +81,28 @@ class BmodelEnvelope:
         return header + self.rest_of_header + bytes(self.buffer)
 
 
+@dataclass(slots=True)
+class _Budget:
+    """How many elements of vectors may still be read: tables that share vectors multiply them."""
+
+    elements: int = _MOST_ELEMENTS
+
+    def take(self, count: int) -> None:
+        self.elements -= count
+        if self.elements < 0:
+            raise struct.error(f"more than {_MOST_ELEMENTS} elements")
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """One table of a flatbuffer; a field that is absent reads as 0, as empty or as None.
 
-    Raises: struct.error where an offset leads out of the buffer.
+    Raises: struct.error where an offset leads out of the buffer, or a vector is longer than any model's.
     """
 
     buffer: bytearray
     position: int
+    budget: _Budget
 
     def field(self, number: int) -> int:
         """Return where a field's value is, 0 when it is absent."""
@@ -96,6 +121,8 @@ class Table:
     def content(self, number: int) -> bytes:
         """Return a string or a vector of bytes."""
         place = self.vector(number, 1)
+        if len(place) > _MOST_CONTENT_BYTES:
+            raise struct.error(f"a text of {len(place)} bytes")
         return bytes(self.buffer[place.start : place.stop])
 
     def binary(self, number: int) -> tuple[int, int]:
@@ -111,12 +138,16 @@ class Table:
 
     def tables(self, number: int) -> Iterator[Table]:
         """Yield the tables of a vector."""
-        for position in self.vector(number, 4):
+        positions = self.vector(number, 4)
+        self.budget.take(len(positions))
+        for position in positions:
             yield self._target(position)
 
     def numbers(self, number: int) -> list[int]:
         """Return a vector of integers of 64 bits."""
-        return [_read(self.buffer, position, "<Q") for position in self.vector(number, 8)]
+        positions = self.vector(number, 8)
+        self.budget.take(len(positions))
+        return [_read(self.buffer, position, "<Q") for position in positions]
 
     def vector(self, number: int, nbytes: int) -> range:
         """Return where the elements of a vector are, each of ``nbytes``."""
@@ -125,12 +156,17 @@ class Table:
             return range(0)
         start = position + _read(self.buffer, position, "<I")
         first = start + 4
-        return range(first, first + nbytes * _read(self.buffer, start, "<I"), nbytes)
+        end = first + nbytes * _read(self.buffer, start, "<I")
+        if end > len(self.buffer):
+            raise struct.error(f"a vector that ends at byte {end} of {len(self.buffer)}")
+        return range(first, end, nbytes)
 
     def _target(self, position: int) -> Table:
-        return Table(self.buffer, position + _read(self.buffer, position, "<I"))
+        return Table(self.buffer, position + _read(self.buffer, position, "<I"), self.budget)
 
 
 def _read(buffer: bytearray, position: int, form: str) -> int:
+    if position < 0:  # unpack_from would count from the end
+        raise struct.error(f"an offset that leads to byte {position}")
     (value,) = struct.unpack_from(form, buffer, position)
     return value

@@ -10,6 +10,8 @@ Source: ``debugger/disassembler.py`` of tpu_mlir 1.30.2.
 
 from __future__ import annotations
 
+import itertools
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +69,15 @@ class _Description:
     """The header and the flatbuffer of a bmodel, which can be changed and written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._envelope = BmodelEnvelope.read(path)
-        except ArtifactError as error:
+            self.stages = tuple(self._read_stages())
+        except (ArtifactError, struct.error, UnicodeDecodeError) as error:
             raise CompileError(f"{path}: is not a complete bmodel; compile again") from error
+        self._check_regions()
 
-    def stages(self) -> Iterator[StageLayout]:
+    def _read_stages(self) -> Iterator[StageLayout]:
         """Yield every stage of every net."""
         for net in self._envelope.root.tables(Model.NETS):
             name = net.content(Net.NAME).decode()
@@ -85,12 +90,26 @@ class _Description:
         if weights is None or not weights.field(Weights.BINARY):
             raise CompileError("the bmodel has an unknown form; use TPU-MLIR 1.30.2")
         start, nbytes = weights.binary(Weights.BINARY)
+        code = weights.content(Weights.CODE)
+        if len(code) != _CODE_BYTES or start + nbytes > self._envelope.data_bytes:
+            raise CompileError(f"{self._path}: is not a complete bmodel; compile again")
         return WeightRegion(
-            code=weights.content(Weights.CODE).hex(),
+            code=code.hex(),
             start=self._envelope.base + start,
             nbytes=nbytes,
             field=weights.field(Weights.BINARY),
         )
+
+    def _check_regions(self) -> None:
+        """Check that two stages share their weights or have them apart, and so where that is said."""
+        regions = [stage.weights for stage in self.stages]
+        for spans in (
+            {(region.start, region.nbytes) for region in regions},
+            {(region.field, BINARY.size) for region in regions},
+        ):
+            for (start, nbytes), (following, _) in itertools.pairwise(sorted(spans)):
+                if start + nbytes > following:
+                    raise CompileError(f"{self._path}: its weights overlap each other; compile again")
 
     def place(self, region: WeightRegion, start: int, nbytes: int) -> None:
         """Say where the weights of a stage are now; ``start`` counts from the beginning of the file."""
@@ -98,7 +117,10 @@ class _Description:
 
     def clear_time(self) -> None:
         """Replace the time of creation by a constant, so that the same input gives the same bytes."""
-        place = self._envelope.root.vector(Model.TIME, 1)
+        try:
+            place = self._envelope.root.vector(Model.TIME, 1)
+        except struct.error as error:
+            raise CompileError(f"{self._path}: is not a complete bmodel; compile again") from error
         if len(place) != len(_TIME):
             raise CompileError("the bmodel's time of creation has an unknown form; use TPU-MLIR 1.30.2")
         self._envelope.buffer[place.start : place.stop] = _TIME
@@ -113,7 +135,7 @@ def read_stages(bmodel: Path) -> list[StageLayout]:
 
     Raises: CompileError when it is not a complete bmodel.
     """
-    return list(_Description(bmodel).stages())
+    return list(_Description(bmodel).stages)
 
 
 def detach_weights(bmodel: Path, skeleton: Path) -> None:
@@ -122,9 +144,9 @@ def detach_weights(bmodel: Path, skeleton: Path) -> None:
     Raises: CompileError when it is not a complete bmodel.
     """
     description = _Description(bmodel)
-    by_start = {stage.weights.start: stage.weights for stage in description.stages()}
+    by_start = {stage.weights.start: stage.weights for stage in description.stages}
     regions = [by_start[start] for start in sorted(by_start)]
-    for stage in list(description.stages()):
+    for stage in description.stages:
         description.place(stage.weights, stage.weights.start, _CODE_BYTES)
     size = bmodel.stat().st_size
     with bmodel.open("rb") as source, skeleton.open("wb") as target:
@@ -148,7 +170,7 @@ def fill_skeleton(skeleton: Path, result: Path, places: Mapping[str, tuple[int, 
     """
     description = _Description(skeleton)
     description.clear_time()
-    for stage in list(description.stages()):
+    for stage in description.stages:
         description.place(stage.weights, *places[stage.weights.code])
     result.touch()
     with skeleton.open("rb") as source, result.open("r+b") as target:

@@ -31,6 +31,7 @@ from baichuan2_tpu.checkpoint.source import TensorSource
 from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["FloatCheckpoint"]
 
@@ -102,7 +103,7 @@ class FloatCheckpoint:
     def describe(self, name: str) -> str:
         """Name the file and the tensor that ``name`` is read from, for messages."""
         stored = self._place(name)[0]
-        return f"{self._source.tensors[stored].file}: tensor {stored!r}"
+        return f"{self._source.tensors[stored].file}: tensor {quote(stored)}"
 
     def release(self, name: str) -> None:
         """Give the pages behind ``name`` back, and those it shares a tensor with."""
@@ -126,5 +127,5 @@ def _check_dtypes(source: TensorSource) -> None:
     for name, info in source.tensors.items():
         if info.dtype not in _FLOATS:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} is {info.dtype}, allowed is {', '.join(_FLOATS)}"
+                f"{info.file}: tensor {quote(name)} is {info.dtype}, allowed is {', '.join(_FLOATS)}"
             )

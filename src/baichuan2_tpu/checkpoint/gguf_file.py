@@ -103,8 +103,8 @@ class GgufFile:
             return values.astype(np.float32, copy=False)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{self.path}: tensor {tensor.name!r} is {tensor.tensor_type.name}, which the gguf library "
-                "cannot dequantise; convert the model to another type, such as Q8_0"
+                f"{self.path}: tensor {quote(tensor.name)} is {tensor.tensor_type.name}, which the gguf "
+                "library cannot dequantise; convert the model to another type, such as Q8_0"
             ) from error
 
 

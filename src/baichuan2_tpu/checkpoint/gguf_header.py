@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import open_regular
 from baichuan2_tpu.quoting import quote
 
 __all__ = ["check_header"]
@@ -47,7 +48,7 @@ def check_header(path: Path) -> None:
     Raises: CheckpointError naming the file, the value seen and the value allowed.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _Header(content).check()
     except (_Damage, OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(

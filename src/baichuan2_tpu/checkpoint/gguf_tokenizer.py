@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.files import write_json
+from baichuan2_tpu.files import write_json, write_whole
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["check_tokenizer", "write_tokenizer"]
 
 _CONTROL_TYPE = 3
+_LISTS: Mapping[str, type] = {
+    "tokenizer.ggml.tokens": str,
+    "tokenizer.ggml.token_type": int,
+    "tokenizer.ggml.merges": str,
+}
 _NAMED_TOKENS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -49,30 +55,58 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
     for key, names in allowed.items():
         if metadata.get(key) not in names:
             raise CheckpointError(
-                f"{path}: {key} is {metadata.get(key)!r}, allowed is {' or '.join(names)}; "
+                f"{path}: {key} is {quote(metadata.get(key))}, allowed is {' or '.join(names)}; "
                 "quantise the original checkpoint instead of the GGUF file"
             )
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    types = metadata.get("tokenizer.ggml.token_type", [])
-    if not tokens or len(types) != len(tokens) or "tokenizer.ggml.merges" not in metadata:
+    for key, kind in _LISTS.items():
+        values: object = metadata.get(key)
+        items = cast("list[object]", values) if isinstance(values, list) else [None]
+        if not all(type(item) is kind for item in items):
+            raise CheckpointError(
+                f"{path}: {key} is {quote(cast('object', values))}, allowed is a list of {kind.__name__}; "
+                "fetch the file again"
+            )
+    try:
+        _build(metadata)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the library's faults are bare Exceptions, and panics of Rust
         raise CheckpointError(
-            f"{path}: has {len(tokens)} tokens, {len(types)} token types, or no merges; fetch the file again"
-        )
+            f"{path}: its tokenizer is damaged ({quote(str(error))}); fetch the file again"
+        ) from error
 
 
 def write_tokenizer(metadata: Mapping[str, Any], directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json; the metadata passed ``check_tokenizer``."""
+    tokenizer, settings = _build(metadata)
+    write_whole(directory / "tokenizer.json", tokenizer.to_str())
+    write_json(directory / "tokenizer_config.json", settings, ensure_ascii=False)
+
+
+def _build(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, object]]:
+    """Return the tokenizer, and what tokenizer_config.json says of it.
+
+    Raises: ValueError, or Exception by the library, for values that do not fit together.
+    """
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    types: list[int] = metadata["tokenizer.ggml.token_type"]
+    merges = [_merge(text) for text in metadata["tokenizer.ggml.merges"]]
+    if not tokens or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens, {len(types)} token types, or a token twice")
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[metadata["tokenizer.ggml.pre"]]()
     tokenizer.decoder = decoders.ByteLevel()
-    types = metadata["tokenizer.ggml.token_type"]
     controls = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL_TYPE]
     added = [AddedToken(token, special=True, normalized=False) for token in controls]
     tokenizer.add_special_tokens(added)  # pyright: ignore[reportUnknownMemberType] - their stub says "list"
-    tokenizer.save(str(directory / "tokenizer.json"))
-    write_json(directory / "tokenizer_config.json", _settings(metadata, tokens), ensure_ascii=False)
+    return tokenizer, _settings(metadata, tokens)
+
+
+def _merge(text: str) -> tuple[str, str]:
+    first, space, second = text.partition(" ")
+    if not space:
+        raise ValueError(f"the merge {quote(text)} has one part")
+    return first, second
 
 
 def _settings(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, object]:
@@ -80,11 +114,13 @@ def _settings(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, objec
     settings: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token", False),
+        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token") is True,
     }
     for name, key in _NAMED_TOKENS.items():
         if key in metadata:
+            if metadata[key] not in range(len(tokens)):
+                raise ValueError(f"{key} is {quote(metadata[key])}, there are {len(tokens)} tokens")
             settings[name] = tokens[metadata[key]]
-    if "tokenizer.chat_template" in metadata:
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    if isinstance(template := metadata.get("tokenizer.chat_template"), str):
+        settings["chat_template"] = template
     return settings

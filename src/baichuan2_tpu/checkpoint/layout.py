@@ -14,6 +14,7 @@ from pathlib import Path
 from baichuan2_tpu.checkpoint.source import TensorInfo
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quoting import quote
 
 __all__ = [
     "ATTENTION_NORM",
@@ -153,7 +154,7 @@ def check_tensors(
     optional = optional or {}
     for name in sorted(needed.keys() - tensors.keys()):
         raise CheckpointError(
-            f"{where}: tensor {name!r} of shape {needed[name]} is missing; fetch the checkpoint again"
+            f"{where}: tensor {quote(name)} of shape {needed[name]} is missing; fetch the checkpoint again"
         )
     for name, info in tensors.items():
         if name.endswith(_HARMLESS):
@@ -161,11 +162,12 @@ def check_tensors(
         shape = needed.get(name, optional.get(name))
         if shape is None:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} is not part of this model; config.json belongs to other files"
+                f"{info.file}: tensor {quote(name)} is not part of this model; "
+                "config.json belongs to other files"
             )
         if info.shape != shape:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} has shape {info.shape}, config.json asks for {shape}; "
+                f"{info.file}: tensor {quote(name)} has shape {info.shape}, config.json asks for {shape}; "
                 "fetch the checkpoint again"
             )
 

@@ -25,6 +25,7 @@ from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["QuantizedCheckpoint"]
 
@@ -89,8 +90,8 @@ class QuantizedCheckpoint:
         indices = self._source.read(name)
         if (indices != np.arange(indices.size) // self._quantization.group_size).any():
             raise CheckpointError(
-                f"{self._source.tensors[name].file}: tensor {name!r} reorders the columns (desc_act), which "
-                "is not supported; quantise the float checkpoint: baichuan2 quantize SRC DST"
+                f"{self._source.tensors[name].file}: tensor {quote(name)} reorders the columns (desc_act), "
+                "which is not supported; quantise the float checkpoint: baichuan2 quantize SRC DST"
             )
 
 
@@ -109,6 +110,6 @@ def _check_dtypes(source: ShardedSource) -> None:
         allowed = ("I32",) if is_integer else _FLOATS
         if info.dtype not in allowed:
             raise CheckpointError(
-                f"{info.file}: tensor {name!r} is {info.dtype}, allowed is {' or '.join(allowed)}; "
+                f"{info.file}: tensor {quote(name)} is {info.dtype}, allowed is {' or '.join(allowed)}; "
                 "fetch the checkpoint again"
             )

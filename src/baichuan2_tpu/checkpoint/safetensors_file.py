@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.source import DTYPES, MappedFile, TensorInfo, widen
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.files import parse_json
+from baichuan2_tpu.files import MOST_JSON_BYTES, parse_json
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["SafetensorsFile"]
 
 _LENGTH_BYTES = 8
-_HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
+_MOST_DIMENSIONS = 8
+_MOST_NUMBERS = 1 << 48
 
 
 class SafetensorsFile:
@@ -71,10 +73,10 @@ def _read_header(file: MappedFile) -> tuple[dict[str, object], int]:
     """Return the header's JSON object and the offset at which the data begins."""
     length = int.from_bytes(file.bytes(0, _LENGTH_BYTES), "little")
     end = _LENGTH_BYTES + length
-    if file.size < _LENGTH_BYTES or length > _HEADER_LIMIT or end > file.size:
+    if file.size < _LENGTH_BYTES or length > MOST_JSON_BYTES or end > file.size:
         raise CheckpointError(
-            f"{file.path}: the header claims {length} bytes, the file has {file.size}; "
-            "it is truncated or not a safetensors file, fetch it again"
+            f"{file.path}: the header claims {length} bytes of at most {MOST_JSON_BYTES}, the file has "
+            f"{file.size}; it is truncated or not a safetensors file, fetch it again"
         )
     try:
         return parse_json(file.bytes(_LENGTH_BYTES, end)), end
@@ -84,16 +86,20 @@ def _read_header(file: MappedFile) -> tuple[dict[str, object], int]:
 
 def _read_entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
     """Check one tensor's dtype, shape and offsets against each other."""
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {quote(name)}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{where}: its header entry is {entry!r}, allowed is an object")
+        raise CheckpointError(f"{where}: its header entry is {quote(entry)}, allowed is an object")
     values = cast("dict[str, object]", entry)
     dtype, shape = values.get("dtype"), _sizes(values.get("shape"))
     offsets = _sizes(values.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{where}: dtype is {dtype!r}, allowed are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{where}: dtype is {quote(dtype)}, allowed are {', '.join(DTYPES)}")
     if shape is None or offsets is None or len(offsets) != 2:
-        raise CheckpointError(f"{where}: its shape or offsets are malformed ({values}); fetch the file again")
+        raise CheckpointError(
+            f"{where}: its shape or offsets are malformed ({quote(values)}); fetch the file again"
+        )
+    if len(shape) > _MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) > _MOST_NUMBERS:
+        raise CheckpointError(f"{where}: has the shape {quote(list(shape))}, which no model has")
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
@@ -120,13 +126,13 @@ def _check_spans(path: Path, spans: Mapping[str, tuple[int, int]], available: in
     for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
         if stop > available:
             raise CheckpointError(
-                f"{path}: tensor {name!r} ends at byte {stop} of the data, the file holds {available}; "
+                f"{path}: tensor {quote(name)} ends at byte {stop} of the data, the file holds {available}; "
                 "it is truncated, fetch it again"
             )
         if start != end:
             problem = "overlaps the tensor before it" if start < end else "leaves a hole before it"
             raise CheckpointError(
-                f"{path}: tensor {name!r} {problem} (byte {start}, expected {end}); fetch it again"
+                f"{path}: tensor {quote(name)} {problem} (byte {start}, expected {end}); fetch it again"
             )
         end = stop
     if end != available:

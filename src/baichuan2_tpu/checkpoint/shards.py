@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.source import TensorInfo, TensorSource
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.files import read_json
+from baichuan2_tpu.files import check_plain_name, read_json
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["ShardedSource", "list_shards"]
 
@@ -40,7 +41,7 @@ class ShardedSource:
                 if tensor in self._owners:
                     other = self._owners[tensor].tensors[tensor].file
                     raise CheckpointError(
-                        f"{path}: tensor {tensor!r} is in {other} too; keep one of the files"
+                        f"{path}: tensor {quote(tensor)} is in {other} too; keep one of the files"
                     )
                 self._owners[tensor] = file
         _check_index(directory / f"{name}.index.json", index, self.tensors)
@@ -75,15 +76,27 @@ def list_shards(directory: Path, name: str) -> tuple[list[Path], Mapping[str, st
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: has no weight_map; fetch the file again")
-    index = cast("dict[str, str]", weight_map)
-    files: list[Path] = []
-    for file in sorted({str(file) for file in index.values()}):
-        if Path(file).name != file:
-            raise CheckpointError(f"{index_path}: names the file {file!r}, allowed is a plain file name")
-        if not (directory / file).is_file():
-            raise CheckpointError(f"{index_path}: names {file}, which is not there; fetch that file")
-        files.append(directory / file)
+    index = _read_index(index_path, cast("dict[str, object]", weight_map))
+    files = [directory / name for name in sorted(set(index.values()))]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{index_path}: names {file.name}, which is not there; fetch that file")
     return files, index
+
+
+def _read_index(path: Path, weight_map: Mapping[str, object]) -> dict[str, str]:
+    """Return the file of every tensor; the files lie in the folder of the index."""
+    index: dict[str, str] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise CheckpointError(f"{path}: the file of {quote(tensor)} is {quote(file)}, allowed is a name")
+        index[tensor] = file
+    try:
+        for name in set(index.values()):
+            check_plain_name(name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; fetch the file again") from error
+    return index
 
 
 def _check_index(path: Path, index: Mapping[str, str] | None, tensors: Mapping[str, TensorInfo]) -> None:
@@ -91,5 +104,5 @@ def _check_index(path: Path, index: Mapping[str, str] | None, tensors: Mapping[s
     for name, file in (index or {}).items():
         if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(
-                f"{path}: says tensor {name!r} is in {file}, where it is not; fetch the shards again"
+                f"{path}: says tensor {quote(name)} is in {file}, where it is not; fetch the shards again"
             )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.files import open_regular
 
 __all__ = ["DTYPES", "MappedFile", "TensorInfo", "TensorSource", "widen"]
 
@@ -65,7 +66,7 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError
             raise CheckpointError(f"{path}: cannot be read ({error}); fetch the file again") from error

@@ -43,7 +43,7 @@ from baichuan2_tpu.compile.plan import Plan, Unit, make_plan
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError, RequestError
-from baichuan2_tpu.files import digest_file, locked_folder
+from baichuan2_tpu.files import digest_file, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.manifest import NetCost, Stage
 from baichuan2_tpu.toolchain import Toolchain
 
@@ -105,7 +105,7 @@ def compile_bundle(
     settings.check(source.config)
     plan = make_plan(source.config, settings, build.jobs)
     folder = destination.with_name(f"{destination.name}.partial")
-    with locked_folder(folder):
+    with locked_folder(folder), disk_errors(folder, CompileError):
         journal = Journal.open(folder, _task(checkpoint, settings, build.toolchain))
         if journal.is_begun_anew:
             notice(f"{folder} holds a build of other settings or another checkpoint; starting over")
@@ -117,7 +117,7 @@ def compile_bundle(
         work.finish(checkpoint, keeps_work=build.keeps_work)
         if not build.keeps_work:
             shutil.rmtree(folder / "units")
-        journal.bmodel.parent.replace(destination)
+        move_whole(journal.bmodel.parent, destination)
         if not build.keeps_work:
             shutil.rmtree(folder)
 
@@ -174,8 +174,8 @@ class _Build:
         self.compiler.combine([skeleton for skeleton, _ in stages], combined)
         self._check(unit, combined)
         skeleton, weights = self.journal.skeleton(unit.name), self.journal.weights(unit.name)
-        combined.replace(skeleton)
-        (folder / weights.name).replace(weights)
+        move_whole(combined, skeleton)
+        move_whole(folder / weights.name, weights)
         shutil.rmtree(folder)
         code = read_stages(skeleton)[0].weights.code
         costs = tuple(cost for _, cost in stages)

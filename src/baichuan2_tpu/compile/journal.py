@@ -7,13 +7,14 @@ bmodel at the end. A record of other settings or another source counts as none. 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from baichuan2_tpu.bmodel.weights import digest_range
 from baichuan2_tpu.errors import CompileError
-from baichuan2_tpu.files import FileDigest, read_json, write_json
+from baichuan2_tpu.files import FileDigest, check_plain_name, read_json, read_values, write_json
 from baichuan2_tpu.manifest import NetCost
 
 __all__ = ["FinishedUnit", "Journal"]
@@ -30,6 +31,15 @@ class FinishedUnit:
     weights: FileDigest
     code: str
     costs: tuple[NetCost, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What the file holds."""
+
+    task: Mapping[str, object]
+    units: Mapping[str, FinishedUnit]
+    moved: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -51,11 +61,10 @@ class Journal:
         """
         task = cast("dict[str, object]", json.loads(json.dumps(task)))  # tuples become lists, as in the file
         record = _read(folder / _NAME)
-        if record is None or record["task"] != task:
+        if record is None or record.task != task:
             return cls(folder, task, is_begun_anew=record is not None)
-        journal = cls(folder, task, moved=record["moved"])
-        for name, values in record["units"].items():
-            unit = _unit(values)
+        journal = cls(folder, task, moved={**record.moved})
+        for name, unit in record.units.items():
             if journal.holds(name, unit):
                 journal.units[name] = unit
             else:
@@ -107,19 +116,15 @@ class Journal:
         write_json(self.folder / _NAME, values)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> _Stored | None:
     """Return the record, or None where there is none that can be used."""
     try:
-        values: dict[str, Any] = read_json(path, CompileError)
-    except CompileError:
+        values = read_json(path, CompileError)
+        if values.pop("format", None) != _FORMAT:
+            return None
+        record = read_values(_Stored, values)
+        for name in (*record.units, *record.moved):
+            check_plain_name(name)
+    except (CompileError, ValueError):
         return None
-    return values if values.get("format") == _FORMAT else None
-
-
-def _unit(values: dict[str, Any]) -> FinishedUnit:
-    return FinishedUnit(
-        FileDigest(**values["skeleton"]),
-        FileDigest(**values["weights"]),
-        values["code"],
-        tuple(NetCost(**cost) for cost in values["costs"]),
-    )
+    return record

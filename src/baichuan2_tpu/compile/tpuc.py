@@ -7,6 +7,7 @@ Source of the passes and their options: ``utils/mlir_shell.py`` of tpu_mlir 1.30
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from typing import IO, Literal
 
 from baichuan2_tpu.compile.nets import Net
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.files import is_full
 from baichuan2_tpu.programs import kill_program, start_program
 from baichuan2_tpu.toolchain import Toolchain
 
@@ -124,6 +126,8 @@ class Compiler:
         environment = self.toolchain.environment() | {"OMP_NUM_THREADS": _OPENMP_THREADS}
         with log.open("wb") as output:
             code = self._wait(self._start(command, folder, environment, output))
+        if code != 0 and is_full(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if code != 0:
             raise _failure(command, log, f"ended with {_ending(code)}")
         return log

@@ -10,13 +10,11 @@ Source: the names that transformers gives to shards, "model-00001-of-00003.safet
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,15 +30,14 @@ from baichuan2_tpu.fetch.transfer.download import Address, DownloadSettings, Wat
 from baichuan2_tpu.fetch.transfer.hubs import Hub, RemoteFile, SourceName, open_hub
 from baichuan2_tpu.fetch.transfer.part_file import PartFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import hash_file, locked_folder
+from baichuan2_tpu.files import disk_errors, hash_file, locked_folder
 
-__all__ = ["FetchSettings", "check_space", "disk_errors", "fetch_model", "select_files"]
+__all__ = ["FetchSettings", "check_space", "fetch_model", "select_files"]
 
 Notice = Callable[[str], None]
 _SPARE_BYTES = 64 << 20  # the record, and what else happens on a disk meanwhile
 _LISTING_ATTEMPTS = 3
 _NOTICE_BYTES = 100 << 20
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BLOCK_BYTES = 512  # unit of st_blocks on Linux
 
 _REQUIRED = ("config.json", "tokenizer.model")
@@ -106,7 +103,7 @@ def fetch_model(
             sleep=time.sleep,
         )
         files = select_files(listing.files, f"{hub.name}: {repository} at {listing.revision}")
-        with locked_folder(folder / WORK_NAME), disk_errors(folder):
+        with locked_folder(folder / WORK_NAME), disk_errors(folder, FetchError):
             before = Record.read(folder)
             task = _Task(hub, client, repository, listing.revision, files, settings.download, notice)
             _Fetching(task, folder, before, progress).run(settings.spare_bytes)
@@ -125,19 +122,6 @@ def check_space(folder: Path, needed_bytes: int, spare_bytes: int) -> None:
             f"{folder}: {needed_bytes / 1e9:.1f} GB are still to be fetched{after}, the disk has "
             f"{free / 1e9:.1f} GB free; free some, or name a folder on another disk with --to"
         )
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Generator[None, None, None]:
-    """Turn a full disk into an error that says what can be done."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise FetchError(
-            f"{folder}: {error.strerror}; what was fetched is kept: free some space and try again"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

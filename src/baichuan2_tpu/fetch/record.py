@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.cache import fetched_folder
-from baichuan2_tpu.files import FileDigest, find_json, write_json
+from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
 
 __all__ = ["KNOWN_FILES", "WORK_NAME", "Record", "RecordedFile", "find_fetched"]
 
@@ -74,18 +73,17 @@ class Record:
         Raises: FetchError when there is one that cannot be read.
         """
         path = folder / WORK_NAME / _RECORD_NAME
-        values: Any = find_json(path, FetchError, _ADVICE)
+        values = find_json(path, FetchError, _ADVICE)
         if values is None:
             return None
-        try:
-            values["files"] = {name: RecordedFile(**file) for name, file in values["files"].items()}
-            values["wanted"] = tuple(values["wanted"])
-            version = values.pop("format")
-            record = cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise FetchError(f"{path}: a value is not as it should be ({error}); {_ADVICE}") from error
-        if version != _FORMAT or any(Path(name).name != name for name in (*record.wanted, *record.files)):
+        if values.pop("format", None) != _FORMAT:
             raise FetchError(f"{path}: is not of format {_FORMAT}; {_ADVICE}")
+        try:
+            record = read_values(cls, values)
+            for name in (*record.wanted, *record.files):
+                check_plain_name(name)
+        except ValueError as error:
+            raise FetchError(f"{path}: {error}; {_ADVICE}") from error
         return record
 
     def write(self, folder: Path) -> None:

@@ -25,10 +25,10 @@ from baichuan2_tpu.bmodel.layout import BmodelEnvelope
 from baichuan2_tpu.errors import ArtifactError, FetchError, RequestError
 from baichuan2_tpu.fetch.cache import fetched_folder
 from baichuan2_tpu.fetch.catalog import VENDOR_MODELS
-from baichuan2_tpu.fetch.models import check_space, disk_errors
+from baichuan2_tpu.fetch.models import check_space
 from baichuan2_tpu.fetch.record import KNOWN_FILES, WORK_NAME, Record, RecordedFile
 from baichuan2_tpu.fetch.wheels import DownloadProgress
-from baichuan2_tpu.files import digest_file, locked_folder, move_whole
+from baichuan2_tpu.files import digest_file, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.programs import kill_program, start_program
 
 __all__ = ["fetch_vendor_model"]
@@ -60,7 +60,7 @@ def fetch_vendor_model(
         return folder
     if record is None:
         _check_tool()  # before a folder is made
-    with locked_folder(folder / WORK_NAME), disk_errors(folder):
+    with locked_folder(folder / WORK_NAME), disk_errors(folder, FetchError):
         record = _update_times(_open_record(folder, names), folder)
         missing = [
             file

@@ -25,7 +25,7 @@ def locked_folder(folder: Path) -> Generator[None, None, None]:
     Raises: RequestError when another one is at work there, or it is not ours, or cannot be made.
     """
     _make(folder)
-    with (folder / LOCK_NAME).open("w") as lock:
+    with (folder / LOCK_NAME).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -35,9 +35,12 @@ def locked_folder(folder: Path) -> Generator[None, None, None]:
 
 def _make(folder: Path) -> None:
     """Make a folder, or check that one of that name is ours: leftovers in it will be removed."""
+    if folder.is_symlink():
+        raise RequestError(f"{folder} is a link to {folder.resolve()}; remove it or name another destination")
+    lock = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        is_ours = (folder / LOCK_NAME).is_file() or not any(folder.iterdir())
+        is_ours = (lock.is_file() and not lock.is_symlink()) or not any(folder.iterdir())
     except OSError as error:
         raise RequestError(
             f"cannot make the directory {folder}: {error.strerror}; name a destination you can write to"

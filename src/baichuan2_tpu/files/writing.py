@@ -54,21 +54,29 @@ def write_json(path: Path, values: Mapping[str, object], *, ensure_ascii: bool =
 
 
 def move_whole(source: Path, target: Path) -> None:
-    """Bring a file to the disk and give it its name, which lies on the same disk.
+    """Bring a file, or a folder with all that is in it, to the disk and give it its name on the same disk.
 
     Raises: OSError when the disk cannot take it.
     """
+    if source.is_dir():
+        for path in source.rglob("*"):
+            if path.is_file() or path.is_dir():
+                _sync(path)
     _sync(source)
     source.replace(target)
-    try:
-        _sync(target.parent)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
-            raise
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
+    """Wait until a file, or what a folder lists, is on the disk."""
+    try:
+        _sync_descriptor(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC or not path.is_dir():
+            raise
+
+
+def _sync_descriptor(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -17,12 +17,14 @@ from typing_extensions import Unpack
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import find_json
 from baichuan2_tpu.generate.constraint import Grammar
+from baichuan2_tpu.quoting import quote
 
 __all__ = ["GenerationSettings", "GivenSettings", "SamplingSettings", "read_settings"]
 
 _MAX_LOGPROBS = 20  # the most an OpenAI client may ask for
 _MAX_PENALTY = 2  # of presence and frequency, by OpenAI's reference; so is the bias
 _MAX_BIAS = 100
+_MAX_NUMBER = 2**64 - 1  # of tokens, and of a seed
 _MAX_BIASED = 1024  # tokens; so many take about as long as a copy of all logits, in each step
 _DEFAULT_MAX_TOKENS = (
     2048  # Baichuan2's generation_config.json; Hugging Face's own default of 20 cuts answers
@@ -184,7 +186,7 @@ def _check_names(given: Collection[str]) -> None:
     allowed = GivenSettings.__annotations__
     unknown = [name for name in given if name not in allowed]
     if unknown:
-        raise RequestError(f"there is no setting {unknown[0]!r}; allowed are {', '.join(allowed)}")
+        raise RequestError(f"there is no setting {quote(unknown[0])}; allowed are {', '.join(allowed)}")
 
 
 def _convert(name: str, value: object) -> object:
@@ -208,12 +210,12 @@ def _stop_strings(value: object) -> tuple[str, ...]:
         listed = tuple(cast("Iterable[object]", texts))
         if all(isinstance(text, str) for text in listed):
             return cast("tuple[str, ...]", listed)
-    raise RequestError(f"stop is {value!r}; a text or several are allowed")
+    raise RequestError(f"stop is {quote(value)}; a text or several are allowed")
 
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias is {value!r}; a mapping of token ids to numbers is allowed")
+        raise RequestError(f"logit_bias is {quote(value)}; a mapping of token ids to numbers is allowed")
     pairs = cast("Mapping[object, object]", value).items()
     return tuple(
         (_integer({"id": token_id}, "id", 0), _number({"bias": bias}, "bias", 0)) for token_id, bias in pairs
@@ -222,9 +224,9 @@ def _biases(value: object) -> tuple[tuple[int, float], ...]:
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     # Written so that NaN, which compares false with everything, is refused.
-    if not (low <= value <= high and math.isfinite(value)):
+    if not (low <= value <= min(high, _MAX_NUMBER)):
         allowed = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
-        raise RequestError(f"{name} is {value}; {allowed} is allowed")
+        raise RequestError(f"{name} is {quote(value)}; {allowed} is allowed")
 
 
 def _number(values: Mapping[str, object], name: str, default: float) -> float:
@@ -232,8 +234,11 @@ def _number(values: Mapping[str, object], name: str, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RequestError(f"{name} is {value!r}; a number is allowed")
-    return float(value)
+        raise RequestError(f"{name} is {quote(value)}; a number is allowed")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RequestError(f"{name} is {quote(value)}; a smaller number is allowed") from error
 
 
 def _integer(values: Mapping[str, object], name: str, default: int) -> int:
@@ -241,7 +246,7 @@ def _integer(values: Mapping[str, object], name: str, default: int) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} is {value!r}; a whole number is allowed")
+        raise RequestError(f"{name} is {quote(value)}; a whole number is allowed")
     return value
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import HEAD_BITS, Method
 from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.files import LOCK_NAME, locked_folder
+from baichuan2_tpu.files import LOCK_NAME, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
 from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
 from baichuan2_tpu.quantize.gptq_run import CalibratedRun, scratch_bytes
@@ -79,7 +79,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     settings = quantization_settings(bits, group_size, head_bits, method=method)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
-    with locked_folder(partial):
+    with locked_folder(partial), disk_errors(partial, RequestError):
         sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)
         journal = Journal.open(partial / _JOURNAL, settings, sources, windows and windows.describe())
         _remove_leftovers(partial, journal)
@@ -93,7 +93,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
             raise
         write_assets(checkpoint, partial, plan)
         journal.path.unlink()
-        partial.replace(destination)
+        move_whole(partial, destination)
         # Last: a directory without it is taken for somebody else's when this is interrupted.
         (destination / LOCK_NAME).unlink()
 

@@ -9,6 +9,8 @@ Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -106,7 +108,10 @@ class CalibratedLayer:
     def _scratch_array(self, states: Floats, columns: int) -> Floats:
         """Return an array for (W, P, T, columns) numbers in the scratch file."""
         shape = (*states.shape[:3], columns)
-        return np.memmap(self._scratch, np.float32, mode="w+", shape=shape)
+        with self._scratch.open("wb") as file:
+            # A map of a file with holes ends the process (SIGBUS) when the disk has no room for them.
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * 4)
+        return np.memmap(self._scratch, np.float32, mode="r+", shape=shape)
 
     def _quantize(self, parts: Sequence[str], inputs: Iterable[Floats]) -> list[Floats]:
         """Quantise linears that share their inputs; return the weights of both paths, (P, N, K) each."""

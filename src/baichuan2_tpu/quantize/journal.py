@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from baichuan2_tpu.config import Method, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.files import digest_file, read_json, write_json
+from baichuan2_tpu.files import check_plain_name, digest_file, read_json, read_values, write_json
 
 __all__ = ["Journal"]
 
 _METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-2"}
 """Change whenever the same source, settings and text would give other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What the file holds."""
+
+    task: Mapping[str, object]
+    done: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -64,15 +71,16 @@ def _describe(path: Path) -> list[object]:
 def _read_done(path: Path, task: dict[str, object]) -> dict[str, str]:
     """Return the finished files of the same task whose content is still what was recorded."""
     try:
-        record = read_json(path)
-    except CheckpointError:
+        record = read_values(_Stored, read_json(path))
+        for name in record.done:
+            check_plain_name(name)
+    except (CheckpointError, ValueError):
         return {}  # no record, or one that is damaged: begin again
-    if record.get("task") != task:
+    if record.task != task:
         return {}
-    done = cast("dict[str, str]", record.get("done", {}))
-    files = {name: path.with_name(name) for name in done}
+    files = {name: path.with_name(name) for name in record.done}
     return {
-        name: done[name]
+        name: record.done[name]
         for name, file in files.items()
-        if file.is_file() and digest_file(file).sha256 == done[name]
+        if file.is_file() and digest_file(file).sha256 == record.done[name]
     }

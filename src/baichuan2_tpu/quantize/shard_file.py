@@ -5,6 +5,8 @@ Not here: which files there are (``plan``), in which order they are made (``driv
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
@@ -23,6 +26,7 @@ from baichuan2_tpu.quantize.plan import Plan, Shard
 
 __all__ = ["write_shard"]
 
+_ERROR_CODE = re.compile(r"\b(?:code:|os error) (\d+)")
 _FILE_MODE = 0o644  # the safetensors library makes files that only their owner can read
 _NONE: Mapping[str, PackedLinear] = MappingProxyType({})
 
@@ -45,9 +49,23 @@ def write_shard(
         tensors |= _name_tensors(name, linear, size[1])
     path = directory / shard.file
     with whole_file(path) as part:
-        save_file(tensors, part, metadata={"format": "pt"})
+        _save(tensors, part)
         part.chmod(_FILE_MODE)
     return path
+
+
+def _save(tensors: dict[str, NDArray[Any]], path: Path) -> None:
+    """Write the tensors.
+
+    Raises: OSError, which the library has as text: "I/O error: No space left on device (os error 28)".
+    """
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        code = _ERROR_CODE.search(str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _search(checkpoint: FloatCheckpoint, plan: Plan, name: str, size: tuple[int, int]) -> PackedLinear:

@@ -7,6 +7,8 @@ Source: GPT-2's ``bytes_to_unicode``; the ``encode_special_tokens`` attribute of
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +17,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import find_json, read_bytes
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["BpeTokenizer"]
@@ -62,18 +65,14 @@ class BpeTokenizer(Tokenizer):
 
         Raises: CheckpointError when it cannot be read, is damaged, or is not byte-level.
         """
-        content = read_bytes(path)
-        try:
+        content, stop_names = read_bytes(path), _stop_names(path.with_name("tokenizer_config.json"))
+        with _library_faults(path):
             library = LibraryTokenizer.from_str(content.decode("utf-8"))
-        except Exception as exc:  # the library raises bare Exception for every fault
-            raise CheckpointError(
-                f"{path} is not a tokenizer: {exc}; copy it again from the original model"
-            ) from exc
-        # What training left on: a cut-off question, or 63 control ids in front of a short one.
-        library.no_truncation()
-        library.no_padding()
-        tokenizer = cls(library, _stop_names(path.with_name("tokenizer_config.json")))
-        tokenizer._check_lossless(path)
+            # What training left on: a cut-off question, or 63 control ids in front of a short one.
+            library.no_truncation()
+            library.no_padding()
+            tokenizer = cls(library, stop_names)
+            tokenizer._check_lossless(path)
         return tokenizer
 
     @property
@@ -129,7 +128,7 @@ class BpeTokenizer(Tokenizer):
             text_seen = self.decode(ids)
             if text_seen != text or not all(map(self.token_bytes, ids)):
                 raise CheckpointError(
-                    f"{path} is not {kind}: {text!r} comes back as {text_seen!r}; "
+                    f"{path} is not {kind}: {quote(text)} comes back as {quote(text_seen)}; "
                     "take the tokenizer of the original model"
                 )
 
@@ -139,6 +138,22 @@ class BpeTokenizer(Tokenizer):
             return text
         missing = frozenset(self._missing_bytes)
         return "".join(_REPLACEMENT if missing.intersection(c.encode("utf-8")) else c for c in text)
+
+
+@contextmanager
+def _library_faults(path: Path) -> Generator[None, None, None]:
+    """Turn whatever the library raises over a file into one error.
+
+    Raises: CheckpointError.
+    """
+    try:
+        yield
+    except (CheckpointError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # bare Exception for every fault; a panic of Rust is a BaseException
+        raise CheckpointError(
+            f"{path} is not a tokenizer: {quote(str(error))}; copy it again from the original model"
+        ) from error
 
 
 def _stop_names(path: Path) -> frozenset[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.text.tokenizer import check_text
 
 __all__ = ["Message", "Role", "check_order", "split_rounds"]
@@ -31,7 +32,7 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
-            raise RequestError(f"message role is {self.role!r}; one of {', '.join(_ROLES)} is allowed")
+            raise RequestError(f"message role is {quote(self.role)}; one of {', '.join(_ROLES)} is allowed")
         check_text(self.content)
 
 

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import read_bytes
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.text.tokenizer import PROBE, Tokenizer, check_text
 
 __all__ = ["SentencePieceTokenizer"]
@@ -51,19 +52,21 @@ class SentencePieceTokenizer(Tokenizer):
 
         Raises: CheckpointError when it cannot be read, is damaged, or rewrites text.
         """
+        content = read_bytes(path)
         processor = SentencePieceProcessor()
         try:
-            processor.LoadFromSerializedProto(read_bytes(path))
-        except RuntimeError as exc:
+            processor.LoadFromSerializedProto(content)
+            tokenizer = cls(processor)
+            text = tokenizer.decode(tokenizer.encode(_PROBE))
+        except (RuntimeError, ValueError, IndexError) as exc:  # ValueError: a piece that is not UTF-8
             raise CheckpointError(
-                f"{path} is not a SentencePiece model: {exc}; copy it again from the original model"
+                f"{path} is not a SentencePiece model: {quote(str(exc))}; "
+                "copy it again from the original model"
             ) from exc
-        tokenizer = cls(processor)
-        if tokenizer.decode(tokenizer.encode(_PROBE)) != _PROBE:
+        if text != _PROBE:
             raise CheckpointError(
-                f"{path} rewrites text: {_PROBE!r} comes back as "
-                f"{tokenizer.decode(tokenizer.encode(_PROBE))!r}; only models with identity normalisation, "
-                "no dummy prefix and byte fallback (Baichuan, Baichuan2) can be used"
+                f"{path} rewrites text: {quote(_PROBE)} comes back as {quote(text)}; only models with "
+                "identity normalisation, no dummy prefix and byte fallback (Baichuan, Baichuan2) can be used"
             )
         return tokenizer
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from baichuan2_tpu.errors import BackendUnavailable, CompileError, FetchError, RequestError
 from baichuan2_tpu.fetch import DownloadProgress, cache_folder, download_wheel
-from baichuan2_tpu.files import FileDigest, digest_file, locked_folder
+from baichuan2_tpu.files import FileDigest, digest_file, locked_folder, move_whole
 from baichuan2_tpu.toolchain.contents import COMPILER, SIMULATOR, SIMULATOR_FOLDER, Contents
 from baichuan2_tpu.toolchain.locate import KERNELS, Toolchain, default_root
 from baichuan2_tpu.toolchain.record import Record
@@ -178,7 +178,7 @@ def _unpack(contents: Contents, wheel: Path, work: Path, root: Path) -> None:
     Record(contents.kind, contents.version, contents.wheel.sha256, files).write(unpacked)
     if root.exists():
         root.rename(replaced)
-    unpacked.rename(root)
+    move_whole(unpacked, root)
 
 
 def _unpack_members(contents: Contents, wheel: Path, folder: Path) -> dict[str, FileDigest]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import CompileError
-from baichuan2_tpu.files import FileDigest, read_json, write_json
+from baichuan2_tpu.files import FileDigest, read_json, read_values, write_json
 
 __all__ = ["Kind", "Record"]
 
@@ -37,13 +37,13 @@ class Record:
     def read(cls, root: Path) -> Self | None:
         """Return the record of the installation in ``root``; None where there is none that can be used."""
         try:
-            values: dict[str, Any] = read_json(root / _NAME, CompileError)
-            if values.pop("format") != _FORMAT:
+            values = read_json(root / _NAME, CompileError)
+            if values.pop("format", None) != _FORMAT:
                 return None
-            values["files"] = {name: FileDigest(**digest) for name, digest in values["files"].items()}
-            return cls(**values)
-        except (CompileError, KeyError, TypeError, AttributeError):
+            record = read_values(cls, values)
+        except (CompileError, ValueError):
             return None
+        return record if all(_is_inside(name) for name in record.files) else None
 
     def write(self, root: Path) -> None:
         """Write the record into ``root``."""
@@ -68,3 +68,9 @@ class Record:
         if missing is not None:
             return missing
         return next((name for name, digest in self.files.items() if not digest.is_at(root / name)), None)
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a name leads to a file below the folder it is taken in."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and name.isprintable()

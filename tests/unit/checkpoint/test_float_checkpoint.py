@@ -133,7 +133,11 @@ def edit_index(change: Callable[[dict[str, object]], object], directory: Path) -
 def test_a_wrong_index_is_refused(tmp_path: Path) -> None:
     first, second = (f"pytorch_model-0000{one}-of-00002.bin" for one in (1, 2))
     assert "names gone.bin, which is not there" in edit_index(lambda m: m.update({"x": "gone.bin"}), tmp_path)
-    assert "allowed is a plain file name" in edit_index(lambda m: m.update({"x": "../x.bin"}), tmp_path)
+    assert "is not a plain file name" in edit_index(lambda m: m.update({"x": "../x.bin"}), tmp_path)
+    assert r"'\x1b[2J\n' is not a plain file name" in edit_index(
+        lambda m: m.update({"x": "\x1b[2J\n"}), tmp_path
+    )
+    assert "the file of 'x' is 1, allowed is a name" in edit_index(lambda m: m.update({"x": 1}), tmp_path)
     assert f"says tensor 'x' is in {first}" in edit_index(lambda m: m.update({"x": first}), tmp_path)
     moved = edit_index(lambda m: m.update({"model.embed_tokens.weight": second}), tmp_path)
     assert f"says tensor 'model.embed_tokens.weight' is in {second}" in moved

@@ -205,12 +205,18 @@ def test_the_tokenizer_cuts_and_joins_as_the_metadata_say(tmp_path: Path) -> Non
         ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model is 'llama', allowed is gpt2"),
         ({"tokenizer.ggml.pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2', allowed is gpt-2 or smollm"),
         ({"tokenizer.ggml.token_type": [1]}, "264 tokens, 1 token types"),
+        ({"tokenizer.ggml.tokens": "text"}, "tokenizer.ggml.tokens is 'text', allowed is a list of str"),
+        ({"tokenizer.ggml.merges": [1]}, "tokenizer.ggml.merges is [1], allowed is a list of str"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "the merge 'ab' has one part"),
+        ({"tokenizer.ggml.merges": ["x\n y"]}, "its tokenizer is damaged"),
+        ({"tokenizer.ggml.eos_token_id": 10**9}, "is 1000000000, there are 264 tokens"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_written_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         check_tokenizer(Path("m.gguf"), TOKENIZER | change)
     assert message in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_text_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:

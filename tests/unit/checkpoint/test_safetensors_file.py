@@ -67,6 +67,12 @@ def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
     [
         (b"{", b"", "the header is not JSON"),
         (b"[" * 100_000, b"", "the header is not JSON"),
+        (
+            {"a": entry(shape=[1 << 40, 1 << 40], offsets=[0, 1 << 62])},
+            b"",
+            "tensor 'a': has the shape [1099511627776, 1099511627776], which no model has",
+        ),
+        ({"a": entry(shape=[1] * 100_000)}, b"", "tensor 'a': has the shape [1, 1, 1, 1, 1, 1, ...]"),
         ([], b"", "the header holds a list, not a JSON object"),
         ({"a": 1}, b"", "tensor 'a': its header entry is 1"),
         ({"a": entry("Q4")}, bytes(8), "tensor 'a': dtype is 'Q4', allowed are BF16"),
@@ -102,6 +108,12 @@ def test_a_file_without_a_header_is_refused(tmp_path: Path, content: bytes) -> N
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=str(path)):
         SafetensorsFile(path)
+
+
+def test_a_link_to_a_device_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(is not a regular file\)"):
+        SafetensorsFile(tmp_path / "m.safetensors")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_manifest_that_is_damaged_is_named(run: Run, bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps({**values, "colour": "red"}))
     done = run("info", bundle)
     assert (done.code, done.out) == (1, "")
-    assert "manifest.json: has other keys than it should: colour; compile the bundle again" in done.err
+    assert "manifest.json: the key 'colour' is unknown; compile the bundle again" in done.err
 
 
 def test_a_context_longer_than_compiled_is_refused_with_both_numbers(run: Run, bundle: Path) -> None:

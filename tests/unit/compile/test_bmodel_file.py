@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from baichuan2_tpu.bmodel.header import BmodelFile
+from baichuan2_tpu.bmodel.layout import BmodelEnvelope
 from baichuan2_tpu.bmodel.weights import (
     align,
     copy_range,
@@ -15,77 +17,8 @@ from baichuan2_tpu.bmodel.weights import (
     fill_skeleton,
     read_stages,
 )
-from baichuan2_tpu.errors import CompileError
-
-FIRMWARE, COMMANDS = b"firmware" * 100, b"commands" * 10
-TIME = b"Mon Nov 23 05:14:59 2026\n"
-
-
-class Table:
-    """A flatbuffer table: fields by number, each a number of 8 bytes, a struct, or something pointed to."""
-
-    def __init__(self, **fields: "bytes | Table | list[Table] | tuple[int, ...]") -> None:
-        self.fields = {int(name[1:]): value for name, value in fields.items()}
-
-
-def place(buffer: bytearray, value: "bytes | Table | Sequence[Table]") -> int:
-    """Append a value and return its position; what it points to lies behind it."""
-    if isinstance(value, bytes):
-        position = len(buffer)
-        buffer += struct.pack("<I", len(value)) + value + bytes(1 + -len(value) % 4)
-        return position
-    if not isinstance(value, Table):
-        position = len(buffer)
-        buffer += struct.pack("<I", len(value)) + bytes(4 * len(value))
-        for index, one in enumerate(value):
-            point(buffer, position + 4 + 4 * index, one)
-        return position
-    count = max(value.fields) + 1
-    vtable = len(buffer)
-    offsets, size = [0] * count, 4
-    for number, field in value.fields.items():
-        offsets[number] = size
-        size += 8 * len(field) if isinstance(field, tuple) else 4
-    buffer += struct.pack(f"<{count + 2}H", 4 + 2 * count, size, *offsets)
-    position = len(buffer)
-    buffer += struct.pack("<i", position - vtable) + bytes(size - 4)
-    for number, field in value.fields.items():
-        at = position + offsets[number]
-        if isinstance(field, tuple):
-            struct.pack_into(f"<{len(field)}Q", buffer, at, *field)
-        else:
-            point(buffer, at, field)
-    return position
-
-
-def point(buffer: bytearray, at: int, value: "bytes | Table | Sequence[Table]") -> None:
-    struct.pack_into("<I", buffer, at, place(buffer, value) - at)
-
-
-def stage(code: bytes, start: int, nbytes: int, address: int, own_io: int) -> Table:
-    tensors = [Table(f3=(address,)), Table(f0=b"positions")]
-    return Table(f0=tensors, f4=Table(f1=code, f2=(start, nbytes)), f18=(own_io,))
-
-
-def write_bmodel(path: Path, weights: Sequence[bytes], time: bytes = TIME) -> Path:
-    """Write a net with a stage for every one of ``weights``; equal ones are stored once."""
-    data, starts = FIRMWARE.ljust(align(len(FIRMWARE)), b"\0"), {}
-    for one in weights:
-        starts.setdefault(one, len(data))
-        if starts[one] == len(data):
-            data += one.ljust(align(len(one)), b"\0")
-    data += COMMANDS
-    stages = [
-        stage(hashlib.sha256(one).digest(), starts[one], len(one), 1000 + index, 64 * index)
-        for index, one in enumerate(weights)
-    ]
-    buffer = bytearray(4)
-    point(buffer, 0, Table(f2=time, f4=[Table(f0=b"block_cache_0", f3=stages)]))
-    buffer += bytes(align(64 + len(buffer)) - 64 - len(buffer))
-    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), len(data)).ljust(64, b"\0")
-    path.write_bytes(head + buffer + data)
-    return path
-
+from baichuan2_tpu.errors import ArtifactError, CompileError
+from models.tiny_bmodel import COMMANDS, FIRMWARE, TIME, FlatTable, point, write_bmodel
 
 WEIGHTS = b"first" * 2000
 OTHERS = b"second" * 1000
@@ -184,7 +117,7 @@ def test_a_bmodel_that_is_cut_off_is_named(bmodel: Path, nbytes: int) -> None:
 
 def test_a_net_without_weights_is_of_an_unknown_form(tmp_path: Path) -> None:
     buffer = bytearray(4)
-    point(buffer, 0, Table(f2=TIME, f4=[Table(f0=b"empty", f3=[Table(f0=[])])]))
+    point(buffer, 0, FlatTable(f2=TIME, f4=[FlatTable(f0=b"empty", f3=[FlatTable(f0=[])])]))
     head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), 0).ljust(64, b"\0")
     (tmp_path / "a.bmodel").write_bytes(head + buffer)
     with pytest.raises(CompileError, match="unknown form; use TPU-MLIR"):
@@ -202,3 +135,57 @@ def test_a_range_beyond_the_end_is_noticed(tmp_path: Path) -> None:
         pytest.raises(CompileError, match="file: is cut off; compile again"),
     ):
         copy_range(source, 8, target, 0, 3)
+
+
+def with_weights(path: Path, places: Sequence[tuple[int, int]]) -> Path:
+    """Write a bmodel whose stages say that their weights lie at those places."""
+    made = write_bmodel(path, [bytes([index]) * 100 for index in range(len(places))])
+    content = bytearray(made.read_bytes())
+    for stage, (start, nbytes) in zip(read_stages(made), places, strict=True):
+        struct.pack_into("<QQ", content, 64 + stage.weights.field, start, nbytes)
+    made.write_bytes(content)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("places", "fault"),
+    [
+        ([(0, 4096), (4095, 10)], "its weights overlap each other; compile again"),
+        ([(0, 10), (1 << 40, 10)], "is not a complete bmodel; compile again"),
+        ([(0, 10), (1 << 63, 1 << 63)], "is not a complete bmodel; compile again"),
+    ],
+)
+def test_weights_in_each_other_or_outside_are_refused(
+    tmp_path: Path, places: Sequence[tuple[int, int]], fault: str
+) -> None:
+    # Taking them out wrote over other parts of the file.
+    with pytest.raises(CompileError, match=fault):
+        read_stages(with_weights(tmp_path / "a.bmodel", places))
+
+
+@pytest.mark.parametrize("count", [1 << 20, (1 << 32) - 1])
+def test_a_vector_longer_than_the_file_is_refused_unread(tmp_path: Path, count: int) -> None:
+    made = write_bmodel(tmp_path / "a.bmodel", [WEIGHTS])
+    content = bytearray(made.read_bytes())
+    place = content.index(b"block_cache_0") - 4
+    struct.pack_into("<I", content, place, count)
+    made.write_bytes(content)
+    with pytest.raises(CompileError, match="is not a complete bmodel"):
+        read_stages(made)
+
+
+def test_tables_that_share_their_vectors_end(tmp_path: Path) -> None:
+    # Every net had the same stages: a file of 100 KB was read as 4 million tables, and so on without end.
+    buffer = bytearray(4)
+    point(buffer, 0, FlatTable(f4=[FlatTable(f3=[FlatTable(f18=(1,)) for _ in range(2000)])]))
+    root = BmodelEnvelope(b"", buffer, 0, 0).root
+    (net,) = root.tables(4)
+    nets = len(buffer)
+    struct.pack_into("<I", buffer, root.field(4), nets - root.field(4))
+    buffer += struct.pack("<I", 2000)
+    for index in range(2000):
+        buffer += struct.pack("<I", (net.position - nets - 4 - 4 * index) % (1 << 32))
+    head = struct.pack("<IIIQ", 0xFF55AAEE, 64, len(buffer), 0).ljust(64, b"\0")
+    (tmp_path / "a.bmodel").write_bytes(head + buffer)
+    with pytest.raises(ArtifactError, match="its description is damaged"):
+        BmodelFile.read(tmp_path / "a.bmodel")

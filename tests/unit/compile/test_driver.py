@@ -1,5 +1,6 @@
 """What a build refuses before it calls the compiler; builds themselves are in tests/toolchain."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,25 @@ def test_a_disk_too_small_is_refused_with_both_numbers(
     monkeypatch.setattr(driver.shutil, "disk_usage", lambda _: Usage(0, 0, 10_000_000))
     with pytest.raises(RequestError, match=r"needs 0\.\d\d GB more, the disk has 0\.01 GB free; free some"):
         compile_bundle(checkpoint, tmp_path / "out", TINY_SETTINGS, NOWHERE)
+
+
+def test_a_disk_that_fills_on_the_way_is_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(driver.np, "savez", fail)
+    with pytest.raises(CompileError, match=r"out\.partial: No space left on device, .* GB are free; what is"):
+        compile_bundle(checkpoint, tmp_path / "out", TINY_SETTINGS, NOWHERE)
+
+
+def test_a_partial_folder_that_is_a_link_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out.partial").symlink_to(tmp_path / "theirs")
+    with pytest.raises(RequestError, match=r"out\.partial is a link to .*theirs; remove it"):
+        compile_bundle(checkpoint, tmp_path / "out", TINY_SETTINGS, NOWHERE)
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_two_builds_of_one_bundle_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:

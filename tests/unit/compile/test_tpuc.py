@@ -107,6 +107,15 @@ def test_a_failure_tells_command_code_and_the_end_of_the_log(programs: Programs)
     assert lines == [*(f"  {number}" for number in range(20, 31)), "  bad op"]
 
 
+def test_a_program_that_fails_on_a_full_disk_is_no_fault_of_the_program(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baichuan2_tpu.compile.tpuc.is_full", lambda _: True)
+    programs.write("tpuc-opt", "exit 3")
+    with pytest.raises(OSError, match="No space left on device"):
+        programs.compiler.compile(NET, programs.root / "work")
+
+
 def test_a_signal_is_named(programs: Programs) -> None:
     programs.write("tpuc-opt", "kill -SEGV $$")
     with pytest.raises(CompileError, match=r"^tpuc-opt ended with signal SIGSEGV\n(.*\n)*  \(nothing\)$"):

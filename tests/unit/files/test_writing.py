@@ -74,3 +74,19 @@ def test_a_disk_that_fails_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="broken"):
         write_whole(tmp_path / "file", "content")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_on_the_disk_with_all_its_files_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Finished bundles and checkpoints were renamed with files that only memory held.
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    )
+    (tmp_path / "partial" / "inner").mkdir(parents=True)
+    (tmp_path / "partial" / "inner" / "file").write_text("content")
+    move_whole(tmp_path / "partial", tmp_path / "whole")
+    assert sorted(synced[:-2]) == ["file", "inner"]
+    assert synced[-2:] == ["partial", tmp_path.name]
+    assert (tmp_path / "whole" / "inner" / "file").read_text() == "content"

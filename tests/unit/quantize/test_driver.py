@@ -1,5 +1,7 @@
 import functools
 import json
+import resource
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -278,6 +280,35 @@ def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(driver.shutil, "disk_usage", lambda _: Usage)
     message = failure(RequestError, write_official(tmp_path / "float", rope_config()), tmp_path / "q")
     assert "needs 0.07 GB more, the disk has 0.00 GB free" in message
+
+
+def test_a_disk_that_fills_on_the_way_is_told_and_the_run_continues(tmp_path: Path) -> None:
+    # Was "internal: SafetensorError: …; please report it": the library has the system's fault as text.
+    source = write_official(tmp_path / "float", rope_config())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        message = failure(RequestError, source, tmp_path / "q")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "q.partial: File too large, " in message
+    assert "GB are free; what is finished is kept: free some space and run the same command" in message
+    assert not list((tmp_path / "q.partial").glob("*.part"))
+    quantize(source, tmp_path / "q", bits=4)
+
+
+def test_a_partial_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    # With a file "lock" in it, somebody's folder was cleaned as leftovers.
+    source = write_official(tmp_path / "float", rope_config())
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("lock", "thesis.tex"):
+        (theirs / name).touch()
+    (tmp_path / "q.partial").symlink_to(theirs)
+    assert "q.partial is a link to" in failure(RequestError, source, tmp_path / "q")
+    assert sorted(path.name for path in theirs.iterdir()) == ["lock", "thesis.tex"]
 
 
 def test_two_runs_into_one_directory_do_not_mix(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path) -> None:
         open_tokenizer(tmp_path)
 
 
+def test_what_the_library_says_of_a_damaged_file_stays_one_line(bpe_directory: Path, tmp_path: Path) -> None:
+    # It quotes tokens as they are, line breaks among them.
+    values = json.loads((bpe_directory / "tokenizer.json").read_text("utf-8"))
+    values["model"]["merges"][0] = ["a\n", "b"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match="is not a tokenizer") as caught:
+        open_tokenizer(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def changed(bpe_directory: Path, folder: Path, **settings: object) -> Path:
     """Write the tokenizer as a fine-tune leaves it: with settings of its training in it."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -153,4 +163,15 @@ def test_a_damaged_configuration_is_refused_by_name(
     (tmp_path / "tokenizer.json").write_bytes((bpe_directory / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_file_over_which_the_library_panics_is_refused(bpe_directory: Path, tmp_path: Path) -> None:
+    # A panic of Rust is no Exception and went through to the terminal.
+    values = json.loads((bpe_directory / "tokenizer.json").read_text("utf-8"))
+    vocabulary = values["model"]["vocab"]
+    del vocabulary[next(reversed(vocabulary))]
+    vocabulary["Ý"] = 10**9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer: "):
         open_tokenizer(tmp_path)

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceTrainer
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.tokenizer import Tokenizer
-from models.tiny_tokenizer import SENTENCEPIECE_RESERVED
+from models.tiny_tokenizer import SENTENCEPIECE_RESERVED, write_sentencepiece
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,23 @@ def test_a_piece_of_text_stays_one_token(sentencepiece_tokenizer: Tokenizer, tex
 def test_a_damaged_model_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a SentencePiece model"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_model_with_a_piece_that_is_not_utf_8_is_refused_by_name(tmp_path: Path) -> None:
+    # Was a UnicodeDecodeError of the library.
+    write_sentencepiece(tmp_path)
+    content = (tmp_path / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(content.replace(b"<0x41>", b"<0x4\xe0>", 1))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a SentencePiece model: "):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_a_tokenizer_that_is_a_link_to_a_device_is_refused(tmp_path: Path, name: str) -> None:
+    # /dev/zero was read until the memory was full.
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError):
         open_tokenizer(tmp_path)
 
 
