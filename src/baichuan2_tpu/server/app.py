@@ -17,6 +17,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.api.routes import answer_routes, model_routes
 from baichuan2_tpu.server.errors import add_handlers
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.tenants import ShareRule
 from baichuan2_tpu.server.transport.guards import BodyLimit, KeyGuard
 from baichuan2_tpu.server.transport.routes_operations import operation_routes
 
@@ -32,7 +33,8 @@ class ServerOptions:
 
     Without ``api_keys`` anybody may use it. ``cors_origins`` are the web sites whose pages may, as browsers
     name them: ``https://site.example``, or ``*`` for all. ``allowed_hosts`` are names that lead here
-    besides the machine's own, as that of a proxy in front; ``*`` for all.
+    besides the machine's own, as that of a proxy in front; ``*`` for all. ``share_prefixes`` tells who
+    shares kept beginnings of prompts: the holders of one key, or all.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -41,6 +43,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20  # a context of 32k tokens is about 0.2 MB of text
+    share_prefixes: ShareRule = "key"
 
     def __post_init__(self) -> None:
         if "" in self.api_keys:
@@ -80,7 +83,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     # The middleware added last sees a request first.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     if options.api_keys:
-        app.add_middleware(KeyGuard, keys=options.api_keys)
+        app.add_middleware(KeyGuard, keys=options.api_keys, share=options.share_prefixes)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,

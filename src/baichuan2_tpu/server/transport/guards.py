@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.errors import ShutdownError
 from baichuan2_tpu.server.errors import ApiError, error_response
+from baichuan2_tpu.server.tenants import ShareRule, current_tenant, tenant_of
 
 __all__ = ["BodyLimit", "KeyGuard", "is_known_key"]
 
@@ -28,25 +29,33 @@ _BODY_S = 60
 
 
 class KeyGuard:
-    """Requires ``Authorization: Bearer KEY`` with one of the keys; ASGI middleware."""
+    """Requires ``Authorization: Bearer KEY`` with one of the keys; ASGI middleware.
 
-    def __init__(self, app: ASGIApp, keys: Collection[str]) -> None:
+    What a request leads to runs with its key's tenant as ``current_tenant``.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Collection[str], share: ShareRule = "key") -> None:
         self._app = app
         self._keys = tuple(keys)
+        self._share: ShareRule = share
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 401."""
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._has_key(scope):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
+            return
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and is_known_key(key, self._keys):
+            token = current_tenant.set(tenant_of(key, self._share))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                current_tenant.reset(token)
             return
         error = ApiError(
             "no valid API key; send the header Authorization: Bearer KEY", status=401, code="invalid_api_key"
         )
         await error_response(error)(scope, receive, send)
-
-    def _has_key(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and is_known_key(key, self._keys)
 
 
 def is_known_key(key: str, keys: Collection[str]) -> bool:
