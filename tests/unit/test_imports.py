@@ -45,7 +45,7 @@ INSIDE: dict[str, Table] = {
     ],
     "server": [
         {"scheduling"},
-        {"errors", "log_lines", "metrics", "tenants"},
+        {"errors", "log_lines", "metrics", "readiness", "tenants"},
         {"service"},
         {"api", "transport"},
         {"app"},

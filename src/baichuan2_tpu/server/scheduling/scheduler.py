@@ -20,7 +20,6 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
 from baichuan2_tpu.generate.answer import Answer
 from baichuan2_tpu.generate.loop import check_prompt
-from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.job import Job
 from baichuan2_tpu.server.scheduling.load import Load, SchedulerSettings, Totals, max_held_tokens
@@ -65,6 +64,8 @@ class Scheduler:
         self._jobs = 0  # those not over: new, waiting and running ones
         self._counts: Counter[str] = Counter()
         self._answer_s = 0.0
+        self._trials = 0  # how often the engine was used, with success or without
+        self._is_trial_due = False
         self._end_s = math.inf
         token_bytes = memory_need(engine.config).kv_bytes_per_token
         self._load = Load(0, 0, 0, 0, max_tokens, token_bytes, is_faulty=False, totals=Totals())
@@ -99,6 +100,8 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001 - the boundary of requests: a fault ends them, not the server
             self._recover(exc)
             was_busy = True
+        if was_busy:
+            self._note_trial()
         self._publish()
         return was_busy
 
@@ -107,6 +110,17 @@ class Scheduler:
         with self._changed:
             waiting = self._jobs - self._load.running
             return replace(self._load, waiting=waiting, totals=Totals(**self._counts))
+
+    def prove(self) -> None:
+        """Wait until the engine was used once more, if need be for one token; from any thread.
+
+        Whether it failed is in ``load``. Returns at once after ``close``.
+        """
+        with self._changed:
+            trials = self._trials
+            self._is_trial_due = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._trials != trials or self._end_s < math.inf)
 
     def start(self) -> None:
         """Begin to serve, in a thread of its own."""
@@ -179,22 +193,30 @@ class Scheduler:
         self._publish()
 
     def _wait(self) -> bool:
-        """Wait for a job, or for the time to try a faulty engine; return False at the end."""
+        """Wait for a job, or for a reason to try the engine; return False at the end."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._jobs or self._end_s < math.inf, _PROBE_S if self._is_faulty else None
+                lambda: self._jobs or self._is_trial_due or self._end_s < math.inf,
+                _PROBE_S if self._is_faulty else None,
             )
             return self._clock_s() < self._end_s and (bool(self._jobs) or self._end_s == math.inf)
 
     def _probe(self) -> None:
-        """Feed a faulty engine one token: a server that is not ready may get no request to prove it works."""
+        """Feed the engine one token: a server that is not ready may get no request to prove it works."""
         try:
-            with TrackedSequence(self._engine) as sequence:
-                sequence.feed([0])
+            self._stepper.probe()
             self._is_faulty = False
-        except Exception as exc:  # noqa: BLE001 - whatever it was, the engine does not work yet
-            _log.warning("the engine still fails: %s", exc)
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the engine does not work
+            _log.warning("the engine %s: %s", "still fails" if self._is_faulty else "fails", exc)
+            self._is_faulty = True
+        self._note_trial()
         self._publish()
+
+    def _note_trial(self) -> None:
+        with self._changed:
+            self._trials += 1
+            self._is_trial_due = False
+            self._changed.notify_all()
 
     def _recover(self, fault: Exception) -> None:
         running = self._stepper.running

@@ -22,7 +22,7 @@ from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, feed_
 from baichuan2_tpu.server.scheduling.job import Job
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.prefill_budget import PrefillBudget, deal_tokens
-from baichuan2_tpu.server.scheduling.prefix_index import PrefixIndex
+from baichuan2_tpu.server.scheduling.prefix_index import PrefixIndex, Prompt
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
 
 __all__ = ["Stepper", "as_own_error"]
@@ -100,6 +100,15 @@ class Stepper:
             self._advance(job, rows)
         self._release()
         return True
+
+    def probe(self) -> None:
+        """Feed one token while nothing runs. Raises: what the engine raises."""
+        sequence = self._pool.take(Prompt.of([0]))
+        assert sequence is not None  # noqa: S101 - idle sequences make room
+        try:
+            sequence.feed([0])
+        finally:
+            self._pool.discard(sequence)
 
     def fail(self, error: Exception) -> None:
         """End what runs with an error, and close every sequence: none is trusted after a fault."""
