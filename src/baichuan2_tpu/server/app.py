@@ -24,6 +24,8 @@ from baichuan2_tpu.server.transport.routes_operations import operation_routes
 __all__ = ["ServerOptions", "create_app"]
 
 _KEY = re.compile("[!-~]*")
+_MORE_REQUESTS = 64
+"""How many requests may be read or refused beside those that run or wait."""
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
@@ -81,7 +83,9 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     app.include_router(operation_routes(service))
     add_handlers(app)
     # The middleware added last sees a request first.
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_bytes=options.max_body_bytes, max_requests=service.max_answers + _MORE_REQUESTS
+    )
     if options.api_keys:
         app.add_middleware(KeyGuard, keys=options.api_keys, share=options.share_prefixes)
     if options.cors_origins:

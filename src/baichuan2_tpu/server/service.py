@@ -67,6 +67,7 @@ class Service:
     def __init__(self, model: ServedModel, scheduler: Scheduler, *, timeout_s: float | None = None) -> None:
         self.model = model
         self.timeout_s = timeout_s
+        self.max_answers = scheduler.max_jobs
         self.metrics = Metrics(scheduler.load)
         self._scheduler = scheduler
         self._is_stopping = False

@@ -54,7 +54,8 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._clock_s = clock_s
         settings = settings or SchedulerSettings()
-        self._max_jobs = settings.max_running + settings.max_waiting
+        self.max_jobs = settings.max_running + settings.max_waiting
+        """Answers that may run or wait at once."""
         max_tokens = max_held_tokens(engine, settings)
         # These two belong to the thread that calls ``step``.
         self._stepper = Stepper(engine, settings, max_tokens, clock_s=clock_s, when_over=self._count)
@@ -77,9 +78,9 @@ class Scheduler:
         Raises: RequestError, ContextLengthError for what can never be served; QueueFull; ShutdownError after
         ``close``.
         """
-        if len(requests) > self._max_jobs:
+        if len(requests) > self.max_jobs:
             raise RequestError(
-                f"the request asks for {len(requests)} answers at once; at most {self._max_jobs} are allowed"
+                f"the request asks for {len(requests)} answers at once; at most {self.max_jobs} are allowed"
             )
         jobs = [self._new_job(request) for request in requests]
         with self._changed:
@@ -166,13 +167,13 @@ class Scheduler:
     def _check_capacity(self, count: int) -> None:
         if self._end_s < math.inf:
             raise ShutdownError("the server is shutting down and takes no new requests; try another server")
-        missing = self._jobs + count - self._max_jobs
+        missing = self._jobs + count - self.max_jobs
         if missing > 0:
             self._counts["refused"] += count
             # Little's law: of the jobs in the system one ends in that time, on average.
             retry_after_s = max(1, math.ceil(missing * self._answer_s / self._jobs))
             raise QueueFull(
-                f"{self._jobs} requests are running or waiting; at most {self._max_jobs} are allowed; "
+                f"{self._jobs} requests are running or waiting; at most {self.max_jobs} are allowed; "
                 f"try again in {retry_after_s} s",
                 retry_after_s,
             )

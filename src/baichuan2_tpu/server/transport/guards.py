@@ -9,12 +9,14 @@ import asyncio
 import hmac
 from collections.abc import Collection
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baichuan2_tpu.errors import ShutdownError
+from baichuan2_tpu.errors import QueueFull, ServiceError, ShutdownError
 from baichuan2_tpu.server.errors import ApiError, error_response
 from baichuan2_tpu.server.tenants import ShareRule, current_tenant, tenant_of
+from baichuan2_tpu.server.transport.body_counts import LARGE_BYTES, check_counts
 
 __all__ = ["BodyLimit", "KeyGuard", "is_known_key"]
 
@@ -24,6 +26,7 @@ OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 _MAX_UNREAD_BYTES = 64 * 2**20
 """How much of a body that is too large is read and dropped: a client that still sends when its connection is
 closed does not see the error."""
+_MAX_REQUESTS = 256
 _BODY_S = 60
 """Time to receive a body: 4 MB take it over a line of 0.5 Mbit/s."""
 
@@ -67,23 +70,31 @@ def is_known_key(key: str, keys: Collection[str]) -> bool:
 
 
 class BodyLimit:
-    """Reads the body of each request, and refuses one that is too large or too slow; ASGI middleware."""
+    """Reads the body of each request, and refuses one that is too large or too slow; ASGI middleware.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    ``max_requests`` requests with a body are passed on at once: each holds its body, and most wait for a
+    thread.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_requests: int = _MAX_REQUESTS) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_requests = max_requests
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 408, 413 or 503; one whose client has left ends here."""
+        """Pass a request on, or answer it with 408, 413, 422, 429 or 503; it ends here if its client left."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
             first = await self._read_in_time(receive)
-        except (ApiError, ShutdownError) as error:
+            if first["type"] != "http.request":
+                return
+            if first["body"]:
+                await self._check(first["body"])
+        except (ApiError, ServiceError) as error:
             await error_response(error)(scope, receive, send)
-            return
-        if first["type"] != "http.request":
             return
 
         unread = [first]
@@ -91,7 +102,20 @@ class BodyLimit:
         async def receive_rest() -> Message:
             return unread.pop() if unread else await receive()
 
-        await self._app(scope, receive_rest, send)
+        count = int(bool(first["body"]))
+        self._requests += count
+        try:
+            await self._app(scope, receive_rest, send)
+        finally:
+            self._requests -= count
+
+    async def _check(self, body: bytes) -> None:
+        """Check a body. Raises: ApiError for too many values in it; QueueFull for too many requests."""
+        if len(body) > LARGE_BYTES:
+            await run_in_threadpool(check_counts, body)
+        if self._requests >= self._max_requests:
+            message = f"{self._requests} requests are in work; no more are allowed; try again in 1 s"
+            raise QueueFull(message, retry_after_s=1)
 
     async def _read_in_time(self, receive: Receive) -> Message:
         """Return what ``_read`` does. Raises: ApiError when it takes too long; ShutdownError."""
