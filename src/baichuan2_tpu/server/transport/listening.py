@@ -12,17 +12,17 @@ sd_notify(3) for ``tell_supervisor``.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ipaddress
 import logging
 import math
 import os
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 
 import uvicorn
@@ -196,13 +196,19 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
+        is_over = Event()
         end_s = self._grace_s + 2 * _READING_S
-        Thread(target=_end_process, args=(end_s,), name="end", daemon=True).start()
+        ending = Thread(target=_end_process, args=(is_over, end_s), name="end", daemon=True)
+        ending.start()
+        # Called when every other thread is over: one that is left then would be seen as a leak.
+        atexit.register(ending.join)
+        atexit.register(is_over.set)
 
 
-def _end_process(after_s: float) -> None:
-    """End the process after a time, if it still runs then, without waiting for any thread of it."""
-    time.sleep(after_s)
+def _end_process(is_over: Event, after_s: float) -> None:
+    """End the process after a time, unless it is over, without waiting for any thread of it."""
+    if is_over.wait(after_s):
+        return
     fields = {"after_s": round(after_s, 1)}
     # In a thread of its own: what hangs may hold the lock of the log.
     ending = Thread(
