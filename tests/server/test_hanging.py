@@ -1,4 +1,4 @@
-"""A server whose engine hangs ends in time all the same, and says before that it is not ready."""
+"""A server whose engine hangs ends in time all the same."""
 
 import signal
 import subprocess

@@ -27,6 +27,7 @@ _MAX_UNREAD_BYTES = 64 * 2**20
 """How much of a body that is too large is read and dropped: a client that still sends when its connection is
 closed does not see the error."""
 _MAX_REQUESTS = 256
+"""Requests with a body that are in work at once, where nothing else says how many."""
 _BODY_S = 60
 """Time to receive a body: 4 MB take it over a line of 0.5 Mbit/s."""
 
@@ -91,8 +92,7 @@ class BodyLimit:
             first = await self._read_in_time(receive)
             if first["type"] != "http.request":
                 return
-            if first["body"]:
-                await self._check(first["body"])
+            self._check_room(first["body"])
         except (ApiError, ServiceError) as error:
             await error_response(error)(scope, receive, send)
             return
@@ -102,18 +102,27 @@ class BodyLimit:
         async def receive_rest() -> Message:
             return unread.pop() if unread else await receive()
 
-        count = int(bool(first["body"]))
+        body: bytes = first["body"]
+        count = int(bool(body))
         self._requests += count
         try:
-            await self._app(scope, receive_rest, send)
+            app = await self._app_for(body)
+            await app(scope, receive_rest, send)
         finally:
             self._requests -= count
 
-    async def _check(self, body: bytes) -> None:
-        """Check a body. Raises: ApiError for too many values in it; QueueFull for too many requests."""
+    async def _app_for(self, body: bytes) -> ASGIApp:
+        """Return the app, or the response that refuses a body with too many values in it."""
         if len(body) > LARGE_BYTES:
-            await run_in_threadpool(check_counts, body)
-        if self._requests >= self._max_requests:
+            try:
+                await run_in_threadpool(check_counts, body)
+            except ApiError as error:
+                return error_response(error)
+        return self._app
+
+    def _check_room(self, body: bytes) -> None:
+        """Check that one more request may be in work. Raises: QueueFull."""
+        if body and self._requests >= self._max_requests:
             message = f"{self._requests} requests are in work; no more are allowed; try again in 1 s"
             raise QueueFull(message, retry_after_s=1)
 
