@@ -1,10 +1,11 @@
 """Measure what compiling takes: time, memory of the whole process tree, disk, on layers of the real size.
 
-    python benchmarks/compile_cost.py --bits 4 --layers 4
+    python benchmarks/compile_cost.py --bits 4 --layers 8
 
 writes a checkpoint of a few layers with random weights, the whole head and the whole embedding, compiles it
 with the options of ``baichuan2 compile``, and prints what was measured and what that makes for all layers of
-the shape. Time grows by the layers' share; memory does not grow; disk grows by each layer's bytes.
+the shape. Time grows by the layers' share; memory does not grow; disk grows by each layer's bytes. So that
+all nets are of the same size, the layers are a multiple of twice those in one net.
 Source of the shapes: ``checkpoint.random_weights``.
 """
 
@@ -29,13 +30,13 @@ from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears, layer_norms
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.shapes import SHAPES, shape_config
 
-SAMPLES_A_SECOND = 20
+SAMPLES_PER_SECOND = 20
 GIGABYTE = 1e9
 COMMAND = "from baichuan2_tpu.cli import main; main()"
 
 
 def write_checkpoint(directory: Path, weights: RandomWeights) -> None:
-    """Write random weights as a quantised checkpoint: one file a layer, as quantize does."""
+    """Write random weights as a quantised checkpoint: one file per layer, as quantize does."""
     directory.mkdir(parents=True)
     config = weights.config
     (directory / "config.json").write_text(json.dumps(config.to_json()))
@@ -74,19 +75,19 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over.wait(1 / SAMPLES_A_SECOND):
+        while not self._is_over.wait(1 / SAMPLES_PER_SECOND):
             self.memory_bytes = max(self.memory_bytes, sum(map(private_bytes, descendants(self._process))))
             self.disk_bytes = max(self.disk_bytes, sum(map(folder_bytes, self._folders)))
 
 
 def descendants(process: int) -> list[int]:
     """Return a process and all below it."""
-    found = [process]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").glob("*"):
+    processes = [process]
+    for parent in processes:
+        for task in Path(f"/proc/{parent}/task").glob("*"):
             with suppress(OSError):  # it ended meanwhile
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+                processes += [int(child) for child in (task / "children").read_text().split()]
+    return processes
 
 
 def private_bytes(process: int) -> int:
@@ -113,7 +114,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> dict[str, float]:
     """Compile once, watched."""
     checkpoint, out = work / "checkpoint", work / "bundle"
     command = [sys.executable, "-c", COMMAND, "compile", str(checkpoint), str(out)]
-    command += ["--context", str(arguments.context), "--jobs", str(arguments.jobs), *arguments.option]
+    command += ["--context", str(arguments.context), "--jobs", str(arguments.jobs)]
+    command += ["--layers-per-net", str(arguments.layers_per_net), *arguments.option]
     began, used = time.perf_counter(), os.times()
     process = subprocess.Popen(command)
     watch = Watch(process.pid, [out.with_name("bundle.partial"), out])
@@ -139,11 +141,11 @@ def extrapolate(
 
     Memory, and disk beyond the bundle, do not depend on the layers: the larger of the two counts.
     """
-    first, second, wanted = layers
+    first, second, all_layers = layers
     line = {
-        name: more[name] + (more[name] - few[name]) / (second - first) * (wanted - second) for name in few
+        name: more[name] + (more[name] - few[name]) / (second - first) * (all_layers - second) for name in few
     }
-    extra_bytes = max(one["disk_bytes"] - one["bundle_bytes"] for one in (few, more))
+    extra_bytes = max(build["disk_bytes"] - build["bundle_bytes"] for build in (few, more))
     line["memory_bytes"] = max(few["memory_bytes"], more["memory_bytes"])
     line["disk_bytes"] = line["bundle_bytes"] + extra_bytes
     return line
@@ -168,13 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="baichuan2-7b")
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers-per-net", type=int, default=4)
+    parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("build/compile_cost"))
     parser.add_argument("option", nargs="*", help="more options of baichuan2 compile, behind --")
     arguments = parser.parse_args()
-    wanted = SHAPES[arguments.shape].layers
+    all_layers = SHAPES[arguments.shape].layers
     results: list[dict[str, float]] = []
     counts = (arguments.layers // 2, arguments.layers)
     for layers in counts:
@@ -184,8 +187,8 @@ def main() -> None:
         results.append(measure(arguments, arguments.work))
         show(f"{layers} layers, head, embedding", results[-1])
         shutil.rmtree(arguments.work)
-    total = extrapolate(results[0], results[1], (*counts, wanted))
-    show(f"{wanted} layers (extrapolated)", total)
+    total = extrapolate(results[0], results[1], (*counts, all_layers))
+    show(f"{all_layers} layers (extrapolated)", total)
     print(json.dumps({"measured": results, "extrapolated": total}))
 
 

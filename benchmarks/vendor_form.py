@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from baichuan2_tpu.compile.mlir import Graph, Value
 from baichuan2_tpu.compile.nets import COSINES, SINES, WEIGHT_FILE, Net
-from baichuan2_tpu.compile.settings import GROUP_SIZE
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Stage
 
 __all__ = ["vendor_block"]
+
+_GROUP_SIZE = 64
 
 
 def vendor_block(config: ModelConfig, bits: int, context: int, *, has_history: bool) -> Net:
@@ -23,7 +25,8 @@ def vendor_block(config: ModelConfig, bits: int, context: int, *, has_history: b
     name = "block_cache_0" if has_history else "block_0"
     tokens = 1 if has_history else context
     text = _VendorBlock(name, config, bits, context).text(tokens, has_history=has_history)
-    return Net(name, tokens, context if has_history else 0, text, f"W{bits}F16", has_own_io=False)
+    stage = Stage(tokens, context if has_history else 0)
+    return Net(name, stage, text, f"W{bits}F16", _GROUP_SIZE, has_own_io=False)
 
 
 class _VendorBlock:
@@ -92,7 +95,7 @@ class _VendorBlock:
 
     def linear(self, name: str, states: Value, outputs: int) -> Value:
         inputs, graph = states.shape[-1], self.graph
-        groups = (outputs, inputs // GROUP_SIZE)
+        groups = (outputs, inputs // _GROUP_SIZE)
         packed = (
             graph.weight(f"{name}.qweight", (outputs, inputs * self.bits // 8), "ui8"),
             graph.weight(f"{name}.scales", groups),

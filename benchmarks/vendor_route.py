@@ -24,6 +24,7 @@ import numpy as np
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.shapes import SHAPES
 
 GRAPHS = Path(__file__).resolve().parents[1] / "tests" / "models" / "vendor_graphs.py"
@@ -124,7 +125,7 @@ def compile_layer(route: Path, folder: Path, bits: int) -> Iterator[Result]:
             run(route, folder, "model_transform.py", *names, net=net),
             run(route, folder, "model_deploy.py", *files, *QUANTIZE[bits], *options, net=net),
         )
-        cost = read_cost(folder / PROFILE_NAME, net=net, tokens=tokens, history=history)
+        cost = read_cost(folder / PROFILE_NAME, net=net, stage=Stage(tokens, history))
         for file in folder.glob(f"{net}*.*"):
             file.unlink()
         yield Result(net, steps, cost.time_ms)

@@ -57,11 +57,12 @@ from pathlib import Path
 
 from baichuan2_tpu import compile_bundle, quantize_checkpoint
 from baichuan2_tpu.compile.driver import BuildSettings
-from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.toolchain import find_toolchain
 
 quantize_checkpoint(Path("Baichuan2-7B-Chat"), Path("baichuan2-7b-w4"), bits=4)
-settings = CompileSettings(bits=4, head="w8", context=512, prefill=(16, 64, 128, 256))
+stages = default_stages(context=512, rows=512)
+settings = CompileSettings(bits=4, head="w8", context=512, rows=512, stages=stages, layers_per_net=4)
 compile_bundle(Path("baichuan2-7b-w4"), Path("baichuan2-7b-512"), settings, BuildSettings(find_toolchain()))
 ```
 

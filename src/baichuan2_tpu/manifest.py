@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
@@ -16,10 +16,10 @@ from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthError
 from baichuan2_tpu.files import FileDigest, find_json, write_json
 
-__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "find_bmodel", "is_bundle"]
+__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "find_bmodel", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 
 HeadOutput = Literal["logits", "token", "sample"]
 EmbeddingPlace = Literal["disk", "device"]
@@ -27,11 +27,21 @@ HeadKind = Literal["w4", "w8", "f16"]
 Float = Literal["float16", "bfloat16"]
 
 
+class Stage(NamedTuple):
+    """The shapes that one launch has: new tokens, and rows of the history that it can read.
+
+    For nets without a history ``history`` is 0; ``tokens`` counts the rows of the head.
+    """
+
+    tokens: int
+    history: int
+
+
 @dataclass(frozen=True, slots=True)
 class NetCost:
     """What the compiler's cycle model says of one launch of one stage of one net.
 
-    Units: ``tokens`` new tokens a launch; ``history`` tokens of the compiled KV history (0 for none).
+    Units: ``tokens`` new tokens per launch, of the head rows; ``history`` rows of the history (0 for none).
     """
 
     net: str
@@ -41,10 +51,18 @@ class NetCost:
     read_bytes: int
     flops: int
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that was launched."""
+        return Stage(self.tokens, self.history)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything that an engine must know of a bundle before it loads it."""
+    """Everything that an engine must know of a bundle before it loads it.
+
+    Units: ``context``, ``rows`` and ``head_rows`` count tokens.
+    """
 
     model: ModelConfig
     bits: Literal[4, 8, 16]
@@ -54,8 +72,17 @@ class Manifest:
     dtype: Float
     """Of activations and of keys and values."""
     context: int
-    prefill: tuple[int, ...]
-    """New tokens of each compiled stage above one, ascending; decoding is a stage of one token."""
+    """What one sequence can hold."""
+    rows: int
+    """Rows of the history, which all sequences share."""
+    stages: tuple[Stage, ...]
+    """Of every block net, ascending by history, then by tokens."""
+    head_rows: tuple[int, ...]
+    """Rows of each stage of the head, ascending."""
+    layers_per_net: int
+    """Consecutive layers in one block net; the last net may have fewer."""
+    group_size: int
+    """Columns that share a scale in the nets, which divides the checkpoint's."""
     devices: int
     chip: str
     bmodel: str
@@ -91,14 +118,14 @@ class Manifest:
 
         Raises: ArtifactError naming the first file that is missing or differs.
         """
-        for name, wanted in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
                 raise ArtifactError(f"{path}: is missing; compile the bundle again or copy all of it")
             size = path.stat().st_size
-            if size != wanted.nbytes:
+            if size != digest.nbytes:
                 raise ArtifactError(
-                    f"{path}: has {size} bytes, {MANIFEST_NAME} says {wanted.nbytes}; copy the bundle again"
+                    f"{path}: has {size} bytes, {MANIFEST_NAME} says {digest.nbytes}; copy the bundle again"
                 )
 
     def verify(self, folder: Path, *, digest_limit_bytes: int | None = None) -> None:
@@ -107,10 +134,10 @@ class Manifest:
         Raises: ArtifactError naming the first file that is missing or differs.
         """
         self.check_sizes(folder)
-        for name, wanted in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
-            is_read = digest_limit_bytes is None or wanted.nbytes <= digest_limit_bytes
-            if is_read and not wanted.is_at(path):
+            is_read = digest_limit_bytes is None or digest.nbytes <= digest_limit_bytes
+            if is_read and not digest.is_at(path):
                 raise ArtifactError(
                     f"{path}: its sha256 is not that of {MANIFEST_NAME}; copy the bundle again"
                 )
@@ -127,23 +154,35 @@ class Manifest:
             )
         return context or self.context
 
+    @property
+    def block_nets(self) -> tuple[str, ...]:
+        """Names of the block nets, in the order of a forward pass."""
+        return tuple(f"block_cache_{net}" for net in range(-(-self.model.layers // self.layers_per_net)))
+
     @classmethod
     def _from_json(cls, values: Mapping[str, object], path: Path) -> Self:
-        found: dict[str, Any] = {**values}
-        if found.pop("format", None) != _FORMAT:
+        content: dict[str, Any] = {**values}
+        version = content.pop("format", None)
+        if isinstance(version, int) and version < _FORMAT:
+            raise ArtifactError(
+                f"{path}: has format {version}, made by an older version; this one reads format {_FORMAT}: "
+                "compile the bundle again"
+            )
+        if version != _FORMAT:
             raise ArtifactError(f"{path}: is not of format {_FORMAT}; compile the bundle again")
-        wanted = {field.name for field in fields(cls)}
-        if wanted != set(found):
-            differing = ", ".join(sorted(wanted ^ set(found)))
+        keys = {field.name for field in fields(cls)}
+        if keys != set(content):
+            differing = ", ".join(sorted(keys ^ set(content)))
             raise ArtifactError(
                 f"{path}: has other keys than it should: {differing}; compile the bundle again"
             )
         try:
-            found["model"] = ModelConfig.from_json(found["model"], file=str(path))
-            found["prefill"] = tuple(found["prefill"])
-            found["costs"] = tuple(NetCost(**cost) for cost in found["costs"])
-            found["files"] = {name: FileDigest(**digest) for name, digest in found["files"].items()}
-            return cls(**found)
+            content["model"] = ModelConfig.from_json(content["model"], file=str(path))
+            content["stages"] = tuple(Stage(*stage) for stage in content["stages"])
+            content["head_rows"] = tuple(content["head_rows"])
+            content["costs"] = tuple(NetCost(**cost) for cost in content["costs"])
+            content["files"] = {name: FileDigest(**digest) for name, digest in content["files"].items()}
+            return cls(**content)
         except (TypeError, AttributeError, CheckpointError) as error:
             raise ArtifactError(f"{path}: a value is not as it should be ({error}); compile again") from error
 
@@ -159,11 +198,11 @@ def find_bmodel(path: Path) -> Path | None:
     Raises: ArtifactError when there are several to choose from.
     """
     is_other = is_bundle(path) or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.bin"))
-    found = [] if is_other else sorted(path.glob("*.bmodel"))
-    if len(found) > 1:
-        names = ", ".join(one.name for one in found)
+    bmodels = [] if is_other else sorted(path.glob("*.bmodel"))
+    if len(bmodels) > 1:
+        names = ", ".join(bmodel.name for bmodel in bmodels)
         raise ArtifactError(
-            f"{path}: holds {len(found)} bmodels ({names}); put each into a folder of its own with "
+            f"{path}: holds {len(bmodels)} bmodels ({names}); put each into a folder of its own with "
             "the tokenizer.model, and name that folder"
         )
-    return found[0] if found else None
+    return bmodels[0] if bmodels else None

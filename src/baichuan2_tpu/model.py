@@ -28,7 +28,6 @@ from baichuan2_tpu.chat import (
     read_result,
 )
 from baichuan2_tpu.checkpoint.identify import Located, ModelKind
-from baichuan2_tpu.checkpoint.shards import read_json
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
@@ -155,7 +154,8 @@ class Model:
     ``engine`` is what computes; its ``name`` says where. ``settings`` are the model's own, from its
     ``generation_config.json``; a keyword given to a call replaces one of them for that call: temperature,
     top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed,
-    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar. One thread may use a model at a time.
+    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar, min_tokens, ignore_eos, own_stop_ids.
+    One thread may use a model at a time.
     """
 
     def __init__(self, files: ModelFiles, engine: Engine) -> None:
@@ -342,8 +342,7 @@ def read_config(located: Located) -> ModelConfig:
         from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config  # noqa: PLC0415
 
         return read_vendor_config(located.path)
-    file = located.path / "config.json"
-    return ModelConfig.from_json(read_json(file), file=str(file))
+    return ModelConfig.read(located.path / "config.json")
 
 
 def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None]:

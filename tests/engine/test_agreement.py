@@ -7,6 +7,7 @@ margins of the cpu engine alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,19 +26,20 @@ from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.toolchain import find_simulator
 from models.random_model import float_weights
 from models.reference import reference_states
-from models.tiny_bundle import TinyBundle, TinyBundles
+from models.tiny_bundle import TINY_SETTINGS, TinyBundle, TinyBundles
 
+LAYERS_PER_NET = TINY_SETTINGS.layers_per_net
 NEW_TOKENS = 64
 PROMPT_TOKENS = 11
-PROMPT_SEED = 44
-"""Of 60, the one with the widest smallest margin: 0.020 with 4 bits, 0.021 with 8."""
+PROMPT_SEEDS = {4: 77, 8: 67}
+"""By bits, of 120 the one with the widest smallest margin: 0.076 with 4 bits, 0.023 with 8."""
 
-STATE_TOLERANCE = 4e-3
-"""Largest error of a state as a share of the largest state of its layer: four roundings to float16."""
+STATE_TOLERANCE = 6e-3
+"""Largest error of a state as a share of the largest state of its layer: two roundings to float16 a layer."""
 
 
 class RecordingDevice(BmrtDevice):
-    """Keeps the states that every block has given."""
+    """Keeps the states that every block net has given."""
 
     def __init__(self, bmodel: Path, reserve_bytes: int) -> None:
         super().__init__(bmodel, simulator=find_simulator(), reserve_bytes=reserve_bytes)
@@ -92,7 +94,8 @@ def greedy_tokens(engine: Engine, prompt: list[int]) -> tuple[list[int], NDArray
 
 
 def test_greedy_tokens_are_those_of_the_exact_cpu_engine(pair: Pair) -> None:
-    prompt = random_tokens(pair.cpu, PROMPT_TOKENS, PROMPT_SEED)
+    assert pair.cpu.config.quantization
+    prompt = random_tokens(pair.cpu, PROMPT_TOKENS, PROMPT_SEEDS[pair.cpu.config.quantization.bits])
     expected, wanted = greedy_tokens(pair.cpu, prompt)
     found, logits = greedy_tokens(pair.simulator, prompt)
     best = np.sort(wanted, axis=1)
@@ -103,7 +106,7 @@ def test_greedy_tokens_are_those_of_the_exact_cpu_engine(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("counts", [[40], [1, 1, 1], [16, 5, 1, 64, 3]])
-def test_states_behind_every_layer_are_those_of_the_reference(pair: Pair, counts: list[int]) -> None:
+def test_states_behind_every_net_are_those_of_the_reference(pair: Pair, counts: list[int]) -> None:
     config = pair.cpu.config
     tokens = random_tokens(pair.cpu, sum(counts), seed=1)
     _, *expected = reference_states(config, float_weights(pair.weights), tokens, np.float16)
@@ -112,11 +115,20 @@ def test_states_behind_every_layer_are_those_of_the_reference(pair: Pair, counts
         done = 0
         for count in counts:
             pair.simulator.forward([Chunk(sequence, tokens[done : done + count], 0)])
-            for layer in range(config.layers):
-                net, states = pair.device.states.pop(0)
-                assert net == f"block_cache_{layer}"
-                right = expected[layer][done : done + count]
-                error = np.abs(states[:count] - right).max() / np.abs(right).max()
-                assert error < STATE_TOLERANCE, f"layer {layer}, {count} behind {done}: off by {error:.1e}"
+            launched = 0
+            while launched < count:  # in as many launches as were chosen
+                tokens_now = 0
+                for number in range(math.ceil(config.layers / LAYERS_PER_NET)):
+                    net, states = pair.device.states.pop(0)
+                    assert net == f"block_cache_{number}"
+                    tokens_now = min(len(states), count - launched)
+                    layer = min((number + 1) * LAYERS_PER_NET, config.layers) - 1
+                    first = done + launched
+                    right = expected[layer][first : first + tokens_now]
+                    error = np.abs(states[:tokens_now] - right).max() / np.abs(right).max()
+                    assert error < STATE_TOLERANCE, (
+                        f"layer {layer}, {count} behind {done}: off by {error:.1e}"
+                    )
+                launched += tokens_now
             done += count
     assert not pair.device.states

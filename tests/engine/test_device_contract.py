@@ -11,6 +11,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +27,16 @@ from baichuan2_tpu.errors import ArtifactError, BackendError, BackendUnavailable
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.toolchain import find_simulator
 from doubles.sail_double import install_sail
-from models.tiny_bundle import TinyBundles
+from models.tiny_bundle import TINY_SETTINGS, TinyBundles
 
 BLOCK = "block_cache_0"
 HEAD = "lm_head"
+HEAD_ROW = len(TINY_SETTINGS.head_rows) - 1
+"""The stage of one row; the largest comes first."""
 KEYS, VALUES = 3, 4
+ROWS = TINY_SETTINGS.rows
+TENSORS = 2 * TINY_SETTINGS.layers_per_net
+"""Keys and values of the layers of one net."""
 MASKED = -1e4
 IS_SAIL_INSTALLED = importlib.util.find_spec("sophon") is not None
 NEEDS_SAIL = pytest.mark.skipif(not IS_SAIL_INSTALLED, reason="needs SOPHON-SAIL: see docs/engines.md")
@@ -95,22 +101,19 @@ def test_nets_are_described(device: Device) -> None:
     block, head = device.nets[BLOCK], device.nets[HEAD]
     assert device.chip == "bm1684x"
     assert (block.is_dynamic, block.has_own_io, head.has_own_io) == (False, True, False)
-    assert sorted(stage.inputs[0].shape for stage in block.stages) == [
-        (1, 1, 128),
-        (1, 16, 128),
-        (1, 64, 128),
-    ]
+    first = block.stages[0]
+    assert (first.inputs[0].shape[1], first.inputs[KEYS].shape[1]) == (64, ROWS)
+    assert {stage.inputs[0].shape for stage in block.stages} == {(1, 1, 128), (1, 16, 128), (1, 64, 128)}
     stage = block.stages[stage_of(device, 16)]
     assert [(one.dtype, one.shape) for one in stage.inputs] == [
         ("float16", (1, 16, 128)),
         ("int32", (1, 16)),
-        ("float16", (1, 1, 16, 256 + 16)),
-        ("float16", (1, 256, 4, 32)),
-        ("float16", (1, 256, 4, 32)),
+        ("float16", (1, 1, 16, ROWS + 16)),
+        *[("float16", (1, ROWS, 4, 32))] * 4,
     ]
-    assert [one.shape for one in stage.outputs] == [(1, 16, 128), (1, 16, 4, 32), (1, 16, 4, 32)]
-    assert [one.shape for one in head.stages[0].inputs] == [(1, 128)]
-    assert head.stages[0].outputs[0].shape[1] >= 400, "the vocabulary, perhaps rounded up"
+    assert [one.shape for one in stage.outputs] == [(1, 16, 128), *[(1, 16, 4, 32)] * 4]
+    assert [one.shape for one in head.stages[HEAD_ROW].inputs] == [(1, 1, 128)]
+    assert head.stages[HEAD_ROW].outputs[0].shape[1] >= 400, "the vocabulary, perhaps rounded up"
 
 
 def test_new_memory_is_zero(device: Device) -> None:
@@ -195,8 +198,9 @@ def test_all_stages_of_a_net_have_one_history(device: Device) -> None:
     shape = device.nets[BLOCK].stages[0].inputs[KEYS].shape
     values = random_values("float16", shape)
     device.upload(device.input(BLOCK, KEYS, 0), values)
-    for stage in range(len(device.nets[BLOCK].stages)):
-        np.testing.assert_array_equal(device.download(device.input(BLOCK, KEYS, stage)), values)
+    for stage, info in enumerate(device.nets[BLOCK].stages):
+        rows = info.inputs[KEYS].shape[1]
+        np.testing.assert_array_equal(device.download(device.input(BLOCK, KEYS, stage)), values[:, :rows])
     assert not (device.download(device.input(BLOCK, VALUES)) == values).all()
 
 
@@ -223,7 +227,7 @@ def test_keys_written_in_place_are_those_that_are_copied(device: Device) -> None
     copied, in_place = (run_block(device, is_in_place=flag) for flag in (False, True))
     for one, other in zip(copied, in_place, strict=True):
         np.testing.assert_array_equal(one, other)
-    states, keys, values = copied
+    states, keys, values, *_ = copied
     assert np.isfinite(states).all()
     assert len({row.tobytes() for row in keys[0, :18]}) == 18, "every token has keys of its own"
     assert values[0, :18].any()
@@ -237,22 +241,24 @@ def stage_of(device: Device, tokens: int) -> int:
 
 def run_block(device: Device, *, is_in_place: bool) -> list[NDArray[np.generic]]:
     """Run 16 tokens, then two single ones; return the last states and the whole history."""
-    history = [device.input(BLOCK, one) for one in (KEYS, VALUES)]
+    history = [device.input(BLOCK, KEYS + tensor) for tensor in range(TENSORS)]
     for buffer in history:
         device.upload(buffer, np.zeros(buffer.shape, np.float16))
     generator = np.random.default_rng(1)
     length, states = 0, device.allocate("float16", (1, 1, 128))
     for tokens in (16, 1, 1):
         stage = stage_of(device, tokens)
-        mask = np.full((1, 1, tokens, 256 + tokens), MASKED, np.float16)
+        mask = np.full((1, 1, tokens, ROWS + tokens), MASKED, np.float16)
         mask[..., :length] = 0
-        mask[0, 0, :, 256:][np.tri(tokens, dtype=bool)] = 0
+        mask[0, 0, :, ROWS:][np.tri(tokens, dtype=bool)] = 0
         states = placed(device, "float16", generator.standard_normal((1, tokens, 128)).astype(np.float16))
         positions = placed(device, "int32", np.arange(length, length + tokens, dtype=np.int32)[None])
         inputs = [states, positions, placed(device, "float16", mask), *history]
         shape = (1, tokens, 4, 32)
         rows = [device.view(one, length * 128, shape) for one in history]
-        outputs = rows if is_in_place else [device.output(BLOCK, one, stage) for one in (1, 2)]
+        outputs = rows
+        if not is_in_place:
+            outputs = [device.output(BLOCK, 1 + number, stage) for number in range(TENSORS)]
         device.launch(BLOCK, stage, inputs, [states, *outputs])  # the states take their own place
         if not is_in_place:
             for row, output in zip(rows, outputs, strict=True):
@@ -262,7 +268,7 @@ def run_block(device: Device, *, is_in_place: bool) -> list[NDArray[np.generic]]
 
 
 def head_output(device: Device) -> Buffer:
-    info = device.nets[HEAD].stages[0].outputs[0]
+    info = device.nets[HEAD].stages[HEAD_ROW].outputs[0]
     return device.allocate(info.dtype, info.shape)
 
 
@@ -271,32 +277,50 @@ def test_a_net_without_memory_of_its_own_runs_on_any(device: Device) -> None:
     logits = head_output(device)
     found = []
     for row in (1, 2, 1):
-        device.launch(HEAD, 0, [device.view(rows, row * 128, (1, 128))], [logits])
+        device.launch(HEAD, HEAD_ROW, [device.view(rows, row * 128, (1, 1, 128))], [logits])
         found.append(device.download(logits))
     np.testing.assert_array_equal(found[0], found[2])
     assert np.abs(found[0] - found[1]).max() > 0
 
 
+def test_launches_are_waited_for_before_data_moves_and_counted(device: Device) -> None:
+    """libbmrt was waited for after every launch; SAIL does that by itself."""
+    rows = placed(device, "float16", random_values("float16", (1, 1, 128)))
+    outputs = [head_output(device) for _ in range(3)]
+    before = replace(device.counts)
+    for logits in outputs:
+        device.launch(HEAD, HEAD_ROW, [rows], [logits])
+    found = [device.download(logits) for logits in outputs]
+    np.testing.assert_array_equal(found[0], found[2])
+    counts = device.counts
+    assert (counts.launches - before.launches, counts.copies - before.copies) == (3, 0)
+    assert counts.waits - before.waits == (3 if device.name == "sail" else 1)
+    assert counts.downloaded_bytes - before.downloaded_bytes == sum(logits.nbytes for logits in outputs)
+    device.wait()
+    assert device.counts.waits - before.waits <= 3, "nothing is left to wait for"
+
+
 def test_a_launch_that_would_go_wrong_is_refused(device: Device) -> None:
     """For most of these SAIL would crash or compute nonsense, and the simulator end the process."""
-    states, logits = device.allocate("float16", (1, 128)), head_output(device)
+    states, logits = device.allocate("float16", (1, 1, 128)), head_output(device)
     short = device.view(logits, 0, (1, logits.shape[1] - 1))
     for net, stage, inputs, outputs in [
         ("head", 0, [states], [logits]),
-        (HEAD, 1, [states], [logits]),
+        (HEAD, 0, [states], [logits]),
+        (HEAD, HEAD_ROW + 1, [states], [logits]),
         (HEAD, -1, [states], [logits]),
-        (HEAD, 0, [], [logits]),
-        (HEAD, 0, [states], []),
-        (HEAD, 0, [states, states], [logits]),
-        (HEAD, 0, [device.allocate("bfloat16", (1, 128))], [logits]),
-        (HEAD, 0, [device.allocate("float16", (1, 127))], [logits]),
-        (HEAD, 0, [device.allocate("float16", (128,))], [logits]),
-        (HEAD, 0, [states], [short]),
-        (HEAD, 0, [states], [device.allocate("int32", logits.shape)]),
+        (HEAD, HEAD_ROW, [], [logits]),
+        (HEAD, HEAD_ROW, [states], []),
+        (HEAD, HEAD_ROW, [states, states], [logits]),
+        (HEAD, HEAD_ROW, [device.allocate("bfloat16", (1, 1, 128))], [logits]),
+        (HEAD, HEAD_ROW, [device.allocate("float16", (1, 1, 127))], [logits]),
+        (HEAD, HEAD_ROW, [device.allocate("float16", (1, 128))], [logits]),
+        (HEAD, HEAD_ROW, [states], [short]),
+        (HEAD, HEAD_ROW, [states], [device.allocate("int32", logits.shape)]),
     ]:
         with pytest.raises(DeviceError):
             device.launch(net, stage, inputs, outputs)
-    device.launch(HEAD, 0, [states], [logits])
+    device.launch(HEAD, HEAD_ROW, [states], [logits])
 
 
 def test_a_buffer_of_another_kind_of_device_is_refused(device: Device) -> None:

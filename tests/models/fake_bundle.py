@@ -7,7 +7,7 @@ from pathlib import Path
 
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.files import digest_file
-from baichuan2_tpu.manifest import Manifest
+from baichuan2_tpu.manifest import Manifest, Stage
 
 __all__ = ["write_fake_bundle"]
 
@@ -31,7 +31,11 @@ def write_fake_bundle(
         embedding="disk",
         dtype="float16",
         context=context,
-        prefill=(16,),
+        rows=context,
+        stages=(Stage(1, context), Stage(16, context)),
+        head_rows=(1,),
+        layers_per_net=1,
+        group_size=64,
         devices=1,
         chip=chip,
         bmodel="model.bmodel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,19 +25,31 @@ from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent, Progress, 
 from baichuan2_tpu.compile.net_weights import Arrays, Source
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
-from baichuan2_tpu.errors import CompileError
-from baichuan2_tpu.manifest import Manifest
+from baichuan2_tpu.errors import ArtifactError, CompileError
+from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, Stage
 from baichuan2_tpu.toolchain import Toolchain
 from models.tiny_bundle import TINY_SETTINGS, TinyBundles, write_tiny_checkpoint
 
-SMALL = replace(TINY_SETTINGS, context=64, prefill=(16,))
+SMALL = replace(
+    TINY_SETTINGS,
+    context=64,
+    rows=64,
+    stages=(Stage(1, 32), Stage(1, 64), Stage(16, 64)),
+    head_rows=(1, 4),
+)
+"""Two nets of two layers and of one, with three stages each, and two of the head."""
+STAGES = 2 * 3 + 2
 BUILD = """
 import sys
 from pathlib import Path
 from baichuan2_tpu.compile.driver import BuildSettings, compile_bundle
 from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.toolchain import Toolchain
-settings = CompileSettings(bits=4, head="w8", context=64, prefill=(16,))
+settings = CompileSettings(
+    bits=4, head="w8", context=64, rows=64, stages=(Stage(1, 32), Stage(1, 64), Stage(16, 64)),
+    head_rows=(1, 4), layers_per_net=2,
+)
 toolchain = Toolchain(Path(sys.argv[3]), sys.argv[4])
 compile_bundle(Path(sys.argv[1]), Path(sys.argv[2]), settings, BuildSettings(toolchain))
 """
@@ -93,11 +107,13 @@ def test_a_bundle_holds_what_its_manifest_says(tiny_bundle: TinyBundles, bits: L
     assert set(manifest.files) == {path.name for path in made.folder.iterdir()} - {"manifest.json"}
     assert {"config.json", "generation_config.json", "tokenizer.model"} < set(manifest.files)
     config = manifest.model
-    assert (manifest.bits, manifest.prefill, manifest.chip) == (bits, TINY_SETTINGS.prefill, "bm1684x")
-    stages = [(cost.net, cost.tokens) for cost in manifest.costs]
-    blocks = [(f"block_cache_{layer}", tokens) for layer in range(config.layers) for tokens in (64, 16, 1)]
-    assert stages == [*blocks, ("lm_head", 1)]
-    history = 2 * 2 * config.kv_heads * config.head_size * manifest.context * config.layers
+    assert (manifest.bits, manifest.stages, manifest.chip) == (bits, TINY_SETTINGS.stages, "bm1684x")
+    assert (manifest.context, manifest.rows, manifest.head_rows) == (256, 512, (1, 4, 16))
+    assert (manifest.layers_per_net, manifest.group_size) == (2, 64)
+    costs = [(cost.net, cost.stage) for cost in manifest.costs]
+    blocks = [(net, stage) for net in manifest.block_nets for stage in TINY_SETTINGS.stages[::-1]]
+    assert costs == [*blocks, *(("lm_head", (rows, 0)) for rows in (16, 4, 1))]
+    history = 2 * 2 * config.kv_heads * config.head_size * manifest.rows * config.layers
     assert manifest.device_bytes > history
     assert not made.folder.with_name(f"{made.folder.name}.partial").exists()
 
@@ -109,11 +125,19 @@ def test_the_embedding_lies_beside_the_bmodel(tiny_bundle: TinyBundles) -> None:
     np.testing.assert_array_equal(stored, expected)
 
 
-def test_all_stages_of_a_layer_share_weights_and_history(tiny_bundle: TinyBundles) -> None:
-    stages = [stage for stage in read_stages(tiny_bundle(4).folder / "model.bmodel") if "0" in stage.net]
-    assert len(stages) == 3
+@pytest.mark.parametrize(("net", "layers"), [("block_cache_0", 2), ("block_cache_1", 1)])
+def test_all_stages_of_a_net_share_weights_and_find_their_inputs_in_one_place(
+    tiny_bundle: TinyBundles, net: str, layers: int
+) -> None:
+    bmodel = tiny_bundle(4).folder / "model.bmodel"
+    stages = [stage for stage in read_stages(bmodel) if stage.net == net]
+    assert len(stages) == len(TINY_SETTINGS.stages)
     assert len({(stage.weights.start, stage.weights.nbytes) for stage in stages}) == 1
-    assert len({stage.inputs[3:5] for stage in stages}) == 1
+    (inputs,) = {stage.inputs for stage in stages}
+    assert len(inputs) == 3 + 2 * layers
+    history_bytes = TINY_SETTINGS.rows * 4 * 32 * 2
+    places = sorted(inputs[3:])
+    assert all(later - earlier >= history_bytes for earlier, later in pairwise(places))
 
 
 def test_a_joined_bmodel_is_what_model_tool_makes_of_it(
@@ -157,7 +181,7 @@ def is_joining(partial: Path) -> bool:
 
 
 @pytest.mark.parametrize("moment", [lambda partial: partial.exists(), has_a_net, is_joining])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
+def test_killed_at_any_moment_it_continues_to_the_same_bytes(
     whole: Path, make: Make, moment: Callable[[Path], bool]
 ) -> None:
     words = [make.checkpoint, make.out, make.toolchain.root, make.toolchain.version]
@@ -171,7 +195,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     assert not make.partial.exists()
 
 
-def test_ctrl_c_leaves_no_compiler_and_can_be_gone_on_with(make: Make, whole: Path) -> None:
+def test_ctrl_c_leaves_no_compiler_and_can_be_continued(make: Make, whole: Path) -> None:
     words = [make.checkpoint, make.out, make.toolchain.root, make.toolchain.version]
     process = subprocess.Popen([sys.executable, "-c", BUILD, *map(str, words)], stderr=subprocess.PIPE)
     while not has_a_net(make.partial) and process.poll() is None:
@@ -220,7 +244,7 @@ def test_weights_that_moved_are_found_again(make: Make, whole: Path, step: str, 
     stop_in(step, calls, make)
     events: list[CompileEvent] = []
     make(progress=events.append)
-    assert [event.done for event in events] == [5]  # nothing was compiled again
+    assert [event.done for event in events] == [STAGES]  # nothing was compiled again
     assert contents(make.out) == contents(whole)
 
 
@@ -231,7 +255,7 @@ def test_a_finished_net_that_was_damaged_is_compiled_again(make: Make, whole: Pa
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     events: list[CompileEvent] = []
     make(progress=events.append)
-    assert [event.done for event in events] == [3, 4, 5]
+    assert [event.done for event in events] == [STAGES - 3, STAGES - 2, STAGES - 1, STAGES]
     assert contents(make.out) == contents(whole)
 
 
@@ -244,7 +268,7 @@ def test_moved_weights_that_were_damaged_are_compiled_again(make: Make, whole: P
         file.write(b"?" * 8)
     events: list[CompileEvent] = []
     make(progress=events.append)
-    assert [event.done for event in events] == [3, 4, 5]
+    assert [event.done for event in events] == [STAGES - 3, STAGES - 2, STAGES - 1, STAGES]
     assert contents(make.out) == contents(whole)
 
 
@@ -256,24 +280,53 @@ def test_other_settings_start_over_and_say_so(make: Make) -> None:
     assert Manifest.read(make.out).head_output == "token"
 
 
-def test_going_on_says_how_much_is_there(make: Make) -> None:
+def test_a_build_of_an_older_version_starts_over_and_says_so(make: Make) -> None:
+    # Its record names the stages otherwise and knows nothing of layers per net.
+    stop_in("add", 1, make)
+    path = make.partial / "journal.json"
+    record = json.loads(path.read_text())
+    settings = record["task"]["settings"]
+    settings["prefill"] = [16]
+    for name in ("rows", "stages", "head_rows", "layers_per_net"):
+        del settings[name]
+    path.write_text(json.dumps(record))
+    notices: list[str] = []
+    make(notice=notices.append)
+    assert notices == [f"{make.partial} holds a build of other settings or another checkpoint; starting over"]
+    assert Manifest.read(make.out).stages == SMALL.stages
+
+
+def test_a_bundle_of_an_older_version_is_refused_with_the_next_step(whole: Path, tmp_path: Path) -> None:
+    values = json.loads((whole / MANIFEST_NAME).read_text()) | {"format": 1}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match="has format 1, made by an older version"):
+        Manifest.read(tmp_path)
+
+
+def test_continuing_says_how_much_is_there(make: Make) -> None:
     stop_in("add", 2, make)
     notices: list[str] = []
     make(notice=notices.append)
-    assert notices == ["going on: 2 of 3 nets are finished"]
+    assert notices == ["continuing: 2 of 3 nets are finished"]
 
 
 def test_work_can_be_kept(make: Make, whole: Path) -> None:
     make(keeps_work=True)
     assert contents(make.out) == contents(whole)
     assert built(make.partial) == ["block_cache_0", "block_cache_1", "lm_head"]
-    assert (make.partial / "logs" / "block_cache_0-16.log").is_file()
+    assert (make.partial / "logs" / "block_cache_0-16-64.log").is_file()
     assert (make.partial / "units" / "lm_head.weights").is_file()
 
 
 def test_floats_and_an_embedding_for_the_device(make: Make) -> None:
     settings = CompileSettings(
-        bits=16, head="f16", context=32, prefill=(8,), dtype="bfloat16", embedding="device"
+        bits=16,
+        head="f16",
+        context=32,
+        rows=32,
+        stages=(Stage(1, 32), Stage(8, 32)),
+        dtype="bfloat16",
+        embedding="device",
     )
     make(settings)
     manifest = Manifest.read(make.out)
@@ -295,18 +348,18 @@ def test_a_failing_compiler_stops_the_build_and_keeps_what_is_finished(
 ) -> None:
     arrays = driver.block_weights
 
-    def lose_a_weight(source: Source, settings: CompileSettings, layer: int) -> Arrays:
-        found = arrays(source, settings, layer)
-        if layer == 1:
-            found.pop("self_attn.o_proj.qweight")
-        return found
+    def lose_a_weight(source: Source, settings: CompileSettings, number: int) -> Arrays:
+        weights = arrays(source, settings, number)
+        if number == 1:
+            weights.pop("0.self_attn.o_proj.qweight")
+        return weights
 
     monkeypatch.setattr(driver, "block_weights", lose_a_weight)
     with pytest.raises(CompileError) as failed:
         make(jobs=1)
     message = str(failed.value)
     assert message.startswith("tpuc-opt ended with signal SIGABRT\ncommand: ")
-    assert f"\nlast lines of {make.partial / 'logs' / 'block_cache_1-16.log'}:\n" in message
+    assert f"\nlast lines of {make.partial / 'logs' / 'block_cache_1-16-64.log'}:\n" in message
     assert "o_proj.qweight" in message
     assert not make.out.exists()
     assert built(make.partial) == ["block_cache_0", "lm_head"]
@@ -338,7 +391,7 @@ def test_stages_that_do_not_fit_together_stop_the_build(
 
 def test_a_net_of_other_shapes_stops_the_build(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_shapes", lambda net: ((1, 2),))
-    with pytest.raises(CompileError, match=r"has the stages .*, wanted are .*\(\(1, 2\),\)"):
+    with pytest.raises(CompileError, match=r"has the stages .*, expected are .*\(\(1, 2\),\)"):
         make()
 
 

@@ -19,11 +19,20 @@ from baichuan2_tpu.compile.driver import BuildSettings, compile_bundle
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch import cache_folder
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.resolve import resolve_model
 from baichuan2_tpu.toolchain import Toolchain
 
 COMMAND = (sys.executable, "-c", "from baichuan2_tpu.cli import main; main()")
-SETTINGS = CompileSettings(bits=8, head="w8", context=128, prefill=(16, 64))
+SETTINGS = CompileSettings(
+    bits=8,
+    head="w8",
+    context=128,
+    rows=256,
+    stages=(Stage(1, 64), Stage(16, 64), Stage(1, 256), Stage(16, 256), Stage(64, 256)),
+    head_rows=(1, 4),
+    layers_per_net=4,
+)
 QUESTION = "What is the capital of France? Answer in one sentence."
 
 

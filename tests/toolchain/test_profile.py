@@ -9,12 +9,14 @@ from baichuan2_tpu.compile.net_weights import block_weights
 from baichuan2_tpu.compile.nets import block_net
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
-from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.manifest import NetCost, Stage
 from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import Toolchain
 
 CONFIG = shape_config("tiny", 4)
-SETTINGS = CompileSettings(bits=4, head="w8", context=64, prefill=(16,))
+SETTINGS = CompileSettings(
+    bits=4, head="w8", context=64, rows=64, stages=(Stage(1, 64), Stage(16, 64)), layers_per_net=1
+)
 LINEAR_WEIGHTS = 4 * 128 * 128 + 3 * 128 * 320
 
 
@@ -24,14 +26,14 @@ def costs(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> dic
     arrays = block_weights(RandomWeights(CONFIG), SETTINGS, 0)
     np.savez(folder / "weights.npz", allow_pickle=False, **arrays)
     compiler = Compiler(toolchain, folder)
-    found: dict[int, NetCost] = {}
-    for tokens in SETTINGS.stages:
-        work = folder / str(tokens)
+    costs: dict[int, NetCost] = {}
+    for stage in SETTINGS.stages:
+        work = folder / str(stage.tokens)
         work.mkdir()
-        net = block_net(CONFIG, SETTINGS, 0, tokens)
+        net = block_net(CONFIG, SETTINGS, 0, stage)
         compiler.compile(net, work)
-        found[tokens] = read_cost(work / PROFILE_NAME, net=net.name, tokens=tokens, history=net.history)
-    return found
+        costs[stage.tokens] = read_cost(work / PROFILE_NAME, net=net.name, stage=stage)
+    return costs
 
 
 def test_a_launch_reads_its_weights_and_its_history(costs: dict[int, NetCost]) -> None:

@@ -73,15 +73,22 @@ def test_plainly_rounded_weights_run_in_the_engine(checkpoint: FloatCheckpoint) 
 
 def test_one_layer_stands_for_all_of_them() -> None:
     script = importlib.import_module("estimate_7b")
-    config = script.with_head(script.shape_config(script.SHAPE, 4), "w4")
-    settings = script.settings_for(config, 512, "w4")
-    layer = [NetCost("block_cache_0", tokens, 512, 2.0 + tokens / 100, 10, 10) for tokens in settings.stages]
-    row = script.our_row(config, settings, [*layer, NetCost("lm_head", 1, 0, 5.0, 10, 10)])
-    assert row.decode_ms == pytest.approx(32 * 2.01 + 5)
-    assert row.first_token_ms[14] == pytest.approx(32 * 2.16 + 5)
-    lines = script.table([row])
-    assert lines[-1].startswith("| ours | 4 | 512 | w4 | 2.01 ms | 5.00 ms | 69.3 ms | 14.43 | 74 ms |")
-    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    build = script.Build(4, 64, "w4")
+    costs = [NetCost("lm_head", rows, 0, 5.0, 10, 10) for rows in (1, 16, 32)]
+    for tokens, history in script.settings_for(build).stages:
+        time_ms = 2.0 + tokens / 100 + history / 1e4
+        costs.append(NetCost("block_cache_0", tokens, history, time_ms, 10, 10))
+    found = script.whole_model(build, costs)
+    assert script.step_ms(found, 1, 512) == pytest.approx(32 * 2.0612 + 5)
+    assert script.step_ms(found, 16, 2048) == pytest.approx(32 * 2.3648 + 5)
+    assert found.first_tokens[14].total.time_ms == pytest.approx(32 * 2.1728 + 5)
+    assert found.decode.total.launches == 9
+    tables = [script.build_table({build: found}), script.users_table(found)]
+    tables.append(script.goal_table(script.goals({build: found})))
+    for lines in tables:
+        assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert tables[0][-1].startswith("| 4 bits, groups of 64, 4-bit head | 69.7 ms | 71.0 ms |")
+    assert "| 16 users, 4-bit head, 2048 rows | 105 ms | 80.7 ms |" in tables[2]
 
 
 def test_the_vendors_form_gives_keys_and_values_of_every_position() -> None:
@@ -89,6 +96,6 @@ def test_the_vendors_form_gives_keys_and_values_of_every_position() -> None:
     script = importlib.import_module("vendor_form")
     whole = script.vendor_block(config, 4, 64, has_history=False)
     one = script.vendor_block(config, 4, 64, has_history=True)
-    assert (whole.tokens, whole.history, one.tokens, one.history) == (64, 0, 1, 64)
+    assert (whole.stage, one.stage) == ((64, 0), (1, 64))
     assert "-> (tensor<1x64x128xf32>, tensor<1x64x4x32xf32>, tensor<1x64x4x32xf32>)" in whole.text
     assert "-> (tensor<1x1x128xf32>, tensor<1x1x4x32xf32>, tensor<1x1x4x32xf32>)" in one.text

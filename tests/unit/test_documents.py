@@ -38,7 +38,7 @@ HALF_WIDTH = re.compile(r"[\u4e00-\u9fff][,:;?!()]|[,:;?!()][\u4e00-\u9fff]")
 SPANS = [command for page in PAGES for command in spans(page)]
 TRANSLATED = [(guide, guide.with_suffix(".zh.md")) for guide in GUIDES]
 PACKAGE = ROOT / "src" / "baichuan2_tpu"
-NAMED_FROM = (ROOT, PACKAGE, PACKAGE / "server", PACKAGE / "engine")
+NAMED_FROM = (ROOT, PACKAGE, PACKAGE / "server", PACKAGE / "engine", PACKAGE / "native")
 """Where the paths begin that a page for developers names; two of the lives name the room once."""
 NAMED_FILE = re.compile(r"`((?:[a-z0-9_]+/)*[a-z0-9_]+\.(?:py|h|cpp|md))`")
 VERBATIM = ("bash", "python", "console", "text", "nginx", "yaml", "ini", "json")

@@ -36,15 +36,15 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
-    "engine": [{"base"}, {"checks", "device"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [{"device"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
     "fetch": [
-        {"cache", "catalog", "digests"},
+        {"cache", "catalog"},
         {"record", "transfer", "wheels"},
         {"models", "verify"},
         {"vendor"},
     ],
     "server": [
-        {"scheduling"},
+        {"scheduling", "known_paths", "request_faults"},
         {"errors", "log_lines", "metrics", "readiness", "tenants"},
         {"service"},
         {"api", "transport"},

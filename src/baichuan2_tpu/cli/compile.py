@@ -6,6 +6,8 @@ Not here: how (``baichuan2_tpu.compile``).
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from baichuan2_tpu.compile.driver import BuildSettings, CompileEvent
     from baichuan2_tpu.compile.plan import Plan
     from baichuan2_tpu.compile.settings import CompileSettings
+    from baichuan2_tpu.manifest import Stage
 
 __all__ = ["compile_checkpoint"]
 
 _FROM_CHECKPOINT = "the checkpoint's own"
+_STAGE = re.compile(r"(\d+)x(\d+)")
 
 
 class _Bits(str, Enum):
@@ -68,14 +72,29 @@ _Checkpoint = Annotated[
     ),
 ]
 _Destination = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the bundle to make.")]
-_Context = Annotated[int, typer.Option("--context", min=1, help="Tokens a conversation can hold.")]
-_Prefill = Annotated[
+_Context = Annotated[int, typer.Option("--context", min=1, help="Tokens one conversation can hold.")]
+_Rows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows", min=1, help="Tokens that all conversations together can hold.", show_default="the context"
+    ),
+]
+_Stages = Annotated[
     str | None,
     typer.Option(
-        "--prefill",
-        metavar="T,T,…",
-        help="Stages of so many new tokens, beside one of 1; an empty text for none.",
-        show_default="16,64,128,256",
+        "--stages",
+        metavar="TxS,TxS,…",
+        help="What launches can take: T new tokens after up to S rows in use.",
+        show_default="chosen by what each saves",
+    ),
+]
+_LayersPerNet = Annotated[
+    int | None,
+    typer.Option(
+        "--layers-per-net",
+        min=1,
+        help="Layers that one launch computes: more of them take more memory to compile.",
+        show_default="4, or what two jobs below 8 GB allow",
     ),
 ]
 _LayerBits = Annotated[
@@ -111,7 +130,9 @@ def compile_checkpoint(
     destination: _Destination,
     *,
     context: _Context = 512,
-    prefill: _Prefill = None,
+    rows: _Rows = None,
+    stages: _Stages = None,
+    layers_per_net: _LayersPerNet = None,
     bits: _LayerBits = None,
     head: _HeadForm = None,
     head_output: _HeadGives = _HeadOutput.LOGITS,
@@ -132,8 +153,13 @@ def compile_checkpoint(
     """
     from baichuan2_tpu.compile.assemble import open_source
     from baichuan2_tpu.compile.driver import BuildSettings
-    from baichuan2_tpu.compile.plan import make_plan
-    from baichuan2_tpu.compile.settings import CompileSettings, default_bits, default_head, default_prefill
+    from baichuan2_tpu.compile.plan import default_layers_per_net, make_plan
+    from baichuan2_tpu.compile.settings import (
+        CompileSettings,
+        compiled_group_size,
+        default_bits,
+        default_head,
+    )
     from baichuan2_tpu.toolchain import find_toolchain
 
     if as_json and not dry_run:
@@ -144,16 +170,18 @@ def compile_checkpoint(
         bits=default_bits(config) if bits is None else bits.number,
         head=default_head(config) if head is None else head.value,
         context=context,
-        prefill=default_prefill(context) if prefill is None else _parse_stages(prefill),
+        rows=rows or context,
+        stages=_parse_stages(stages, context, rows or context),
         dtype="float16" if dtype is _Dtype.F16 else "bfloat16",
         head_output=head_output.value,
         embedding=embedding.value,
         devices=devices,
     )
+    settings = replace(settings, layers_per_net=layers_per_net or default_layers_per_net(config, settings))
     settings.check(config)
     plan = make_plan(config, settings, jobs)
     if dry_run:
-        _show(_facts(plan, settings), as_json=as_json)
+        _show(_facts(plan, settings, compiled_group_size(config)), as_json=as_json)
         return
     _warn_of_memory(plan)
     _build(directory, destination, settings, BuildSettings(find_toolchain(toolchain), jobs, keep_work))
@@ -173,13 +201,17 @@ def _build(checkpoint: Path, destination: Path, settings: CompileSettings, build
     notice(f"wrote {destination}")
 
 
-def _parse_stages(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"--prefill is {text!r}, allowed are numbers such as 16,64,128,256"
-        ) from error
+def _parse_stages(text: str | None, context: int, rows: int) -> tuple[Stage, ...]:
+    from baichuan2_tpu.compile.settings import default_stages, sort_stages
+    from baichuan2_tpu.manifest import Stage
+
+    if text is None:
+        return default_stages(context, rows)
+    pairs = [_STAGE.fullmatch(part.strip()) for part in text.split(",")]
+    stages = [Stage(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+    if len(stages) < len(pairs):
+        raise typer.BadParameter(f"--stages is {text!r}, allowed are pairs such as 1x512,16x512,64x512")
+    return sort_stages(stages)
 
 
 def _directory(checkpoint: str, bits: _Bits | None) -> Path:
@@ -203,24 +235,31 @@ def _warn_of_memory(plan: Plan) -> None:
         )
 
 
-def _facts(plan: Plan, settings: CompileSettings) -> dict[str, object]:
+def _facts(plan: Plan, settings: CompileSettings, group_size: int) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
     return {
+        "context": settings.context,
+        "rows": settings.rows,
+        "stages": [f"{stage.tokens}x{stage.history}" for stage in settings.stages],
+        "head_rows": list(settings.head_rows),
+        "layers_per_net": settings.layers_per_net,
         "nets": len(plan.units),
-        "stages": list(settings.stages),
+        "launches_per_token": plan.launches,
         "compiler_calls": plan.stages,
         "bits": settings.bits,
+        "group_size": group_size,
         "head": settings.head,
         "head_output": settings.head_output,
         "embedding": settings.embedding,
         "dtype": settings.dtype,
-        "context": settings.context,
         "jobs": plan.jobs,
         "time_s": round(plan.time_s),
         "memory_bytes": plan.memory_bytes,
         "peak_disk_bytes": plan.peak_disk_bytes,
         "bundle_bytes": plan.result_bytes,
         "device_bytes": plan.device_bytes,
+        "history_bytes": plan.history_bytes,
+        "instruction_bytes": plan.instruction_bytes,
     }
 
 

@@ -38,6 +38,15 @@ def doctor(
     ] = None,
     *,
     context: options.Context = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            "--rows",
+            min=1,
+            help="Tokens that all conversations together can hold on the TPU, of a checkpoint to compile.",
+            show_default="the context",
+        ),
+    ] = None,
     device: options.Device = 0,
     checkpoint: Annotated[
         Path | None,
@@ -65,7 +74,7 @@ def doctor(
     if checkpoint is not None and model is None:
         raise typer.BadParameter("--checkpoint needs the bundle that was compiled from it as MODEL")
     host, machine = Host.here(), Machine()
-    report = examine(machine, host, model=model, context=context, device=device)
+    report = examine(machine, host, model=model, context=context, rows=rows, device=device)
     if checkpoint is not None and report.need is not None and not report.need.has_manifest:
         raise typer.BadParameter("--checkpoint needs a bundle that was compiled from it; MODEL is not one")
     settings = ProofSettings.of(report.need, checkpoint=checkpoint, device=device, simulator=simulator)

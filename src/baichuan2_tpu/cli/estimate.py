@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate"]
 
-_TABLE_WIDTH = 100
+_TABLE_WIDTH = 110
 
 
 def estimate(
@@ -36,7 +36,7 @@ def estimate(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a token of a compiled bundle will take on the device.
+    """Show what a token of a compiled bundle will take on the device, for one user and for many.
 
     The figures are those of the compiler's cycle model, never a measurement; what it leaves out is said below
     them. Neither a device nor the compiler is needed.
@@ -45,46 +45,49 @@ def estimate(
     from baichuan2_tpu.estimate import estimate as add_up
     from baichuan2_tpu.manifest import Manifest
 
-    found = add_up(Manifest.read(bundle))
+    figures = add_up(Manifest.read(bundle))
     if as_json:
-        write_result(json.dumps(to_json(found), ensure_ascii=False) + "\n")
+        write_result(json.dumps(to_json(figures), ensure_ascii=False) + "\n")
     else:
-        _show(found)
+        _show(figures)
     if picture is not None:
-        picture.write_text(draw(found, title=_title(found.manifest)), "utf-8")
+        picture.write_text(draw(figures, title=_title(figures.manifest)), "utf-8")
         notice(f"[picture: {picture}]")
 
 
 def _title(manifest: Manifest) -> str:
     """Name what was compiled, in words that are no file's."""
     layers = f"{manifest.model.layers} layers of {manifest.bits} bits"
-    return f"{manifest.chip}: {layers}, {manifest.head} head, context {manifest.context}"
+    lengths = f"context {manifest.context}, {manifest.rows} rows"
+    return f"{manifest.chip}: {layers}, {manifest.head} head, {lengths}"
 
 
-def _show(found: Estimate) -> None:
+def _show(figures: Estimate) -> None:
     """Print the tables and what the model leaves out."""
     from rich.console import Console
 
-    from baichuan2_tpu.estimate import CEILINGS, LEFT_OUT, method
+    from baichuan2_tpu.estimate import CEILINGS, HELD_AGAINST, LEFT_OUT, method
 
     console = Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False, markup=False)
-    write_result(f"{_title(found.manifest)}\nestimated, not measured, by the {method(found.manifest)}\n")
-    for table in (_token_table(found), _stage_table(found), _prompt_table(found)):
+    write_result(f"{_title(figures.manifest)}\nestimated, not measured, by the {method(figures.manifest)}\n")
+    tables = (_token_table, _answers_table, _loaded_table, _stage_table, _prompt_table)
+    for make_table in tables:
         write_result("\n")
-        console.print(table)
+        console.print(make_table(figures))
     write_result(f"\nroofline: {'; '.join(CEILINGS)}\n")
-    write_result("left out:\n" + "".join(f"- {one}\n" for one in LEFT_OUT))
+    write_result("left out:\n" + "".join(f"- {line}\n" for line in LEFT_OUT))
+    write_result("held against:\n" + "".join(f"- {line}\n" for line in HELD_AGAINST))
 
 
-def _token_table(found: Estimate) -> Table:
-    """Show one token of the answer by part, and the whole."""
-    total = found.decode.total
+def _token_table(figures: Estimate) -> Table:
+    """Show one token of a single conversation by part, and the whole."""
+    total = figures.decode.total
     rows = [
-        (name, cost, f"{cost.time_ms / total.time_ms:.1%}") for name, cost in found.decode.parts().items()
+        (name, cost, f"{cost.time_ms / total.time_ms:.1%}") for name, cost in figures.decode.parts().items()
     ]
-    rows.append(("a token", total, f"{found.decode_tok_per_s:.2f} tok/s"))
+    rows.append(("a token", total, f"{figures.decode_tok_per_s:.2f} tok/s"))
     return _table(
-        ("one token", "launches", "ms", "share", "MB read", "roofline ms"),
+        (f"one user, {figures.histories[0]} rows", "launches", "ms", "share", "MB read", "roofline ms"),
         (
             (
                 name,
@@ -99,45 +102,67 @@ def _token_table(found: Estimate) -> Table:
     )
 
 
-def _stage_table(found: Estimate) -> Table:
-    """Show one launch of a layer, as the mean of all layers, by the tokens it takes."""
-    layers = {tokens: step.layers for tokens, step in found.stages.items()}
+def _answers_table(figures: Estimate) -> Table:
+    """Show a step of all answers, which is a token for each user: its time, and tokens per second."""
+    from baichuan2_tpu.estimate import USERS
+
+    def cell(users: int, rows: int) -> str:
+        time_ms = figures.answers[users, rows].total.time_ms
+        return f"{time_ms:.1f} ({1000 * users / time_ms:.0f})"
+
     return _table(
-        ("one layer, new tokens", "ms", "MB read", "TFLOPS", "roofline ms"),
-        (
-            (
-                f"{tokens}",
-                f"{cost.time_ms / cost.launches:.3f}",
-                _megabytes(cost.read_bytes // cost.launches),
-                f"{cost.flops / cost.time_ms / 1e9:.2f}",
-                f"{cost.roofline_ms / cost.launches:.3f}",
-            )
-            for tokens, cost in layers.items()
-        ),
+        ("ms per step (tok/s), rows in use", *(f"{users} user{'s' if users > 1 else ''}" for users in USERS)),
+        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in figures.histories),
     )
 
 
-def _prompt_table(found: Estimate) -> Table:
+def _loaded_table(figures: Estimate) -> Table:
+    """Show the first token of a prompt that rides along with answers, and what it costs them."""
+    from baichuan2_tpu.estimate import PROMPT_BESIDE_ANSWERS, USERS
+
+    def cell(users: int, rows: int) -> str:
+        time_ms = figures.loaded[users, rows].total.time_ms
+        return f"{time_ms:.1f} ({time_ms / figures.answers[users, rows].total.time_ms:.2f}x)"
+
+    heading = f"with a prompt of {PROMPT_BESIDE_ANSWERS}, rows in use"
+    return _table(
+        (heading, *(f"{users} answer{'s' if users > 1 else ''}" for users in USERS)),
+        ((f"{rows}", *(cell(users, rows) for users in USERS)) for rows in figures.histories),
+    )
+
+
+def _stage_table(figures: Estimate) -> Table:
+    """Show one layer, as the mean of all, by new tokens and rows of the history."""
+    layers = figures.manifest.model.layers
+    tokens = sorted({stage.tokens for stage in figures.stages})
+    times = {tuple(stage): f"{cost.time_ms / layers:.3f}" for stage, cost in figures.stages.items()}
+    return _table(
+        ("ms per layer, rows read", *(f"{count} new" for count in tokens)),
+        ((f"{rows}", *(times.get((count, rows), "-") for count in tokens)) for rows in figures.histories),
+    )
+
+
+def _prompt_table(figures: Estimate) -> Table:
     """Show the first token by the length of the prompt."""
     from baichuan2_tpu.estimate import kv_bytes_per_token
 
-    kv_bytes = kv_bytes_per_token(found.manifest)
+    kv_bytes = kv_bytes_per_token(figures.manifest)
     return _table(
-        ("prompt tokens", "in pieces of", "first token ms", "roofline ms", "KV cache MB"),
+        ("prompt tokens", "in launches of", "first token ms", "roofline ms", "KV cache MB"),
         (
             (
                 f"{length}",
-                _pieces(step.pieces),
+                _pieces([stage.tokens for stage in step.stages]),
                 f"{step.total.time_ms:.1f}",
                 f"{step.total.roofline_ms:.1f}",
                 _megabytes(length * kv_bytes),
             )
-            for length, step in found.first_tokens.items()
+            for length, step in figures.first_tokens.items()
         ),
     )
 
 
-def _pieces(pieces: tuple[int, ...]) -> str:
+def _pieces(pieces: list[int]) -> str:
     """Write pieces as sums of products: "256 x3 + 64"."""
     counts = {tokens: pieces.count(tokens) for tokens in pieces}
     return " + ".join(f"{tokens} x{count}" if count > 1 else f"{tokens}" for tokens, count in counts.items())

@@ -20,6 +20,7 @@ from baichuan2_tpu.errors import RequestError
 if TYPE_CHECKING:
     from baichuan2_tpu.checkpoint.identify import Located
     from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+    from baichuan2_tpu.manifest import Manifest
 
 __all__ = ["info"]
 
@@ -142,14 +143,34 @@ def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool)
         "head_output": manifest.head_output,
         "embedding": manifest.embedding,
         "dtype": manifest.dtype,
-        "prefill": list(manifest.prefill),
+        "group_size": manifest.group_size,
+        "stages": [f"{stage.tokens}x{stage.history}" for stage in manifest.stages],
+        "head_rows": list(manifest.head_rows),
+        "layers_per_net": manifest.layers_per_net,
         "disk_bytes": sum(file.nbytes for file in manifest.files.values()),
         "device_bytes": manifest.device_bytes,
         "context": tokens,
         "compiled_context": manifest.context,
-        "kv_cache_bytes": tokens * memory_need(manifest.model).kv_bytes_per_token,
+        "rows": manifest.rows,
+        "history_bytes": manifest.rows * memory_need(manifest.model).kv_bytes_per_token,
+        **_times(manifest),
         "source": manifest.source,
         "tools": dict(manifest.tools),
+    }
+
+
+def _times(manifest: Manifest) -> dict[str, object]:
+    """Return what the cycle model says of a token, where the manifest has costs."""
+    from baichuan2_tpu.estimate import estimate
+
+    if not manifest.costs:
+        return {}
+    figures = estimate(manifest, ())
+    return {
+        "launches_per_token": figures.decode.total.launches,
+        "estimated_token_ms": {
+            f"{rows} rows": round(figures.answers[1, rows].total.time_ms, 1) for rows in figures.histories
+        },
     }
 
 

@@ -5,7 +5,6 @@ Not here: finding and opening (``baichuan2_tpu.model``), the options of a verb (
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from baichuan2_tpu.cli.terminal import byte_bars, file_events, notice
@@ -44,9 +43,9 @@ def find_model(model: str) -> ModelFiles:
 
 def open_model(files: ModelFiles, running: EngineSettings) -> Model:
     """Load the weights. Raises: what ``ModelFiles.open`` raises."""
-    if running.engine == "simulator":
-        _keep_simulator_output()
-    return files.open(running, notice=notice)
+    model = files.open(running, notice=notice)
+    model.engine.on_notice = notice
+    return model
 
 
 def open_chat_model(model: str, running: EngineSettings, given: GivenSettings) -> Model:
@@ -58,20 +57,3 @@ def open_chat_model(model: str, running: EngineSettings, given: GivenSettings) -
     files.require_template()
     files.settings.override(**given)
     return open_model(files, running)
-
-
-def _keep_simulator_output() -> None:
-    """On a terminal, send the simulator's line per launch to a file: it would stand in the answer."""
-    import platformdirs
-
-    from baichuan2_tpu.engine.device.c_library import send_c_output_to_file
-
-    if not sys.stderr.isatty():
-        return
-    path = platformdirs.user_state_path("baichuan2-tpu", appauthor=False) / "simulator.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        send_c_output_to_file(path)
-    except OSError:
-        return  # it stays on standard error
-    notice(f"what the simulator prints goes to {path}")

@@ -21,7 +21,7 @@ from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
-from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.server.service import RequestRules, ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,
     bind,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.base import Engine
 
-__all__ = ["Address", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+__all__ = ["Address", "RequestRules", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class ServePlan:
     engine: EngineSettings
     address: Address
     access: ServerOptions
-    max_running: int
+    rules: RequestRules
+    max_running: int | None
+    """None for as many as the engine computes well in one step."""
     max_waiting: int
     kv_bytes: int | None
     timeout_s: float | None
@@ -66,8 +68,10 @@ class ServePlan:
 
     def scheduling(self, engine: Engine) -> SchedulerSettings:
         """Return the scheduler's settings, with a bound of memory in any case."""
-        kv_bytes = kv_bound(engine, machine_memory_bytes()) if self.kv_bytes is None else self.kv_bytes
-        return SchedulerSettings(self.max_running, self.max_waiting, kv_bytes)
+        kv_bytes = self.kv_bytes
+        if kv_bytes is None and engine.row_use is None:
+            kv_bytes = kv_bound(engine, machine_memory_bytes())
+        return SchedulerSettings(self.max_running or engine.answers_per_step, self.max_waiting, kv_bytes)
 
 
 def read_keys(file: Path | None) -> frozenset[str]:
@@ -119,9 +123,10 @@ def run_server(plan: ServePlan) -> None:
         files.require_template()
         with open_model(files, plan.engine) as model:
             served = ServedModel.of(model, plan.name)
-            with Scheduler(model.engine, model.tokenizer, plan.scheduling(model.engine)) as scheduler:
-                _log_limits(plan, model.engine, scheduler)
-                service = Service(served, scheduler, timeout_s=plan.timeout_s)
+            settings = plan.scheduling(model.engine)
+            with Scheduler(model.engine, model.tokenizer, settings) as scheduler:
+                _log_limits(plan, settings, model.engine, scheduler)
+                service = Service(served, scheduler, timeout_s=plan.timeout_s, rules=plan.rules)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")
 
@@ -147,7 +152,7 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
     serve(RequestLog(guarded), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
 
 
-def _log_limits(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
+def _log_limits(plan: ServePlan, settings: SchedulerSettings, engine: Engine, scheduler: Scheduler) -> None:
     """Log how much memory the server may take, and warn if anybody may use it."""
     load = scheduler.load()
     log_event(
@@ -157,8 +162,8 @@ def _log_limits(plan: ServePlan, engine: Engine, scheduler: Scheduler) -> None:
         kv_gb=round(load.max_held_tokens * load.kv_bytes_per_token / 1e9, 2),
         kv_tokens=load.max_held_tokens,
         context=engine.max_context,
-        running=plan.max_running,
-        waiting=plan.max_waiting,
+        running=settings.max_running,
+        waiting=settings.max_waiting,
     )
     if not plan.access.api_keys and not is_loopback(plan.address.host):
         log_event(

@@ -12,13 +12,15 @@ Not here: the slopes (``config``), the rest of a block (``nets``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.compile.mlir import Graph, Value
 from baichuan2_tpu.config import ModelConfig, alibi_slopes
 
-__all__ = ["alibi_arrays", "attend"]
+__all__ = ["Positions", "alibi_arrays", "attend", "compare_positions"]
 
 _STEP = 64
 _PARTS = ("coarse", "fine")
@@ -26,38 +28,60 @@ _SLOPES = "alibi.slopes"
 
 
 def alibi_arrays(config: ModelConfig, context: int) -> dict[str, NDArray[np.float32]]:
-    """Return the slopes, and both parts of every position: as a table and as a row."""
+    """Return the slopes, and a table with each part of every position. Shapes: (1, 1, H, 1), (S, 1)."""
     fine = np.arange(context, dtype=np.float32) % _STEP
     coarse = np.arange(context, dtype=np.float32) - fine
     slopes: NDArray[np.float32] = np.array(alibi_slopes(config.heads), np.float32)
     arrays: dict[str, NDArray[np.float32]] = {_SLOPES: slopes.reshape(1, 1, -1, 1)}
     for part, values in zip(_PARTS, (coarse, fine), strict=True):
         arrays[f"alibi.{part}.table"] = values.reshape(-1, 1)
-        arrays[f"alibi.{part}.row"] = values.reshape(1, 1, 1, -1)
     return arrays
 
 
-def attend(graph: Graph, heads: tuple[Value, Value, Value], mask: Value, positions: Value) -> Value:
-    """Attend from new tokens to the history and to themselves.
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What all layers of a net need to know of positions, and the mask beside it.
 
-    Shapes: ``heads`` are queries (1, T, H, D), keys and values (1, S + T, H, D); mask (1, 1, T, S + T),
-    positions (1, T) → (1, T, H * D).
+    Shapes: ``distances`` (1, T, 1, S + T), the position of every key less that of every query; ``mask`` the
+    same; ``slopes`` (1, 1, H, 1).
+    """
+
+    distances: Value
+    slopes: Value
+    mask: Value
+
+
+def compare_positions(
+    graph: Graph, heads: int, context: int, positions: tuple[Value, Value], mask: Value
+) -> Positions:
+    """Compare the positions of all keys with those of all queries; each must be below ``context``.
+
+    The mask is reshaped here, once for all layers: the compiler leaves an input of several consumers that
+    reshape it in float32.
+    Shapes: ``positions`` of the history (1, S) and of the new tokens (1, T), mask (1, 1, T, S + T).
+    """
+    parts = [_differences(graph, part, positions, context) for part in _PARTS]
+    slopes = graph.weight(_SLOPES, (1, 1, heads, 1))
+    _, _, tokens, columns = mask.shape
+    mask = graph.reshape("alibi.mask", mask, (1, tokens, 1, columns))
+    return Positions(graph.add("alibi.distances", *parts), slopes, mask)
+
+
+def attend(graph: Graph, prefix: str, heads: tuple[Value, Value, Value], positions: Positions) -> Value:
+    """Attend from new tokens to the history and to themselves; ``prefix`` is put before all names.
+
+    Shapes: ``heads`` are queries (1, T, H, D), keys and values (1, S + T, H, D) → (1, T, H * D).
     """
     queries, keys, values = heads
     _, tokens, count, size = queries.shape
-    columns = keys.shape[1]
-    scores = graph.scale(
-        "alibi.scores", _by_head(graph, "alibi.qk", queries, keys, is_right_transposed=True), size**-0.5
-    )
-    distances = graph.add(
-        "alibi.distances", *(_differences(graph, part, positions, columns - tokens) for part in _PARTS)
-    )
-    slopes = graph.weight(_SLOPES, (1, 1, count, 1))
-    scores = graph.add("alibi.biased", scores, graph.multiply("alibi.bias", distances, slopes))
-    mask = graph.reshape("alibi.mask", mask, (1, tokens, 1, columns))
-    weights = graph.softmax("alibi.weights", graph.add("alibi.masked", scores, mask))
-    mixed = _by_head(graph, "alibi.mixed", weights, values, is_right_transposed=False)
-    return graph.reshape("alibi.attention", mixed, (1, tokens, count * size))
+    name = f"{prefix}alibi."
+    products = _by_head(graph, f"{name}qk", queries, keys, is_right_transposed=True)
+    scores = graph.scale(f"{name}scores", products, size**-0.5)
+    bias = graph.multiply(f"{name}bias", positions.distances, positions.slopes)
+    scores = graph.add(f"{name}biased", scores, bias)
+    weights = graph.softmax(f"{name}weights", graph.add(f"{name}masked", scores, positions.mask))
+    mixed = _by_head(graph, f"{name}mixed", weights, values, is_right_transposed=False)
+    return graph.reshape(f"{name}attention", mixed, (1, tokens, count * size))
 
 
 def _by_head(graph: Graph, name: str, left: Value, right: Value, *, is_right_transposed: bool) -> Value:
@@ -71,13 +95,20 @@ def _by_head(graph: Graph, name: str, left: Value, right: Value, *, is_right_tra
     return graph.permute(name, graph.matmul(f"{name}.product", left, right), (0, 2, 1, 3))
 
 
-def _differences(graph: Graph, part: str, positions: Value, history: int) -> Value:
+def _differences(graph: Graph, part: str, positions: tuple[Value, Value], context: int) -> Value:
     """Return one part of the position of every key less that of every query. Shapes: (1, T, 1, S + T)."""
-    name, tokens = f"alibi.{part}", positions.shape[1]
-    new = graph.gather(f"{name}.new", graph.weight(f"{name}.table", (history, 1)), positions)
-    old_keys = graph.weight(f"{name}.row", (1, 1, 1, history))
-    new_keys = graph.reshape(f"{name}.new_keys", new, (1, 1, 1, tokens))
-    keys = graph.concatenate(f"{name}.keys", [old_keys, new_keys], 3)
+    old, new = positions
+    name, history, tokens = f"alibi.{part}", old.shape[1], new.shape[1]
+    table = graph.weight(f"{name}.table", (context, 1))
+    queries = graph.gather(f"{name}.new", table, new)
+    keys = graph.concatenate(
+        f"{name}.keys",
+        [
+            graph.reshape(f"{name}.old_keys", graph.gather(f"{name}.old", table, old), (1, 1, 1, history)),
+            graph.reshape(f"{name}.new_keys", queries, (1, 1, 1, tokens)),
+        ],
+        3,
+    )
     return graph.subtract(
-        f"{name}.differences", keys, graph.reshape(f"{name}.queries", new, (1, tokens, 1, 1))
+        f"{name}.differences", keys, graph.reshape(f"{name}.queries", queries, (1, tokens, 1, 1))
     )

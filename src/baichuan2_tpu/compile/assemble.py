@@ -1,6 +1,6 @@
 """Put a bundle together: the bmodel out of its nets, the embedding's file, the tokenizer, the manifest.
 
-Not here: compiling the nets (``driver``), reading a bundle (``artifact``).
+Not here: compiling the nets (``driver``), reading a bundle (``manifest``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from baichuan2_tpu.checkpoint.layout import EMBEDDING
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.compile.float_rows import Source, float_rows
 from baichuan2_tpu.compile.journal import Journal
-from baichuan2_tpu.compile.settings import CompileSettings
+from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
 from baichuan2_tpu.files import digest_file
@@ -82,7 +82,7 @@ def join_nets(compiler: Compiler, journal: Journal, *, keeps_work: bool) -> Mode
     fill_skeleton(skeleton, journal.bmodel, places, end)
     for name, start in starts.items():
         _move_weights(journal, name, start, keeps_work=keeps_work)
-    return _verified(compiler, journal)
+    return _verify(compiler, journal)
 
 
 def write_embedding(source: Source, dtype: Float, folder: Path) -> None:
@@ -116,7 +116,11 @@ def write_manifest(
         embedding=settings.embedding,
         dtype=settings.dtype,
         context=settings.context,
-        prefill=settings.prefill,
+        rows=settings.rows,
+        stages=settings.stages,
+        head_rows=settings.head_rows,
+        layers_per_net=settings.layers_per_net,
+        group_size=compiled_group_size(facts.source.config),
         devices=settings.devices,
         chip=summary.chip.lower(),
         bmodel=journal.bmodel.name,
@@ -142,7 +146,7 @@ def _move_weights(journal: Journal, name: str, start: int, *, keeps_work: bool) 
         weights.unlink()
 
 
-def _verified(compiler: Compiler, journal: Journal) -> ModelSummary:
+def _verify(compiler: Compiler, journal: Journal) -> ModelSummary:
     """Check that the joined bmodel has the stages of its parts, and return what it holds."""
     summary = compiler.summarize(journal.bmodel)
     parts = [compiler.summarize(journal.skeleton(name)).stages for name in journal.units]

@@ -2,7 +2,7 @@
 
 A static compile leaves ``compiler_profile_0.txt``: every instruction of both engines, and at the end totals
 of cycles, of bytes by direction and of floating point operations. Only the totals are read. They leave out
-dynamic parts, so a net must be static as a whole, as all of ours are. Not here: what a token costs
+dynamic parts, so every part of a net must be static, as all of ours are. Not here: what a token costs
 (``estimate``). Source: the backend of TPU-MLIR 1.30.2, whose format is nowhere documented.
 """
 
@@ -12,12 +12,12 @@ import re
 from pathlib import Path
 
 from baichuan2_tpu.errors import CompileError
-from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.manifest import NetCost, Stage
 
 __all__ = ["PROFILE_NAME", "read_cost"]
 
 PROFILE_NAME = "compiler_profile_0.txt"
-_CYCLES_A_MS = 1e6
+_CYCLES_PER_MS = 1e6
 """The model's clock is 1 GHz: its own "runtime" is the number of cycles divided by this."""
 
 _CYCLES = re.compile(r"^TCYC : (\d+) *$", re.MULTILINE)
@@ -26,7 +26,7 @@ _READS = re.compile(r"^GDMA SUMMARY : .*\bS2L:(\d+)\|.*\bS2S:(\d+)\|", re.MULTIL
 _FLOPS = re.compile(r"^flops: (\d+), runtime: ", re.MULTILINE)
 
 
-def read_cost(path: Path, *, net: str, tokens: int, history: int) -> NetCost:
+def read_cost(path: Path, *, net: str, stage: Stage) -> NetCost:
     """Read the cost of one launch; a net that only copies, as an embedding does, has no total of operations.
 
     Raises: CompileError, naming the file, where a total is missing or there twice.
@@ -46,9 +46,9 @@ def read_cost(path: Path, *, net: str, tokens: int, history: int) -> NetCost:
     to_local, within_memory = reads[0]
     return NetCost(
         net=net,
-        tokens=tokens,
-        history=history,
-        time_ms=int(cycles[0]) / _CYCLES_A_MS,
+        tokens=stage.tokens,
+        history=stage.history,
+        time_ms=int(cycles[0]) / _CYCLES_PER_MS,
         read_bytes=int(to_local) + int(within_memory),
         flops=int(flops[0]) if flops else 0,
     )

@@ -1,9 +1,10 @@
-"""Compile a checkpoint into a bundle, net by net, so that it can be stopped at any moment and gone on with.
+"""Compile a checkpoint into a bundle, net by net, so that it can be stopped at any moment and continued.
 
-Everything is written into ``OUT.partial``; ``OUT`` appears at once when it is whole. A net is finished when
-all its stages are compiled, combined and checked; then its weights and the rest of it are kept as two files,
-everything else of it is removed. The bytes of a bundle do not depend on jobs, interruptions or places.
-Not here: the nets (``nets``), calling the compiler (``tpuc``), joining the nets (``bundle``).
+Everything is written into ``OUT.partial``; ``OUT`` appears at once when it is complete. A net is finished
+when all its stages are compiled, combined and checked; then its weights and the rest of it are kept as two
+files and everything else of it is removed. The bytes of a bundle do not depend on jobs, interruptions or
+places.
+Not here: the nets (``nets``), calling the compiler (``tpuc``), joining the nets (``assemble``).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.errors import CompileError, RequestError
 from baichuan2_tpu.files import digest_file, locked_folder
-from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.manifest import NetCost, Stage
 from baichuan2_tpu.toolchain import Toolchain
 
 __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]
@@ -51,7 +52,6 @@ __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]
 _KEPT = ("units", "bundle")
 _SOURCE_FILES = ("*.json", "*.safetensors", "*.bin")
 _WEIGHTS = "weights.npz"  # where nets.WEIGHT_FILE points to
-_HISTORY_INPUTS = slice(3, 5)  # of a block: history_k, history_v
 _SIGNATURE = re.compile(r"tensor<((?:\d+x)+)")
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def compile_bundle(
 ) -> None:
     """Make the bundle ``destination`` out of a checkpoint.
 
-    Side effect: what is finished stays in ``OUT.partial`` when it is interrupted; the same call goes on.
+    Side effect: what is finished stays in ``OUT.partial`` when it is interrupted; the same call continues.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError;
     CompileError with the command, its exit code and the end of its log.
     """
@@ -140,8 +140,8 @@ class _Build:
         waiting = [unit for unit in self.plan.units if unit.name not in self.journal.units]
         if self.journal.units:
             self.compiled += [unit for unit in self.plan.units if unit not in waiting for _ in unit.stages]
-            notice(f"going on: {len(self.journal.units)} of {len(self.plan.units)} nets are finished")
-        self._tell()
+            notice(f"continuing: {len(self.journal.units)} of {len(self.plan.units)} nets are finished")
+        self._report()
         pool = ThreadPoolExecutor(jobs)
         try:
             tasks = {pool.submit(self._compile, unit): unit for unit in waiting}
@@ -165,11 +165,11 @@ class _Build:
         write_manifest(self.journal, self.settings, facts, summary)
 
     def _compile(self, unit: Unit) -> FinishedUnit:
-        """Compile all stages of one net; what is kept of it is there whole or not at all."""
+        """Compile all stages of one net; what is kept of it is complete or absent."""
         folder = self.journal.folder / "scratch" / unit.name
         folder.mkdir(parents=True)
         np.savez(folder / _WEIGHTS, **self._arrays(unit))  # pyright: ignore[reportArgumentType] - any name
-        stages = [self._compile_stage(unit, tokens, folder) for tokens in unit.stages]
+        stages = [self._compile_stage(unit, stage, folder) for stage in unit.stages]
         combined = folder / f"{unit.name}.bmodel"
         self.compiler.combine([skeleton for skeleton, _ in stages], combined)
         self._check(unit, combined)
@@ -181,22 +181,22 @@ class _Build:
         costs = tuple(cost for _, cost in stages)
         return FinishedUnit(digest_file(skeleton), digest_file(weights), code, costs)
 
-    def _compile_stage(self, unit: Unit, tokens: int, folder: Path) -> tuple[Path, NetCost]:
+    def _compile_stage(self, unit: Unit, stage: Stage, folder: Path) -> tuple[Path, NetCost]:
         """Compile one stage and take its weights out; those of the first are kept for all."""
-        net = unit.net(self.source.config, self.settings, tokens)
-        stage_folder = folder / str(tokens)
+        net = unit.net(self.source.config, self.settings, stage)
+        stage_folder = folder / f"{stage.tokens}-{stage.history}"
         stage_folder.mkdir()
-        is_first = tokens == unit.stages[0]
+        is_first = stage == unit.stages[0]
         addresses = ("save" if is_first else "use") if net.has_own_io else None
         bmodel = self.compiler.compile(net, stage_folder, addresses)
-        cost = read_cost(stage_folder / PROFILE_NAME, net=net.name, tokens=tokens, history=net.history)
+        cost = read_cost(stage_folder / PROFILE_NAME, net=net.name, stage=stage)
         if is_first:
             _copy_weights(bmodel, folder / f"{unit.name}.weights")
         skeleton = stage_folder / "skeleton.bmodel"
         detach_weights(bmodel, skeleton)
         bmodel.unlink()
         self.compiled.append(unit)
-        self._tell()
+        self._report()
         return skeleton, cost
 
     def _arrays(self, unit: Unit) -> Arrays:
@@ -204,25 +204,25 @@ class _Build:
             return head_weights(self.source, self.settings)
         if unit.kind == "embedding":
             return embedding_weights(self.source, self.settings)
-        return block_weights(self.source, self.settings, unit.layer)
+        return block_weights(self.source, self.settings, unit.number)
 
     def _check(self, unit: Unit, combined: Path) -> None:
-        """Check that a net has the shapes it should, one set of weights, and one history.
+        """Check that a net has the shapes it should, one set of weights, and inputs at the same addresses.
 
         Raises: CompileError.
         """
-        nets = [unit.net(self.source.config, self.settings, tokens) for tokens in unit.stages]
-        wanted = [(unit.name, _shapes(net)) for net in nets]
-        found = [(stage.net, stage.shapes) for stage in self.compiler.summarize(combined).stages]
-        if found != wanted:
-            raise CompileError(f"{combined}: has the stages {found}, wanted are {wanted}")
+        nets = [unit.net(self.source.config, self.settings, stage) for stage in unit.stages]
+        expected = [(unit.name, _shapes(net)) for net in nets]
+        stages = [(stage.net, stage.shapes) for stage in self.compiler.summarize(combined).stages]
+        if stages != expected:
+            raise CompileError(f"{combined}: has the stages {stages}, expected are {expected}")
         layouts = read_stages(combined)
         if len({layout.weights.code for layout in layouts}) > 1:
             raise CompileError(f"{combined}: its stages have different weights; compile with TPU-MLIR 1.30.2")
-        if unit.kind == "block" and len({layout.inputs[_HISTORY_INPUTS] for layout in layouts}) > 1:
+        if unit.kind == "block" and len({layout.inputs for layout in layouts}) > 1:
             raise CompileError(f"{combined}: its stages have different histories; use TPU-MLIR 1.30.2")
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         done = list(self.compiled)  # another thread may append to it
         total = sum(len(unit.stages) * unit.weight_bytes for unit in self.plan.units)
         done_bytes = sum(unit.weight_bytes for unit in done)

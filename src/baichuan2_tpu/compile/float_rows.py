@@ -25,7 +25,7 @@ Source = Weights | FloatCheckpoint
 """A quantised checkpoint, or a float one where everything is compiled with 16 bits."""
 
 _SLICE_WEIGHTS = 1 << 20  # 4 MB as float32, for the caches: larger slices take twice as long to transpose
-_ROW_MULTIPLE = 64  # a slice of packed rows begins at a whole word
+_ROW_MULTIPLE = 64  # a slice of packed rows begins at a word boundary
 _LIMITS = {"float16": float(np.finfo(np.float16).max), "bfloat16": 3.3895313892515355e38}
 
 
@@ -38,19 +38,19 @@ def float_rows(source: Source, name: str, shape: tuple[int, int], dtype: Float) 
     """
     rows, columns = shape
     step = max(1, _SLICE_WEIGHTS // columns // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    whole = None if isinstance(source, FloatCheckpoint) else _open(source, name)
+    tensor = None if isinstance(source, FloatCheckpoint) else _open(source, name)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         if isinstance(source, FloatCheckpoint):
             values = source.read(name, start, stop)
             source.release(name)
-        elif isinstance(whole, PackedLinear):
-            values = dequantize(_rows_of(whole, start, stop))
+        elif isinstance(tensor, PackedLinear):
+            values = dequantize(_rows_of(tensor, start, stop))
         else:
-            assert whole is not None  # noqa: S101 - our own invariant
-            values = whole[start:stop].astype(np.float32)
+            assert tensor is not None  # noqa: S101 - our own invariant
+            values = tensor[start:stop].astype(np.float32)
         yield _narrow(values, dtype, name)
-    del whole
+    del tensor
     source.release(name)
 
 
@@ -67,7 +67,7 @@ def _open(weights: Weights, name: str) -> PackedLinear | NDArray[Any]:
 
 
 def _rows_of(linear: PackedLinear, start: int, stop: int) -> PackedLinear:
-    """Return some outputs of a packed layer, from a whole word on."""
+    """Return some outputs of a packed layer, beginning at a word boundary."""
     words = slice(start * linear.bits // 32, stop * linear.bits // 32)
     return PackedLinear(
         qweight=linear.qweight[:, start:stop],

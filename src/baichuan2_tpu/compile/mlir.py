@@ -1,6 +1,6 @@
 """The text of one net in the compiler's Top dialect, an operation at a time.
 
-A small typed function an operation: it takes values, knows the shape of its result, and appends one line.
+One small typed function per operation: it takes values, knows the shape of its result, and appends one line.
 Every computed float is written as ``f32`` here; the compiler's mode decides in which type it computes.
 Weights of 16 bits must be of the mode's own type.
 Not here: which operations make a model (``nets``), running the compiler.
@@ -107,7 +107,7 @@ class Graph:
         return self._operation("MulConst", name, [values], values.shape, attributes)
 
     def softmax(self, name: str, values: Value) -> Value:
-        """Turn the last axis into shares of one."""
+        """Apply softmax along the last axis."""
         axis = len(values.shape) - 1
         return self._operation("Softmax", name, [values], values.shape, {"axis": f"{axis} : si32"})
 
@@ -189,8 +189,8 @@ class Graph:
 
     def text(self, outputs: Sequence[Value]) -> str:
         """Return the whole module, which gives ``outputs``."""
-        arguments = ", ".join(f"{one.reference}: {one.type} loc(unknown)" for one in self._arguments)
-        results = ", ".join(one.type for one in outputs)
+        arguments = ", ".join(f"{value.reference}: {value.type} loc(unknown)" for value in self._arguments)
+        results = ", ".join(value.type for value in outputs)
         module = _attributes(
             {
                 "module.chip": '"ALL"',
@@ -200,7 +200,7 @@ class Graph:
                 "module.weight_file": f'"{self._weight_file}"',
             }
         )
-        returned = ", ".join(one.reference for one in outputs)
+        returned = ", ".join(value.reference for value in outputs)
         lines = [
             f"module @{self._name} attributes{module} {{",
             f"  func.func @main({arguments}) -> ({results}) {{",
@@ -208,7 +208,7 @@ class Graph:
             f"    return {returned} : {results} loc(unknown)",
             "  } loc(unknown)",
             "} loc(unknown)",
-            *(f"#loc{index} = loc({one})" for index, one in enumerate(self._locations, 1)),
+            *(f"#loc{index} = loc({place})" for index, place in enumerate(self._locations, 1)),
         ]
         return "\n".join(lines) + "\n"
 
@@ -222,8 +222,8 @@ class Graph:
     ) -> Value:
         """Append one operation with one result; a None operand is an optional one that is left out."""
         result = Value(self._next_reference(), shape)
-        given = ", ".join("%0" if one is None else one.reference for one in operands)
-        types = ", ".join("none" if one is None else one.type for one in operands)
+        given = ", ".join("%0" if value is None else value.reference for value in operands)
+        types = ", ".join("none" if value is None else value.type for value in operands)
         operation = f'"top.{kind}"({given}){_attributes(attributes or {})}'
         self._append(name, f"{result.reference} = {operation} : ({types}) -> {result.type}")
         return result

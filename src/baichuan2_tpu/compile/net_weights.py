@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint import layout
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms, layer_prefix
+from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
 from baichuan2_tpu.checkpoint.packing import unpack_zeros
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.compile.alibi import alibi_arrays
 from baichuan2_tpu.compile.float_rows import Source, float_rows, read_norm
-from baichuan2_tpu.compile.nets import COSINES, EMBEDDING, FINAL_NORM, HEAD, SINES
-from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
+from baichuan2_tpu.compile.nets import COSINES, EMBEDDING, FINAL_NORM, HEAD, SINES, layers_of
+from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.manifest import Float
 
@@ -29,24 +29,19 @@ __all__ = ["Arrays", "Source", "block_weights", "embedding_weights", "head_weigh
 Arrays = dict[str, NDArray[Any]]
 
 
-def block_weights(source: Source, settings: CompileSettings, layer: int) -> Arrays:
-    """Return what every stage of one layer's block reads; the source's pages are given back.
+def block_weights(source: Source, settings: CompileSettings, number: int) -> Arrays:
+    """Return what every stage of the block net ``number`` reads; the source's pages are given back.
 
-    Shapes: integers (N, K * bits / 8), the lower bits first; scales float32 and zeros (N, K / 64); with 16
-    bits (K, N) of the settings' type, bfloat16 as its bits.
+    Shapes: integers (N, K * bits / 8), the lower bits first; scales float32 and zeros (N, K / group); with 16
+    bits (K, N) of the settings' type, bfloat16 as its bits. Tables have ``context`` positions in every stage,
+    whatever its history, so that all stages share them.
     """
     config = source.config
+    layers = layers_of(config, settings, number)
     make_tables = _rotary_arrays if config.position == "rope" else alibi_arrays
     arrays: Arrays = {**make_tables(config, settings.context)}
-    prefix = layer_prefix(layer)
-    for name in layer_norms(layer):
-        arrays[f"{name.removeprefix(prefix)}.weight"] = read_norm(source, name)
-    for name, shape in layer_linears(config, layer).items():
-        key = name.removeprefix(prefix)
-        if settings.bits == 16:
-            arrays[f"{key}.weight"] = _float_columns(source, name, shape, settings.dtype)
-        else:
-            arrays |= _packed_arrays(source, name, key)
+    for place, layer in enumerate(layers):
+        arrays |= _layer_arrays(source, settings, layer, f"{place}.")
     return arrays
 
 
@@ -66,6 +61,21 @@ def embedding_weights(source: Source, settings: CompileSettings) -> Arrays:
     return {f"{EMBEDDING}.weight": np.concatenate(rows)}
 
 
+def _layer_arrays(source: Source, settings: CompileSettings, layer: int, prefix: str) -> Arrays:
+    """Return the norms and the linears of one layer, named by its place in the net."""
+    arrays: Arrays = {}
+    checkpoint_prefix = f"model.layers.{layer}."
+    for name in layer_norms(layer):
+        arrays[f"{prefix}{name.removeprefix(checkpoint_prefix)}.weight"] = read_norm(source, name)
+    for name, shape in layer_linears(source.config, layer).items():
+        key = f"{prefix}{name.removeprefix(checkpoint_prefix)}"
+        if settings.bits == 16:
+            arrays[f"{key}.weight"] = _float_columns(source, name, shape, settings.dtype)
+        else:
+            arrays |= _packed_arrays(source, name, key)
+    return arrays
+
+
 def _float_columns(source: Source, name: str, shape: tuple[int, int], dtype: Float) -> NDArray[Any]:
     """Return a linear with its inputs outside: so the chip reads it at 58 GB/s, not 43 (cycle model).
 
@@ -81,25 +91,25 @@ def _float_columns(source: Source, name: str, shape: tuple[int, int], dtype: Flo
 
 def _packed_arrays(source: Source, name: str, key: str) -> Arrays:
     assert not isinstance(source, FloatCheckpoint), name  # noqa: S101 - the settings are checked before
-    arrays = _repack(source.linear(name), key)
+    arrays = _repack(source.linear(name), key, compiled_group_size(source.config))
     source.release(name)
     return arrays
 
 
-def _repack(linear: PackedLinear, key: str) -> Arrays:
-    repeats = linear.group_size // GROUP_SIZE
+def _repack(linear: PackedLinear, key: str, group_size: int) -> Arrays:
+    repeats = linear.group_size // group_size
     # Little-endian words hold the lowest input first, just as the compiler wants its bytes.
     words = np.ascontiguousarray(linear.qweight.T).astype("<i4", copy=False)
-    groups = words.shape[1] * 32 // linear.bits // GROUP_SIZE
+    groups = words.shape[1] * 32 // linear.bits // group_size
     return {
         f"{key}.qweight": words.view(np.uint8),
-        f"{key}.scales": _spread(linear.scales.T, repeats, groups).astype(np.float32),
-        f"{key}.qzeros": _spread(unpack_zeros(linear), repeats, groups),
+        f"{key}.scales": _repeat_groups(linear.scales.T, repeats, groups).astype(np.float32),
+        f"{key}.qzeros": _repeat_groups(unpack_zeros(linear), repeats, groups),
     }
 
 
-def _spread(values: NDArray[Any], repeats: int, groups: int) -> NDArray[Any]:
-    """Repeat the value of every group for the compiler's smaller groups."""
+def _repeat_groups(values: NDArray[Any], repeats: int, groups: int) -> NDArray[Any]:
+    """Repeat the value of every group where the compiler has smaller ones."""
     return np.ascontiguousarray(np.repeat(values, repeats, axis=1)[:, :groups])
 
 

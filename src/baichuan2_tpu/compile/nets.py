@@ -1,9 +1,10 @@
-"""The nets of a bundle: one block net a layer, the head, and the embedding, as the compiler reads them.
+"""The nets of a bundle as the compiler reads them: blocks of some layers each, the head, the embedding.
 
-A block takes T new tokens after a history of S: states (1, T, E), position_ids (1, T), attention_mask
-(1, 1, T, S + T), history_k and history_v (1, S, KV, D); it gives states (1, T, E), k and v (1, T, KV, D). The
-first S columns of the mask stand for the history, the last T for the new tokens. The text is the same for
-every layer, but for the name of the net.
+A block net takes T new tokens after S rows of history: states (1, T, E), position_ids (1, T), attention_mask
+(1, 1, T, S + T), with ALiBi history_positions (1, S), and of each of its layers history_k and history_v
+(1, S, KV, D); it gives states (1, T, E), and of each layer k and v (1, T, KV, D). The first S columns of the
+mask stand for the history, the last T for the new tokens. Which sequence a row belongs to, the mask alone
+says. The text is the same for all nets with as many layers, but for the name.
 Not here: the weights (``net_weights``), running the compiler (``tpuc``).
 Source of the operations' use: ``llm/LlmConverter.py`` of tpu_mlir 1.30.2.
 """
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 from baichuan2_tpu.compile import alibi
 from baichuan2_tpu.compile.mlir import Element, Graph, Value
-from baichuan2_tpu.compile.settings import GROUP_SIZE, SAMPLE_CANDIDATES, CompileSettings
+from baichuan2_tpu.compile.settings import SAMPLE_CANDIDATES, CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.manifest import Float
+from baichuan2_tpu.manifest import Float, Stage
 
 __all__ = [
     "COSINES",
@@ -29,6 +30,7 @@ __all__ = [
     "block_net",
     "embedding_net",
     "head_net",
+    "layers_of",
 ]
 
 WEIGHT_FILE = "../weights.npz"
@@ -38,53 +40,62 @@ COSINES, SINES = "rotary_cos", "rotary_sin"
 HEAD, FINAL_NORM, EMBEDDING = "lm_head", "norm", "embedding"
 
 Heads = tuple[Value, Value, Value]
-"""Queries, keys and values."""
+"""Queries, keys and values; as the result of a layer states, keys and values."""
 
 _ELEMENTS: dict[Float, Element] = {"float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """The text of one stage of one net, and how the compiler is to treat it.
-
-    Units: ``tokens`` new tokens a launch; ``history`` tokens of the compiled history, 0 for none.
-    """
+    """The text of one stage of one net, and how the compiler is to treat it."""
 
     name: str
-    tokens: int
-    history: int
+    stage: Stage
     text: str
     mode: str
     """The compiler's name for how it computes: "W4F16"."""
+    group_size: int
+    """Columns that share a scale."""
     has_own_io: bool
     """True for memory of its own for inputs and outputs, where a history can stay between launches."""
 
 
-def block_net(config: ModelConfig, settings: CompileSettings, layer: int, tokens: int) -> Net:
-    """Return the stage of ``tokens`` new tokens of one layer."""
-    name = f"block_cache_{layer}"
-    text = _Block(Graph(name, WEIGHT_FILE), config, settings).text(tokens)
-    return Net(name, tokens, settings.context, text, _mode(settings, settings.bits), has_own_io=True)
+def block_net(config: ModelConfig, settings: CompileSettings, number: int, stage: Stage) -> Net:
+    """Return one stage of the block net ``number``, which holds the layers that ``layers_of`` names."""
+    name = f"block_cache_{number}"
+    graph = Graph(name, WEIGHT_FILE)
+    text = _Block(graph, config, settings, stage).text(len(layers_of(config, settings, number)))
+    mode, group_size = _mode(settings, settings.bits), compiled_group_size(config)
+    return Net(name, stage, text, mode, group_size, has_own_io=True)
 
 
-def head_net(config: ModelConfig, settings: CompileSettings) -> Net:
-    """Return the final norm and the head of one row of states, with the outputs that were chosen.
+def layers_of(config: ModelConfig, settings: CompileSettings, number: int) -> range:
+    """Return the layers of the block net ``number``; the last net may have fewer than the others."""
+    first = number * settings.layers_per_net
+    return range(first, min(first + settings.layers_per_net, config.layers))
 
-    Shapes: (1, E) → logits (1, V); or token (1, 1); or the best logits (1, 64), falling, and their ids.
+
+def head_net(config: ModelConfig, settings: CompileSettings, rows: int = 1) -> Net:
+    """Return the final norm and the head of some rows of states, with the outputs that were chosen.
+
+    Shapes: (1, R, E) → logits (R, V); or token (R, 1); or the best logits (R, 64), falling, and their ids.
     """
     bits = {"w4": 4, "w8": 8, "f16": 16}[settings.head]
     graph = Graph(HEAD, WEIGHT_FILE)
-    states = graph.input("states", (1, config.hidden_size))
-    states = graph.reshape("row", states, (1, 1, config.hidden_size))
+    states = graph.input("states", (1, rows, config.hidden_size))
     normed = _norm(graph, FINAL_NORM, states, config.norm_eps)
-    logits = _linear(graph, "head", normed, HEAD, _Form(config.vocabulary_size, bits, settings.dtype))
-    logits = graph.reshape("logits", logits, (1, config.vocabulary_size))
+    form = _Form(config.vocabulary_size, bits, settings.dtype, compiled_group_size(config))
+    logits = graph.reshape(
+        "logits", _linear(graph, "head", normed, HEAD, form), (rows, config.vocabulary_size)
+    )
     outputs = [logits]
     if settings.head_output == "token":
         outputs = [graph.top(("best_logit", "token"), logits, 1)[1]]
     elif settings.head_output == "sample":
         outputs = list(graph.top(("best_logits", "best_ids"), logits, SAMPLE_CANDIDATES))
-    return Net(HEAD, 1, 0, graph.text(outputs), _mode(settings, bits), has_own_io=False)
+    return Net(
+        HEAD, Stage(rows, 0), graph.text(outputs), _mode(settings, bits), form.group_size, has_own_io=False
+    )
 
 
 def embedding_net(config: ModelConfig, settings: CompileSettings, tokens: int) -> Net:
@@ -93,8 +104,9 @@ def embedding_net(config: ModelConfig, settings: CompileSettings, tokens: int) -
     ids = graph.input("input_ids", (1, tokens), "si32")
     shape = (config.vocabulary_size, config.hidden_size)
     table = graph.weight(f"{EMBEDDING}.weight", shape, _ELEMENTS[settings.dtype])
-    states = graph.gather("states", table, ids)
-    return Net(EMBEDDING, tokens, 0, graph.text([states]), _mode(settings, 16), has_own_io=False)
+    text = graph.text([graph.gather("states", table, ids)])
+    mode, group_size = _mode(settings, 16), compiled_group_size(config)
+    return Net(EMBEDDING, Stage(tokens, 0), text, mode, group_size, has_own_io=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,78 +116,121 @@ class _Form:
     outputs: int
     bits: int
     dtype: Float
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all layers of a net read: the mask, and the sines and cosines of RoPE or what ALiBi needs."""
+
+    mask: Value
+    rotations: tuple[Value, Value] | None = None
+    positions: alibi.Positions | None = None
 
 
 class _Block:
-    """One layer, written into ``graph``."""
+    """Some consecutive layers, written into ``graph``. Their weights are named by their number in the net."""
 
-    def __init__(self, graph: Graph, config: ModelConfig, settings: CompileSettings) -> None:
+    def __init__(self, graph: Graph, config: ModelConfig, settings: CompileSettings, stage: Stage) -> None:
         self.graph = graph
         self.config = config
         self.settings = settings
-        self.history = settings.context
+        self.tokens, self.history = stage
 
-    def text(self, tokens: int) -> str:
-        graph, config, history = self.graph, self.config, self.history
-        old = (1, history, config.kv_heads, config.head_size)
-        states = graph.input("input_states", (1, tokens, config.hidden_size))
-        positions = graph.input("position_ids", (1, tokens), "si32")
-        mask = graph.input("attention_mask", (1, 1, tokens, history + tokens))
-        past = graph.input("history_k", old), graph.input("history_v", old)
+    def text(self, layers: int) -> str:
+        graph, config = self.graph, self.config
+        old = (1, self.history, config.kv_heads, config.head_size)
+        states = graph.input("input_states", (1, self.tokens, config.hidden_size))
+        shared = self.read_shared()
+        past = [
+            (graph.input(f"{layer}.history_k", old), graph.input(f"{layer}.history_v", old))
+            for layer in range(layers)
+        ]
+        rows: list[Value] = []
+        for layer in range(layers):
+            states, keys, values = _Layer(self, f"{layer}.", shared).write(states, past[layer])
+            rows += [keys, values]
+        return graph.text([states, *rows])
 
-        heads = self.heads(self.norm("input_layernorm", states), positions)
-        mixed = self.attend(heads, past, mask, positions)
-        output = self.linear("self_attn.o_proj", mixed, config.hidden_size)
-        states = graph.add("attention_states", states, output)
-        states = graph.add("output_states", states, self.mlp(self.norm("post_attention_layernorm", states)))
-        return graph.text([states, heads[1], heads[2]])
-
-    def heads(self, states: Value, positions: Value) -> Heads:
-        """Project to queries, keys and values; RoPE turns the first two by their positions."""
-        is_rope = self.config.position == "rope"
-        queries = self.project("q", states, self.config.heads, "queries")
-        keys = self.project("k", states, self.config.kv_heads, "unturned_k" if is_rope else "k")
-        values = self.project("v", states, self.config.kv_heads, "v")
-        if is_rope:
-            queries, keys = self.turn(queries, keys, positions)
-        return queries, keys, values
-
-    def turn(self, queries: Value, keys: Value, positions: Value) -> tuple[Value, Value]:
-        """Apply RoPE to new queries and keys; those of the history are turned already."""
-        graph, shape = self.graph, (self.history, 1, self.config.head_size)
+    def read_shared(self) -> _Shared:
+        """Read positions and mask, and make of the positions what every layer needs."""
+        graph, config = self.graph, self.config
+        positions = graph.input("position_ids", (1, self.tokens), "si32")
+        mask = graph.input("attention_mask", (1, 1, self.tokens, self.history + self.tokens))
+        if config.position == "alibi":
+            old = graph.input("history_positions", (1, self.history), "si32")
+            context = self.settings.context
+            compared = alibi.compare_positions(graph, config.heads, context, (old, positions), mask)
+            return _Shared(mask, positions=compared)
+        shape = (self.settings.context, 1, config.head_size)
         sines, cosines = (
             graph.gather(name, graph.weight(f"{name}.weight", shape), positions) for name in (SINES, COSINES)
         )
-        queries = graph.rotate("turned_queries", queries, sines, cosines)
-        return queries, graph.rotate("k", keys, sines, cosines)
+        return _Shared(mask, (sines, cosines))
 
-    def attend(self, heads: Heads, past: tuple[Value, Value], mask: Value, positions: Value) -> Value:
+
+class _Layer:
+    """One layer of a block net; ``prefix`` is put before its names."""
+
+    def __init__(self, block: _Block, prefix: str, shared: _Shared) -> None:
+        self.graph = block.graph
+        self.config = block.config
+        self.settings = block.settings
+        self.prefix = prefix
+        self.shared = shared
+
+    def write(self, states: Value, past: tuple[Value, Value]) -> Heads:
+        """Write the layer and return its states, keys and values."""
+        graph = self.graph
+        heads = self.heads(self.norm("input_layernorm", states))
+        output = self.linear("self_attn.o_proj", self.attend(heads, past), self.config.hidden_size)
+        states = graph.add(self.name("attention_states"), states, output)
+        inner = self.mlp(self.norm("post_attention_layernorm", states))
+        return graph.add(self.name("output_states"), states, inner), heads[1], heads[2]
+
+    def heads(self, states: Value) -> Heads:
+        """Project to queries, keys and values; RoPE turns the first two by their positions."""
+        rotations = self.shared.rotations
+        queries = self.project("q", states, self.config.heads, "queries")
+        keys = self.project("k", states, self.config.kv_heads, "unturned_k" if rotations else "k")
+        values = self.project("v", states, self.config.kv_heads, "v")
+        if rotations:
+            queries = self.graph.rotate(self.name("turned_queries"), queries, *rotations)
+            keys = self.graph.rotate(self.name("k"), keys, *rotations)
+        return queries, keys, values
+
+    def attend(self, heads: Heads, past: tuple[Value, Value]) -> Value:
         """Attend to the history and to the new tokens themselves."""
         queries, keys, values = heads
-        all_keys = self.graph.concatenate("keys", [past[0], keys], 1, is_in_place=True)
-        all_values = self.graph.concatenate("values", [past[1], values], 1, is_in_place=True)
-        if self.config.position == "alibi":
-            return alibi.attend(self.graph, (queries, all_keys, all_values), mask, positions)
-        return self.graph.attention("attention", queries, all_keys, all_values, mask)
+        graph, shared = self.graph, self.shared
+        all_keys = graph.concatenate(self.name("keys"), [past[0], keys], 1, is_in_place=True)
+        all_values = graph.concatenate(self.name("values"), [past[1], values], 1, is_in_place=True)
+        if shared.positions is not None:
+            everything = (queries, all_keys, all_values)
+            return alibi.attend(graph, self.prefix, everything, shared.positions)
+        return graph.attention(self.name("attention"), queries, all_keys, all_values, shared.mask)
 
     def project(self, letter: str, states: Value, heads: int, name: str) -> Value:
         size = self.config.head_size
-        flat = self.linear(f"self_attn.{letter}_proj", states, heads * size)
-        return self.graph.reshape(name, flat, (*states.shape[:-1], heads, size))
+        joined = self.linear(f"self_attn.{letter}_proj", states, heads * size)
+        return self.graph.reshape(self.name(name), joined, (*states.shape[:-1], heads, size))
 
     def mlp(self, states: Value) -> Value:
         inner = self.config.intermediate_size
-        gate = self.graph.silu("mlp.gate", self.linear("mlp.gate_proj", states, inner))
-        gated = self.graph.multiply("mlp.gated", gate, self.linear("mlp.up_proj", states, inner))
+        gate = self.graph.silu(self.name("mlp.gate"), self.linear("mlp.gate_proj", states, inner))
+        gated = self.graph.multiply(self.name("mlp.gated"), gate, self.linear("mlp.up_proj", states, inner))
         return self.linear("mlp.down_proj", gated, self.config.hidden_size)
 
     def norm(self, name: str, states: Value) -> Value:
-        return _norm(self.graph, name, states, self.config.norm_eps)
+        return _norm(self.graph, self.name(name), states, self.config.norm_eps)
 
     def linear(self, name: str, states: Value, outputs: int) -> Value:
-        return _linear(
-            self.graph, name, states, name, _Form(outputs, self.settings.bits, self.settings.dtype)
-        )
+        settings, group_size = self.settings, compiled_group_size(self.config)
+        form = _Form(outputs, settings.bits, settings.dtype, group_size)
+        return _linear(self.graph, self.name(name), states, self.name(name), form)
+
+    def name(self, name: str) -> str:
+        return f"{self.prefix}{name}"
 
 
 def _norm(graph: Graph, name: str, states: Value, eps: float) -> Value:
@@ -189,7 +244,7 @@ def _linear(graph: Graph, name: str, states: Value, source: str, form: _Form) ->
     if form.bits == 16:
         weight = graph.weight(f"{source}.weight", (inputs, form.outputs), _ELEMENTS[form.dtype])
         return graph.matmul(name, states, weight)
-    groups = (form.outputs, inputs // GROUP_SIZE)
+    groups = (form.outputs, inputs // form.group_size)
     packed = (
         graph.weight(f"{source}.qweight", (form.outputs, inputs * form.bits // 8), "ui8"),
         graph.weight(f"{source}.scales", groups),

@@ -7,25 +7,38 @@ other machines differ in time, and hardly in memory and disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from baichuan2_tpu.checkpoint.layout import layer_linears
-from baichuan2_tpu.compile.nets import EMBEDDING, HEAD, Net, block_net, embedding_net, head_net
-from baichuan2_tpu.compile.settings import GROUP_SIZE, HEAD_BITS, CompileSettings
+from baichuan2_tpu.compile.nets import (
+    EMBEDDING,
+    HEAD,
+    Net,
+    block_net,
+    embedding_net,
+    head_net,
+    layers_of,
+)
+from baichuan2_tpu.compile.settings import HEAD_BITS, CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.manifest import Stage
 
-__all__ = ["Plan", "Unit", "make_plan"]
+__all__ = ["Plan", "Unit", "default_layers_per_net", "make_plan"]
 
 _FLOAT_BYTES = 2
-_SKELETON_BYTES = 7 << 20  # a net without its weights: 5.6 MB of firmware, and instructions
-_INSTRUCTION_BYTES = 160 << 10  # of one stage
+_FIRMWARE_BYTES = 5_600_000  # in every file of a net
+_INSTRUCTION_BYTES = 300_000  # of a stage, per layer; the mean of 25 stages of the 7B
 _SMALL_FILES_BYTES = 32 << 20  # tokenizer, manifest, logs
 
 # Processor seconds: of a unit and of a stage, each at no weights and for every GB of them; of the end of all.
 _UNIT_S, _UNIT_S_PER_GB = 0.6, 12.0
 _STAGE_S, _STAGE_S_PER_GB = 0.6, 8.0
 _JOIN_S_PER_GB = 3.0
+
+_LAYERS_PER_NET = (4, 2, 1)
+_DEFAULT_JOBS, _MOST_MEMORY_BYTES = 2, 8e9
+"""More layers per net save launches and take memory: the default stays below this with so many jobs."""
 
 # Memory of one job: of the compiler and of this process while it lays out the weights.
 _TOOL_BYTES, _TOOL_BYTES_PER_BYTE = 100 << 20, 4.1
@@ -34,31 +47,46 @@ _LAYOUT_BYTES, _LAYOUT_BYTES_PER_BYTE = 150 << 20, 2.6
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One net with all its stages: what is compiled, kept and verified as a whole.
+    """One net with all its stages: what is compiled, kept and verified together.
 
-    Units: ``stages`` new tokens of each, the largest first; ``weight_bytes`` in the bmodel.
+    Units: ``weight_bytes`` in the bmodel.
     """
 
     name: str
     kind: Literal["block", "head", "embedding"]
-    layer: int
-    stages: tuple[int, ...]
+    number: int
+    """Of a block net, counted from 0."""
+    stages: tuple[Stage, ...]
+    """The largest first: it decides where inputs and outputs lie."""
     weight_bytes: int
     input_bytes: int
     """Of the weights as the compiler reads them."""
+    layers: int = 1
+    """Of a block net; head and embedding count as one."""
 
-    def net(self, config: ModelConfig, settings: CompileSettings, tokens: int) -> Net:
+    def net(self, config: ModelConfig, settings: CompileSettings, stage: Stage) -> Net:
         """Return the text of one stage."""
         if self.kind == "head":
-            return head_net(config, settings)
+            return head_net(config, settings, stage.tokens)
         if self.kind == "embedding":
-            return embedding_net(config, settings, tokens)
-        return block_net(config, settings, self.layer, tokens)
+            return embedding_net(config, settings, stage.tokens)
+        return block_net(config, settings, self.number, stage)
+
+    @property
+    def instruction_bytes(self) -> int:
+        """Instructions of all stages."""
+        return len(self.stages) * self.layers * _INSTRUCTION_BYTES
+
+    @property
+    def skeleton_bytes(self) -> int:
+        """The finished net without its weights."""
+        return _FIRMWARE_BYTES + self.instruction_bytes
 
     @property
     def work_bytes(self) -> int:
         """Disk that compiling it takes, beside its weights: the compiler's input and its newest result."""
-        return self.input_bytes + self.weight_bytes + len(self.stages) * _SKELETON_BYTES
+        stages = len(self.stages) * _FIRMWARE_BYTES + self.instruction_bytes
+        return self.input_bytes + self.weight_bytes + stages
 
     @property
     def processor_s(self) -> float:
@@ -98,11 +126,21 @@ class Plan:
         return sum(len(unit.stages) for unit in self.units)
 
     @property
+    def launches(self) -> int:
+        """Launches for one token: one of each net, but for an embedding that the host gathers."""
+        return len(self.units)
+
+    @property
+    def instruction_bytes(self) -> int:
+        """Device memory for the instructions of all stages; on the disk equal nets share them."""
+        return sum(unit.instruction_bytes for unit in self.units)
+
+    @property
     def result_bytes(self) -> int:
         """Disk of the finished bundle."""
         weights = sum(unit.weight_bytes for unit in self.units)
-        instructions = self.stages * _INSTRUCTION_BYTES
-        return weights + instructions + _SKELETON_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
+        instructions = max(unit.instruction_bytes for unit in self.units)
+        return weights + instructions + _FIRMWARE_BYTES + self.embedding_bytes + _SMALL_FILES_BYTES
 
     @property
     def peak_disk_bytes(self) -> int:
@@ -110,9 +148,8 @@ class Plan:
         busy = sum(sorted((unit.work_bytes for unit in self.units), reverse=True)[: self.jobs])
         moving = max(unit.weight_bytes for unit in self.units)
         # The embedding's file is written after the last net is compiled.
-        return (
-            self.result_bytes + len(self.units) * _SKELETON_BYTES + max(moving, busy - self.embedding_bytes)
-        )
+        skeletons = sum(unit.skeleton_bytes for unit in self.units)
+        return self.result_bytes + skeletons + max(moving, busy - self.embedding_bytes)
 
     @property
     def memory_bytes(self) -> int:
@@ -122,7 +159,8 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """Device memory for weights, instructions and the history; a little less than all of it."""
-        return sum(unit.weight_bytes for unit in self.units) + self.history_bytes
+        weights = sum(unit.weight_bytes for unit in self.units)
+        return weights + self.instruction_bytes + self.history_bytes
 
     @property
     def time_s(self) -> float:
@@ -134,36 +172,50 @@ class Plan:
 def make_plan(config: ModelConfig, settings: CompileSettings, jobs: int) -> Plan:
     """List the nets of a bundle; the largest come first, so that none runs alone at the end."""
     table_bytes = config.vocabulary_size * config.hidden_size * _FLOAT_BYTES
-    stages = settings.stages[::-1]  # the largest says where inputs and outputs lie
-    blocks = [_block(config, settings, layer, stages) for layer in range(config.layers)]
-    units = [_head(config, settings), *blocks]
+    nets = range(-(-config.layers // settings.layers_per_net))
+    units = [_head(config, settings), *(_block(config, settings, number) for number in nets)]
     is_on_device = settings.embedding == "device"
     if is_on_device:
+        tokens = sorted({stage.tokens for stage in settings.stages}, reverse=True)
+        stages = tuple(Stage(count, 0) for count in tokens)
         units.insert(0, Unit(EMBEDDING, "embedding", 0, stages, table_bytes, 2 * table_bytes))
-    history = 2 * settings.context * config.kv_heads * config.head_size * _FLOAT_BYTES
+    history = 2 * settings.rows * config.kv_heads * config.head_size * _FLOAT_BYTES
     return Plan(
         tuple(units), min(jobs, len(units)), 0 if is_on_device else table_bytes, config.layers * history
     )
 
 
-def _block(config: ModelConfig, settings: CompileSettings, layer: int, stages: tuple[int, ...]) -> Unit:
-    sizes = layer_linears(config, layer).values()
+def default_layers_per_net(config: ModelConfig, settings: CompileSettings) -> int:
+    """Return how many layers one net holds by default: 4, or fewer where that takes too much memory."""
+    for count in _LAYERS_PER_NET[:-1]:
+        unit = _block(config, replace(settings, layers_per_net=count), 0)
+        if _DEFAULT_JOBS * unit.memory_bytes <= _MOST_MEMORY_BYTES:
+            return count
+    return _LAYERS_PER_NET[-1]
+
+
+def _block(config: ModelConfig, settings: CompileSettings, number: int) -> Unit:
+    layers = layers_of(config, settings, number)
+    sizes = [size for layer in layers for size in layer_linears(config, layer).values()]
     # Norms, and the table of cosines and sines.
-    floats = 2 * config.hidden_size + 2 * settings.context * config.head_size
-    weight, given = _bytes(sum(rows * columns for rows, columns in sizes), settings.bits, floats)
-    return Unit(f"block_cache_{layer}", "block", layer, stages, weight, given)
+    floats = len(layers) * 2 * config.hidden_size + 2 * settings.context * config.head_size
+    count = sum(rows * columns for rows, columns in sizes)
+    weight, given = _bytes(count, settings.bits, floats, compiled_group_size(config))
+    name, stages = f"block_cache_{number}", settings.stages[::-1]
+    return Unit(name, "block", number, stages, weight, given, len(layers))
 
 
 def _head(config: ModelConfig, settings: CompileSettings) -> Unit:
-    count = config.vocabulary_size * config.hidden_size
-    weight, given = _bytes(count, HEAD_BITS[settings.head], config.hidden_size)
-    return Unit(HEAD, "head", 0, (1,), weight, given)
+    count, bits = config.vocabulary_size * config.hidden_size, HEAD_BITS[settings.head]
+    weight, given = _bytes(count, bits, config.hidden_size, compiled_group_size(config))
+    stages = tuple(Stage(rows, 0) for rows in reversed(settings.head_rows))
+    return Unit(HEAD, "head", 0, stages, weight, given)
 
 
-def _bytes(count: int, bits: int, floats: int) -> tuple[int, int]:
+def _bytes(count: int, bits: int, floats: int, group_size: int) -> tuple[int, int]:
     """Return the bytes of weights and single floats in the bmodel, and as the compiler reads them."""
     if bits == 16:
         return (count + floats) * _FLOAT_BYTES, (count + 2 * floats) * _FLOAT_BYTES
-    groups = count // GROUP_SIZE
+    groups = count // group_size
     packed = count * bits // 8 + groups  # a byte for each zero
     return packed + (groups + floats) * _FLOAT_BYTES, packed + 2 * (groups + floats) * _FLOAT_BYTES

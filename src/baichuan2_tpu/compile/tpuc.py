@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Literal
 
 from baichuan2_tpu.compile.nets import Net
-from baichuan2_tpu.compile.settings import GROUP_SIZE
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.programs import kill_program, start_program
 from baichuan2_tpu.toolchain import Toolchain
@@ -81,7 +80,7 @@ class Compiler:
         source.write_text(net.text, "ascii")
         bmodel = source.with_suffix(".bmodel")
         command = [str(self.toolchain.tpuc_opt), source.name, *_passes(net, bmodel.name, addresses)]
-        log = self._run(command, folder, f"{net.name}-{net.tokens}")
+        log = self._run(command, folder, f"{net.name}-{net.stage.tokens}-{net.stage.history}")
         if not bmodel.is_file():  # some faults of tpuc-opt end with exit code 0
             raise _failure(command, log, "ended with exit code 0 and wrote no bmodel")
         return bmodel
@@ -162,7 +161,7 @@ def _passes(net: Net, bmodel: str, addresses: Addresses | None) -> list[str]:
         f"--processor-assign=chip=bm1684x mode={net.mode} num_device=1 num_core=1 "
         f"addr_mode={address_mode} high_precision=True",
         "--processor-top-optimize",
-        f"--convert-top-to-tpu=asymmetric=False doWinograd=False q_group_size={GROUP_SIZE} "
+        f"--convert-top-to-tpu=asymmetric=False doWinograd=False q_group_size={net.group_size} "
         "q_symmetric=False matmul_perchannel=False gelu_mode=normal",
         "--canonicalize",
         "--weight-fold",

@@ -1,6 +1,6 @@
 """Judge the memory of a TPU against what a model needs, and tell how to change a SoC's regions.
 
-The commands are told, never run. Not here: what a model needs (``need``), the limits (``layout``).
+The commands are shown, never run. Not here: what a model needs (``need``), the limits (``tpu_memory``).
 Source: README of sample/Baichuan2 in sophgo/sophon-demo; memory_edit.sh of sophgo/sophon-tools.
 """
 
@@ -69,6 +69,8 @@ def _fit(machine: Machine, tpu: Tpu, regions: Regions, need: Need, device_bytes:
     """Compare what is free with what a model needs, and with what the vendor asks for."""
     takes = "compiled, this model would need about" if need.is_estimate else "this model needs"
     value = f"{takes} {_mib(device_bytes)} MiB at context {need.context}"
+    if need.rows > need.context:
+        value += f" with {need.rows} rows for all conversations"
     if need.is_baichuan2_7b and need.bits in VENDOR_MINIMUM_BYTES:
         vendor = VENDOR_MINIMUM_BYTES[need.bits] // MIB
         value += f" (the vendor asks for {vendor} at {need.bits} bits)"
@@ -84,7 +86,7 @@ def _more_memory(machine: Machine, tpu: Tpu, regions: Regions, device_bytes: int
     """Tell what to do about too little memory."""
     # What others hold is theirs again after a restart, so a new layout makes room beside it.
     used = regions.total - regions.free
-    smaller = "compile with fewer bits or a shorter --context"
+    smaller = "compile with fewer bits, fewer --rows or a shorter --context"
     if used >= _BORDER_BYTES and regions.total - device_bytes >= _BORDER_BYTES:
         return (f"end the programs that hold {_mib(used)} MiB of it: bm-smi lists them",)
     sizes = {one.name: one.total // MIB for one in regions.regions}

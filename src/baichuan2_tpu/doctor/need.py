@@ -1,6 +1,6 @@
 """What one model needs of a machine at one context: where it runs and how much memory it takes there.
 
-Not here: loading it, what the machine has (``host_memory``, ``regions``).
+Not here: loading it, what the machine has (``host``, ``tpu_memory``).
 Source: of the vendor's minimum, the README of sample/Baichuan2 in sophgo/sophon-demo.
 """
 
@@ -13,8 +13,8 @@ from typing import Literal
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.compile.plan import make_plan
-from baichuan2_tpu.compile.settings import CompileSettings, default_prefill
+from baichuan2_tpu.compile.plan import default_layers_per_net, make_plan
+from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.engine.compiled.open_bundle import buffer_bytes
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
@@ -38,7 +38,7 @@ _BITS: Literal[4] = 4
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Units: bytes; ``device_bytes`` None is not known. ``context`` counts tokens."""
+    """Units: bytes; ``device_bytes`` None is not known. ``context`` and ``rows`` count tokens."""
 
     title: str
     runs_on: Literal["cpu", "tpu"]
@@ -52,20 +52,31 @@ class Need:
     devices: int = 1
     bits: int = 0
     is_baichuan2_7b: bool = False
+    rows: int = 0
+    """What all sequences together can hold on the device; 0 where each has memory of its own."""
     compiled: Path | None = None
     """The folder of a bundle or bmodel that is at hand; None for a checkpoint, or what is not fetched."""
     has_manifest: bool = False
     """Whether it is a bundle, whose layers can be compared with a checkpoint's."""
 
 
-def read_need(model: str, context: int | None = None) -> Need:
+def read_need(model: str, context: int | None = None, rows: int | None = None) -> Need:
     """Count what ``model`` needs: a path, or a known name, which is not fetched for this.
 
-    As in ``resolve``, a known name goes before a path of that name.
-    Raises: RequestError for what is neither; ArtifactError, CheckpointError, ContextLengthError.
+    As in ``resolve``, a known name goes before a path of that name. ``rows`` are those that a checkpoint
+    would be compiled with.
+    Raises: RequestError for what is neither, and for rows of what is compiled already; ArtifactError,
+    CheckpointError, ContextLengthError.
     """
+    need = _read_need(model, context, rows)
+    if rows is not None and rows != need.rows:
+        raise RequestError(f"{model}: --rows is for a checkpoint that can be compiled; leave it out")
+    return need
+
+
+def _read_need(model: str, context: int | None, rows: int | None) -> Need:
     if model in KNOWN_MODELS:
-        return _known_need(model, context)
+        return _known_need(model, context, rows)
     path = Path(model).expanduser()
     if not path.exists():
         raise RequestError(
@@ -79,10 +90,10 @@ def read_need(model: str, context: int | None = None) -> Need:
         return _bmodel_need(located.bmodel, context)
     if located.kind == "gguf":
         return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
-    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context)
+    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context, rows)
 
 
-def _known_need(model: str, context: int | None) -> Need:
+def _known_need(model: str, context: int | None, rows: int | None) -> Need:
     compiled = _VENDOR_NAME.search(model)
     if compiled:
         _check_context(model, context, _VENDOR_CONTEXT)
@@ -90,7 +101,7 @@ def _known_need(model: str, context: int | None) -> Need:
     shape = next((shape for shape in SHAPES if model.startswith(shape)), None)
     if shape is None:
         return Need(f"{model}: fetched when it is first used", "cpu", 0, 0, None, True)
-    return _checkpoint_need(model, SHAPES[shape], context)
+    return _checkpoint_need(model, SHAPES[shape], context, rows)
 
 
 def _vendor_need(model: str, bits: int) -> Need:
@@ -107,26 +118,29 @@ def _vendor_need(model: str, bits: int) -> Need:
     )
 
 
-def _checkpoint_need(name: str, config: ModelConfig, context: int | None) -> Need:
+def _checkpoint_need(name: str, config: ModelConfig, context: int | None, rows: int | None) -> Need:
     """Count what the cpu holds, and what the device would."""
     counted = config if config.quantization else replace(config, quantization=QuantizationConfig(_BITS))
     bits = counted.quantization.bits if counted.quantization else 0
     _check_context(name, context, config.max_context)
     tokens = context or config.max_context
+    device_rows = max(rows or tokens, tokens)
+    device_bytes = _compiled_bytes(counted, tokens, device_rows)
     state = "quantised checkpoint," if config.quantization else "not quantised yet, counted as"
     return Need(
         title=f"{name}: {state} {config.layers} layers of {bits} bits, context {tokens}",
         runs_on="cpu",
         context=tokens,
         host_bytes=memory_need(counted).total_bytes(tokens),
-        device_bytes=_compiled_bytes(counted, tokens),
+        device_bytes=device_bytes,
         is_estimate=True,
+        rows=device_rows if device_bytes is not None else 0,
         bits=bits,
         is_baichuan2_7b=_is_baichuan2_7b(config),
     )
 
 
-def _compiled_bytes(config: ModelConfig, context: int) -> int | None:
+def _compiled_bytes(config: ModelConfig, context: int, rows: int) -> int | None:
     """Return what a bundle would take on the device, None where none can be compiled."""
     if config.quantization is None:
         return None
@@ -134,8 +148,10 @@ def _compiled_bytes(config: ModelConfig, context: int) -> int | None:
         bits=config.quantization.bits,
         head="w8" if config.quantization.head_bits == 8 else "w4",
         context=context,
-        prefill=default_prefill(context),
+        rows=rows,
+        stages=default_stages(context, rows),
     )
+    settings = replace(settings, layers_per_net=default_layers_per_net(config, settings))
     try:
         settings.check(config)
     except RequestError:
@@ -144,7 +160,7 @@ def _compiled_bytes(config: ModelConfig, context: int) -> int | None:
 
 
 def _bundle_need(folder: Path, context: int | None) -> Need:
-    """Read the manifest; the history of the compiled context is part of the nets' own memory."""
+    """Read the manifest; the history of all compiled rows is part of the nets' own memory."""
     manifest = Manifest.read(folder)
     manifest.check_sizes(folder)
     tokens, model = manifest.checked_context(context), manifest.model
@@ -159,6 +175,7 @@ def _bundle_need(folder: Path, context: int | None) -> Need:
         devices=manifest.devices,
         bits=manifest.bits,
         is_baichuan2_7b=_is_baichuan2_7b(model),
+        rows=manifest.rows,
         compiled=folder,
         has_manifest=True,
     )

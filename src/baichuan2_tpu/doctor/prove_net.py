@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from baichuan2_tpu.checkpoint.layout import EMBEDDING
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.engine.base import Chunk, Engine
-from baichuan2_tpu.engine.compiled.block_loop import BlockLoop, widened
-from baichuan2_tpu.engine.compiled.net_plan import Piece, plan_nets
+from baichuan2_tpu.engine.compiled.block_loop import BlockLoop
+from baichuan2_tpu.engine.compiled.net_plan import plan_nets
 from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice, buffer_bytes, map_embedding
+from baichuan2_tpu.engine.compiled.rows import RowAllocator
+from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
+from baichuan2_tpu.engine.compiled.step import Step, Work
 from baichuan2_tpu.engine.device.base import Device
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.manifest import Manifest, is_bundle
@@ -79,8 +82,11 @@ def check_layer(folder: Path, checkpoint: Path, open_device: OpenDevice) -> str:
         )
     row = weights.array(EMBEDDING)[_TOKENS[0]].astype(np.float64)
     with open_device(folder / manifest.bmodel, buffer_bytes(manifest)) as device:
-        states = _first_states(device, folder, manifest)
-    error = relative_error(states - row, first_layer_outputs(weights, 0, row).states - row)
+        states, layers = _first_states(device, folder, manifest)
+    expected = row
+    for layer in range(layers):
+        expected = first_layer_outputs(weights, layer, expected).states
+    error = relative_error(states - row, expected - row)
     most = _MOST_ERROR[manifest.dtype]
     if not error <= most:
         raise BackendError(
@@ -90,11 +96,14 @@ def check_layer(folder: Path, checkpoint: Path, open_device: OpenDevice) -> str:
     return f"the first net differs from numpy by {error:.1e}, at most {most:g} is allowed"
 
 
-def _first_states(device: Device, folder: Path, manifest: Manifest) -> Floats:
-    """Return the states of one token behind the first layer. Shapes: (E,)."""
-    plan = replace(plan_nets(device.nets), layers=1)
+def _first_states(device: Device, folder: Path, manifest: Manifest) -> tuple[Floats, int]:
+    """Return the states of one token behind the first net, and how many layers that holds. Shapes: (E,)."""
+    plan = plan_nets(device.nets)
+    plan = replace(plan, layers_of_net=plan.layers_of_net[:1])
     embedding = map_embedding(folder, manifest) if manifest.embedding == "disk" else None
-    loop = BlockLoop(device, plan, embedding)
-    stage = next(stage for stage in plan.stages if stage.tokens == 1)
-    states = loop.run(Piece(stage, 1), np.array(_TOKENS[:1], np.int32), 0)
-    return widened(states, device.download(states)).reshape(-1)
+    costs, nothing = StageCosts(plan), np.zeros(0, np.int32)
+    loop = BlockLoop(device, plan, costs, embedding)
+    work = Work(nothing, nothing, np.array(_TOKENS[:1], np.int32), np.zeros((0, 0), np.float32))
+    launch = next(Step(plan, costs, RowAllocator(plan.rows), [work]).launches())
+    loop.run(launch)
+    return loop.states(launch)[0], plan.layers

@@ -22,10 +22,11 @@ from baichuan2_tpu.checkpoint.layout import ATTENTION_OUTPUT, DOWN, GATE, QKV, U
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.compile.net_weights import block_weights
 from baichuan2_tpu.compile.nets import COSINES, SINES, block_net
-from baichuan2_tpu.compile.settings import GROUP_SIZE, CompileSettings
+from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.compile.tpuc import Compiler
 from baichuan2_tpu.engine.device.bmrt import BmrtDevice
 from baichuan2_tpu.errors import BackendError
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.reference.operations import relative_error, rms_norm, rotate, softmax, swiglu
 from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
@@ -36,8 +37,12 @@ Arrays = Mapping[str, NDArray[Any]]
 Values = NDArray[np.float64]
 
 _CONFIG = replace(shape_config("tiny", 4), layers=1)
-_SETTINGS = CompileSettings(bits=4, head="w8", context=64, prefill=(16,))
 _TOKENS = 16
+_STAGE = Stage(_TOKENS, 64)
+_SETTINGS = CompileSettings(
+    bits=4, head="w8", context=64, rows=64, stages=(Stage(1, 64), _STAGE), layers_per_net=1
+)
+_GROUP_SIZE = compiled_group_size(_CONFIG)
 _HISTORY = 9
 _MASKED = -10_000.0
 _SCALE = 4.0
@@ -133,10 +138,10 @@ def _norm(states: Values) -> Values:
 
 def _matrix(weights: Arrays, name: str) -> Values:
     """Return the floats of a packed layer. Shapes: (N, K)."""
-    packed = weights[f"{name}.qweight"]
+    packed = weights[f"0.{name}.qweight"]
     integers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
     scales, zeros = (
-        np.repeat(weights[f"{name}.{part}"], GROUP_SIZE, axis=1).astype(np.float64)
+        np.repeat(weights[f"0.{name}.{part}"], _GROUP_SIZE, axis=1).astype(np.float64)
         for part in ("scales", "qzeros")
     )
     return (integers - zeros) * scales
@@ -192,7 +197,7 @@ def _compile(toolchain: Toolchain, folder: Path) -> Path:
     """Compile the layer and return its bmodel, beside the inputs."""
     stage = folder / "stage"
     stage.mkdir()
-    net = block_net(_CONFIG, _SETTINGS, 0, _TOKENS)
+    net = block_net(_CONFIG, _SETTINGS, 0, _STAGE)
     bmodel = Compiler(toolchain, logs=folder).compile(net, stage)
     return bmodel.rename(folder / bmodel.name)
 

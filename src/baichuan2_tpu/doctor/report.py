@@ -49,13 +49,19 @@ class Report:
 
 
 def examine(
-    machine: Machine, host: Host, *, model: str | None = None, context: int | None = None, device: int = 0
+    machine: Machine,
+    host: Host,
+    *,
+    model: str | None = None,
+    context: int | None = None,
+    rows: int | None = None,
+    device: int = 0,
 ) -> Report:
     """Read a machine and judge it, for a model where one is given. Nothing is loaded, and no fault raises."""
     findings: list[Finding] = []
     need: Need | None = None
     if model is not None:
-        need, finding = _read_model(model, context)
+        need, finding = _read_model(model, context, rows)
         findings.append(finding)
     tpu = find_tpu(machine, device)
     findings += check_host(machine, host, need)
@@ -64,9 +70,9 @@ def examine(
     return Report(model, tuple(findings), need)
 
 
-def _read_model(model: str, context: int | None) -> tuple[Need | None, Finding]:
+def _read_model(model: str, context: int | None, rows: int | None) -> tuple[Need | None, Finding]:
     try:
-        need = read_need(model, context)
+        need = read_need(model, context, rows)
     except Baichuan2Error as error:
         fault, _, step = str(error).rpartition("; ")
         return None, Finding("model", "fail", fault or step, "", (step,) if fault else ())

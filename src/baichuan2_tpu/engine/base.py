@@ -7,6 +7,7 @@ evaluation know this module only. Not here: sampling, text, model files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.engine.device.base import DeviceCounts
 from baichuan2_tpu.errors import BackendError, ContextLengthError
 
-__all__ = ["Chunk", "Engine", "Sequence", "check_room"]
+__all__ = ["Chunk", "Engine", "RowUse", "Sequence", "check_room"]
 
 
 class Sequence(ABC):
@@ -60,7 +62,7 @@ class Sequence(ABC):
 class Chunk:
     """New tokens of one sequence, and how many of its last rows want logits.
 
-    ``logit_rows`` is 0 for a piece of a prompt, 1 to go on from here, ``len(tokens)`` to check or score
+    ``logit_rows`` is 0 for a piece of a prompt, 1 to continue from here, ``len(tokens)`` to check or score
     every token.
     """
 
@@ -69,11 +71,24 @@ class Chunk:
     logit_rows: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class RowUse:
+    """The memory that all sequences of an engine share, in rows: one for the keys and values of one token.
+
+    ``used`` rows are held by a sequence, ``shared`` ones by several that begin alike.
+    """
+
+    total: int
+    used: int
+    shared: int
+
+
 class Engine(ABC):
     """Computes logits for ragged batches of tokens.
 
     A sequence's logits do not depend on what else is in the batch, nor on how its tokens are cut into
-    chunks: engines that cannot promise this say so in their own documentation.
+    chunks. Compiled models promise less, the same up to rounding: where a sequence's rows lie, and how many
+    tokens a launch takes, changes the order in which attention adds (docs/engines.md has the bound).
     """
 
     name: str
@@ -94,13 +109,42 @@ class Engine(ABC):
     """Tokens of a long prompt to feed at once: enough to be at full speed, few enough to be stopped soon. Of
     the default a 7B takes below 3 s on two cores; a compiled model has its largest stage here."""
 
+    answers_per_step: int = 16
+    """Answers to compute at the same time: more of them make a step longer than they save."""
+
     can_copy: bool = False
     """Whether ``Sequence.copy_prefix`` works, which then is much faster than to feed the same tokens."""
+
+    on_notice: Callable[[str], None] | None = None
+    """What is told a line for the user when there is one, such as how slow a simulator is. Set it after
+    opening."""
 
     @property
     def is_simulated(self) -> bool:
         """Whether a time measured on it says nothing of the chip."""
         return self.name.endswith("simulator")
+
+    @property
+    def row_use(self) -> RowUse | None:
+        """The memory that all sequences share, in rows; None where each has memory of its own."""
+        return None
+
+    @property
+    def device_counts(self) -> DeviceCounts | None:
+        """What a device has done since it was opened; None for an engine without one."""
+        return None
+
+    def sequences_of(self, length: int) -> int:
+        """Return how many sequences of ``length`` tokens, 1 or more, can be held at once."""
+        rows = self.row_use
+        return self.max_sequences if rows is None else min(self.max_sequences, rows.total // length)
+
+    def spare_tokens(self, answers: int) -> int:  # noqa: ARG002 - for engines that know more
+        """Return how many tokens of prompts a step of ``answers`` tokens takes along for little more time.
+
+        0 where that is not known beforehand.
+        """
+        return 0
 
     @abstractmethod
     def open_sequence(self) -> Sequence:
@@ -113,11 +157,12 @@ class Engine(ABC):
     def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
         """Append every chunk's tokens to its sequence and return the logits that were asked for.
 
-        Shapes: one array a chunk, (logit_rows, vocabulary), the last row for the chunk's last token. Where
-        fewer ``candidates`` are known than that, all others are -inf; a single one has the logit 0.
+        Shapes: one array per chunk, (logit_rows, vocabulary), the last row for the chunk's last token. Where
+        fewer ``candidates`` are known than that, all others are -inf; a single one has the logit 0. NaN are
+        the logits of a sequence whose tokens overflow; the others' are not touched by it.
         Side effect: every sequence has grown by its chunk; on an error none has.
         Raises: ContextLengthError when a chunk does not fit; RequestError for an empty chunk, an unknown
-        token id, or a sequence that appears twice.
+        token id, or a sequence that appears twice; BackendError where the memory that all share is full.
         """
 
     @abstractmethod

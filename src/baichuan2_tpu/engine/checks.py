@@ -1,6 +1,6 @@
 """What every engine checks of a request before it computes.
 
-Not here: checks of a model (``bundle``, ``cpu``), of devices (``device_checks``).
+Not here: checks of a model (``compiled.open_bundle``, ``cpu``), of devices (``device.checks``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ from collections.abc import Sequence as Items
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.engine.base import Chunk, Sequence, check_room
+from baichuan2_tpu.engine.base import Chunk, RowUse, Sequence, check_room
 from baichuan2_tpu.errors import BackendError, RequestError
 
-__all__ = ["check_distinct", "check_new_sequence", "check_truncation", "checked_context", "checked_tokens"]
+__all__ = [
+    "check_distinct",
+    "check_free_rows",
+    "check_new_sequence",
+    "check_truncation",
+    "checked_context",
+    "checked_tokens",
+]
 
 
 def checked_context(allowed: int, context: int | None) -> int:
@@ -32,6 +39,19 @@ def check_new_sequence(open_sequences: int, max_sequences: int) -> None:
     """Check that one more sequence may be opened."""
     if open_sequences >= max_sequences:
         raise BackendError(f"{max_sequences} sequences are open already; close one first")
+
+
+def check_free_rows(new_tokens: int, rows: RowUse) -> None:
+    """Check that the memory that all sequences share has a row for each of ``new_tokens`` tokens.
+
+    Raises: BackendError naming the numbers.
+    """
+    free = rows.total - rows.used
+    if new_tokens > free:
+        raise BackendError(
+            f"{new_tokens} new tokens do not fit: of {rows.total} rows that all sequences share {free} are "
+            "free; close a sequence or truncate one, or compile with more --rows"
+        )
 
 
 def check_truncation(sequence: Sequence, length: int) -> None:

@@ -4,7 +4,7 @@ Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights 
 weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
 a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
 and with any number of threads.
-Not here: the arithmetic (``native``), reading files (``checkpoint``).
+Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Add up the costs of launches to those of a token and of a prompt.
+"""Add up the costs of launches to those of a step of all answers, and of a prompt.
 
-Not here: what is shown and how (``report``, ``picture``), which stages a prompt uses (``engine.pieces``).
+Not here: what is shown and how (``report``, ``picture``), how the engine packs a step (``engine.compiled``).
 """
 
 from __future__ import annotations
@@ -10,18 +10,34 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.compiled.net_plan import cut_tokens
+from baichuan2_tpu.engine.compiled.stage_costs import cut_stages, cut_tokens
 from baichuan2_tpu.errors import ArtifactError
-from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost
+from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost, Stage
 
-__all__ = ["FLOPS_PER_S", "READ_BYTES_PER_S", "Cost", "Estimate", "Step", "estimate", "prompt_lengths"]
+__all__ = [
+    "FLOPS_PER_S",
+    "PROMPT_BESIDE_ANSWERS",
+    "READ_BYTES_PER_S",
+    "USERS",
+    "Cost",
+    "Estimate",
+    "Step",
+    "estimate",
+    "prompt_lengths",
+]
 
-READ_BYTES_PER_S = 2.0**36
-"""The cycle model's own limit: bytes moved, divided by time and by the "DDR BW USAGE" of its profile, for
-every net. The chip's data sheet has 68.3 GB/s (LPDDR4X-4266, 128 bits wide)."""
+READ_BYTES_PER_S = 54.0e9
+"""The cycle model's own ceiling: every large load in the profile of a layer runs at 50.31 GiB/s, and the DMA
+is busy for 97 % of the time. The chip's data sheet has 68.3 GB/s (LPDDR4X-4266, 128 bits wide)."""
 
 FLOPS_PER_S = 16e12
 """Half-precision peak of the BM1684X, from its data sheet."""
+
+USERS = (1, 4, 8, 16, 32)
+"""Answers that are generated at once."""
+
+PROMPT_BESIDE_ANSWERS = 48
+"""Tokens of a prompt that rides along with answers: with 16 of them it fills a launch of 64."""
 
 _VENDOR_PROMPT_TOKENS = 14
 """Length of the prompt that the vendor's sample is measured with."""
@@ -40,13 +56,13 @@ class Cost:
     @classmethod
     def of(cls, launches: Iterable[NetCost]) -> Self:
         """Add up launches; each is limited by itself, as it does not start before the last one ends."""
-        each = list(launches)
+        costs = list(launches)
         return cls(
-            launches=len(each),
-            time_ms=sum(one.time_ms for one in each),
-            roofline_ms=sum(_roofline_ms(one) for one in each),
-            read_bytes=sum(one.read_bytes for one in each),
-            flops=sum(one.flops for one in each),
+            launches=len(costs),
+            time_ms=sum(cost.time_ms for cost in costs),
+            roofline_ms=sum(_roofline_ms(cost) for cost in costs),
+            read_bytes=sum(cost.read_bytes for cost in costs),
+            flops=sum(cost.flops for cost in costs),
         )
 
     def __add__(self, other: Cost) -> Cost:
@@ -61,9 +77,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The launches that lead to one token. Units: ``pieces`` are the tokens of each pass over the layers."""
+    """The launches for some new tokens. ``stages`` are those of the passes over the layers, in order."""
 
-    pieces: tuple[int, ...]
+    stages: tuple[Stage, ...]
     layers: Cost
     head: Cost
     embedding: Cost
@@ -75,60 +91,76 @@ class Step:
 
     def parts(self) -> dict[str, Cost]:
         """Return the costs by part; the embedding is one only where the device gathers it."""
-        found = {"layers": self.layers, "head": self.head, "embedding": self.embedding}
-        return {name: cost for name, cost in found.items() if cost.launches}
+        costs = {"layers": self.layers, "head": self.head, "embedding": self.embedding}
+        return {name: cost for name, cost in costs.items() if cost.launches}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the cycle model says of a bundle."""
+    """What the cycle model says of a bundle. Rows in use are those of all sequences together."""
 
     manifest: Manifest
-    stages: Mapping[int, Step]
-    """By the new tokens of a stage: one pass over the layers with it, and the head."""
+    stages: Mapping[Stage, Cost]
+    """One pass over the layers, by its stage."""
+    answers: Mapping[tuple[int, int], Step]
+    """One token for each of so many users, by users and rows in use."""
     first_tokens: Mapping[int, Step]
-    """By the length of a prompt: everything up to its first token."""
+    """By the length of a prompt: everything up to its first token, with nothing else in memory."""
+    loaded: Mapping[tuple[int, int], Step]
+    """A prompt of ``PROMPT_BESIDE_ANSWERS`` tokens and one token for each user, by users and rows in use."""
+
+    @property
+    def histories(self) -> tuple[int, ...]:
+        """Rows in use up to which a stage reaches, ascending."""
+        return tuple(sorted({stage.history for stage in self.stages}))
 
     @property
     def decode(self) -> Step:
-        """One token after another."""
-        return self.stages[1]
+        """One token of a single conversation, with as few rows in use as the shortest stage reads."""
+        return self.answers[1, self.histories[0]]
 
     @property
     def decode_tok_per_s(self) -> float:
-        """Tokens a second, if nothing but the launches took time."""
+        """Tokens per second of ``decode``, if nothing but the launches took time."""
         return 1000 / self.decode.total.time_ms
 
 
-@dataclass(frozen=True, slots=True)
 class _Launches:
-    """The launches of a manifest, by net and new tokens."""
+    """The launches of a manifest: what each stage costs, and which of them take the least time together."""
 
-    manifest: Manifest
-    costs: Mapping[tuple[str, int], NetCost]
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._costs = {(cost.net, cost.stage): cost for cost in manifest.costs}
+        self.stages = {
+            stage: Cost.of(self._of(net, stage) for net in manifest.block_nets) for stage in manifest.stages
+        }
+        self._heads = {Stage(rows, 0): self._of("lm_head", Stage(rows, 0)) for rows in manifest.head_rows}
 
-    def step(self, pieces: tuple[int, ...]) -> Step:
-        """Return the cost of running these pieces, and the head for the last row."""
-        layers = range(self.manifest.model.layers)
-        has_embedding = self.manifest.embedding == "device"
+    def step(self, tokens: int, rows: int, outputs: int) -> Step:
+        """Return the cost of ``tokens`` new tokens beside so many rows, and of the head for ``outputs``."""
+        times = {stage: cost.time_ms for stage, cost in self.stages.items()}
+        stages = cut_stages(tokens, rows, times)
+        heads = {stage.tokens: cost.time_ms for stage, cost in self._heads.items()}
+        has_embedding = self._manifest.embedding == "device"
         return Step(
-            pieces,
-            Cost.of(self.of(f"block_cache_{layer}", tokens) for tokens in pieces for layer in layers),
-            Cost.of([self.of("lm_head", 1)]),
-            Cost.of(self.of("embedding", tokens) for tokens in pieces if has_embedding),
+            stages,
+            sum((self.stages[stage] for stage in stages), Cost()),
+            Cost.of(self._heads[Stage(count, 0)] for count in cut_tokens(outputs, heads)),
+            Cost.of(self._of("embedding", Stage(stage.tokens, 0)) for stage in stages if has_embedding),
         )
 
-    def of(self, net: str, tokens: int) -> NetCost:
+    def _of(self, net: str, stage: Stage) -> NetCost:
         """Return the cost of one launch.
 
         Raises: ArtifactError where the manifest has none.
         """
-        found = self.costs.get((net, tokens))
-        if found is None:
+        cost = self._costs.get((net, stage))
+        if cost is None:
             raise ArtifactError(
-                f"{MANIFEST_NAME} has no cost of {net} at {tokens} tokens; compile the bundle again"
+                f"{MANIFEST_NAME} has no cost of {net} at {stage.tokens} tokens and {stage.history} rows; "
+                "compile the bundle again"
             )
-        return found
+        return cost
 
 
 def estimate(manifest: Manifest, prompts: Sequence[int] | None = None) -> Estimate:
@@ -136,13 +168,17 @@ def estimate(manifest: Manifest, prompts: Sequence[int] | None = None) -> Estima
 
     Raises: ArtifactError where the manifest has no cost of a net.
     """
-    launches = _Launches(manifest, {(cost.net, cost.tokens): cost for cost in manifest.costs})
-    stages = (1, *manifest.prefill)
+    launches = _Launches(manifest)
     lengths = prompt_lengths(manifest.context) if prompts is None else prompts
+    histories = sorted({stage.history for stage in manifest.stages})
+    settings = [(users, rows) for rows in histories for users in USERS]
+    prompt = PROMPT_BESIDE_ANSWERS
     return Estimate(
         manifest,
-        stages={tokens: launches.step((tokens,)) for tokens in stages},
-        first_tokens={length: launches.step(cut_tokens(length, stages)) for length in lengths},
+        stages=launches.stages,
+        answers={(users, rows): launches.step(users, rows, users) for users, rows in settings},
+        first_tokens={length: launches.step(length, 0, 1) for length in lengths},
+        loaded={(users, rows): launches.step(users + prompt, rows, users + 1) for users, rows in settings},
     )
 
 

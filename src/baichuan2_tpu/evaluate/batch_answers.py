@@ -57,7 +57,9 @@ def answer_questions(
     waiting = sorted(range(len(questions)), key=lambda place: questions[place].ids, reverse=True)
     texts: dict[int, str] = {}
     with ExitStack() as stack:
-        together = min(_ANSWERED_TOGETHER, engine.max_sequences, len(questions))
+        longest = max((len(question.ids) + question.settings.max_tokens for question in questions), default=1)
+        most = engine.sequences_of(min(longest, engine.max_context))
+        together = min(_ANSWERED_TOGETHER, most, len(questions))
         idle = [stack.enter_context(TrackedSequence(engine)) for _ in range(together)]
         running: list[_Running] = []
         while waiting or running:

@@ -34,7 +34,7 @@ class EngineScorer:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._together = min(_READ_TOGETHER, engine.max_sequences) if engine.can_copy else 1
+        self._together = _READ_TOGETHER if engine.can_copy else 1
 
     @property
     def max_context(self) -> int:
@@ -50,13 +50,15 @@ class EngineScorer:
         readings = readings_of(passages)
         for reading in readings:
             check_room(0, len(reading.ids), self._engine.max_context)
+        longest = max((len(reading.ids) for reading in readings), default=1)
+        together = min(self._together, self._engine.sequences_of(longest))
         scores: dict[int, PassageScore] = {}
         with ExitStack() as stack:
             sequences = [
                 stack.enter_context(TrackedSequence(self._engine))
-                for _ in range(min(self._together, len(readings)))
+                for _ in range(min(together, len(readings)))
             ]
-            for group, shared in self._groups(readings):
+            for group, shared in self._groups(readings, together):
                 collectors = [RowCollector(reading, passages) for reading in group]
                 self._share(sequences[: len(group)], group[0].ids, shared)
                 self._read(sequences, group, shared, collectors)
@@ -79,7 +81,7 @@ class EngineScorer:
                 "logits of all; use the checkpoint, or a bundle compiled with --head-output logits"
             )
 
-    def _groups(self, readings: Sequence[Reading]) -> Iterator[tuple[list[Reading], int]]:
+    def _groups(self, readings: Sequence[Reading], together: int) -> Iterator[tuple[list[Reading], int]]:
         """Yield neighbours that are read together, and how many ids they share that want no rows.
 
         What is behind the shared ids must be little: one long prompt keeps the processor busy by itself.
@@ -90,7 +92,7 @@ class EngineScorer:
             if group:
                 wished = min(shared, reading.first_row, common_prefix(group[0].ids, reading.ids))
                 new_tokens = sum(len(one.ids) - wished for one in (*group, reading))
-                if len(group) < self._together and new_tokens <= self._engine.prompt_piece:
+                if len(group) < together and new_tokens <= self._engine.prompt_piece:
                     group.append(reading)
                     shared = wished
                     continue

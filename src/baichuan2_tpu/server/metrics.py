@@ -91,6 +91,10 @@ def _gauges(load: Load) -> Iterator[tuple[str, str, float]]:
         "Memory that keys and values may use, in bytes.",
         load.max_held_tokens * load.kv_bytes_per_token,
     )
+    if load.rows is not None:
+        yield "history_rows", "Rows of the history that all sequences share, one per token.", load.rows.total
+        yield "history_rows_used", "Rows of the history that hold a token.", load.rows.used
+        yield "history_rows_shared", "Rows of the history that several sequences share.", load.rows.shared
     yield "engine_faulty", "1 if the latest step of the engine failed, else 0.", load.is_faulty
 
 

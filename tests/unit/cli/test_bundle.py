@@ -9,7 +9,6 @@ import pytest
 
 from baichuan2_tpu import model as model_module
 from baichuan2_tpu.checkpoint.identify import Located
-from baichuan2_tpu.engine.device import c_library
 from doubles.fakes import HistoryEngine
 from models.fake_bundle import write_fake_bundle
 from running.cli_command import Run
@@ -54,19 +53,6 @@ def test_generate_names_the_engine_and_keeps_the_answer_alone_on_stdout(
     ]
 
 
-def test_on_a_terminal_the_simulator_prints_into_a_file(
-    run: Run, bundle: Path, opened: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen: list[Path] = []
-    monkeypatch.setattr(c_library, "send_c_output_to_file", chosen.append)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    done = run("generate", bundle, "hi", "--engine", "simulator", "--max-tokens", 1)
-    log = tmp_path / "state" / "baichuan2-tpu" / "simulator.log"
-    assert chosen == [log]
-    assert f"what the simulator prints goes to {log}\n{SIMULATED}" in done.err
-    assert len(opened) == 1
-
-
 def test_chat_runs_on_a_bundle_and_its_stats_name_the_engine(
     run: Run, bundle: Path, opened: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,14 +95,15 @@ def test_info_shows_what_was_compiled(run: Run, bundle: Path) -> None:
     done = run("info", bundle, "--json")
     facts = json.loads(done.out)
     assert (done.code, done.err) == (0, "")
-    assert (facts["chip"], facts["head"], facts["prefill"], facts["context"]) == ("bm1684x", "w8", [16], 64)
-    assert facts["kv_cache_bytes"] == 64 * 2 * 2 * 128 * 2
+    assert (facts["chip"], facts["head"], facts["context"], facts["rows"]) == ("bm1684x", "w8", 64, 64)
+    assert (facts["stages"], facts["head_rows"]) == (["1x64", "16x64"], [1])
+    assert facts["history_bytes"] == 64 * 2 * 2 * 128 * 2
     assert facts["disk_bytes"] == sum(
         file.stat().st_size for file in bundle.iterdir() if file.name != "manifest.json"
     )
     lines = run("info", bundle, "--verify").out.splitlines()
     assert "is_verified             yes" in lines
-    assert "prefill                 16" in lines
+    assert "stages                  1x64 16x64" in lines
     assert "tools                   tpu_mlir 1.30.2" in lines
 
 

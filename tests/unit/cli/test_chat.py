@@ -86,7 +86,10 @@ def test_retry_replaces_the_last_answer(say: Run, tmp_path: Path) -> None:
     [
         ("/frobnicate", "error: there is no command /frobnicate; use /clear"),
         ("/retry", "error: there is no answer to try again"),
-        ("/load nowhere.json", "error: cannot load nowhere.json"),
+        (
+            "/load nowhere.json",
+            "error: nowhere.json: cannot be read (No such file or directory); name a saved file",
+        ),
         ("x" * 2000, "error: the prompt is "),
     ],
 )

@@ -25,28 +25,43 @@ def test_a_dry_run_says_what_a_bundle_takes_and_makes_nothing(
     done = run("compile", quantized, tmp_path / "out", "--context", 128, "--dry-run", "--json")
     facts = json.loads(done.out)
     assert (done.code, done.err) == (0, "")
-    assert (facts["nets"], facts["stages"], facts["compiler_calls"]) == (3, [1, 16, 64, 128], 9)
+    assert (facts["nets"], facts["launches_per_token"], facts["compiler_calls"]) == (2, 2, 7)
+    assert facts["stages"] == ["1x128", "16x128", "32x128", "64x128"]
+    assert (facts["context"], facts["rows"], facts["layers_per_net"]) == (128, 128, 4)
     assert (facts["bits"], facts["head"], facts["dtype"]) == (4, "w8", "float16")
-    assert facts["peak_disk_bytes"] > facts["bundle_bytes"] > facts["device_bytes"] > 0
+    assert facts["peak_disk_bytes"] > facts["bundle_bytes"] > facts["device_bytes"]
+    assert facts["device_bytes"] > facts["history_bytes"] == 3 * 2 * 128 * 128 * 2
     assert facts["time_s"] > 0
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_dry_run_for_a_reader_has_one_fact_a_line(run: Run, quantized: Path, tmp_path: Path) -> None:
-    words = ("--context", 64, "--prefill", "8,32", "--bits", 16, "--head", "f16", "--dtype", "bf16")
+    words = ("--context", 64, "--stages", "8x64,1x64", "--bits", 16, "--head", "f16", "--dtype", "bf16")
     done = run("compile", quantized, tmp_path / "out", *words, "--dry-run")
     lines = done.out.splitlines()
-    assert "stages                  1, 8, 32" in lines
+    assert "stages                  1x64, 8x64" in lines
     assert "dtype                   bfloat16" in lines
     assert any(line.startswith("memory_bytes") and line.endswith(" GB") for line in lines)
     assert any(line.startswith("time_s ") and line.endswith(" s") for line in lines)
 
 
-def test_no_prefill_stage_at_all_can_be_asked_for(run: Run, quantized: Path, tmp_path: Path) -> None:
-    words = ("--context", 64, "--prefill", "", "--dry-run", "--json")
-    done = run("compile", quantized, tmp_path / "out", *words)
-    assert json.loads(done.out)["stages"] == [1]
+def test_rows_and_layers_per_net_can_be_asked_for(run: Run, quantized: Path, tmp_path: Path) -> None:
+    words = (
+        "--context",
+        64,
+        "--rows",
+        256,
+        "--stages",
+        "1x256",
+        "--layers-per-net",
+        2,
+        "--dry-run",
+        "--json",
+    )
+    facts = json.loads(run("compile", quantized, tmp_path / "out", *words).out)
+    assert (facts["context"], facts["rows"], facts["stages"]) == (64, 256, ["1x256"])
+    assert (facts["nets"], facts["launches_per_token"]) == (3, 3)
 
 
 def test_json_without_a_dry_run_is_a_wrong_usage(run: Run, tmp_path: Path) -> None:
@@ -55,10 +70,10 @@ def test_json_without_a_dry_run_is_a_wrong_usage(run: Run, tmp_path: Path) -> No
     assert "--json goes with --dry-run; see baichuan2 compile --help" in done.err
 
 
-def test_stages_that_are_no_numbers_are_a_wrong_usage(run: Run, quantized: Path, tmp_path: Path) -> None:
-    done = run("compile", quantized, tmp_path / "out", "--context", 64, "--prefill", "16,many", "--dry-run")
+def test_stages_that_are_not_pairs_are_a_wrong_usage(run: Run, quantized: Path, tmp_path: Path) -> None:
+    done = run("compile", quantized, tmp_path / "out", "--context", 64, "--stages", "16x64,many", "--dry-run")
     assert (done.code, done.out) == (2, "")
-    assert "--prefill is '16,many', allowed are numbers such as 16,64,128,256" in done.err
+    assert "--stages is '16x64,many', allowed are pairs such as 1x512,16x512,64x512" in done.err
 
 
 def test_a_missing_toolchain_names_the_next_step(run: Run, quantized: Path, tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from baichuan2_tpu.compile.net_weights import Arrays, block_weights, embedding_w
 from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.shapes import shape_config
 from models.tiny_checkpoint import alibi_config, rope_config, write_official
 
-SETTINGS = CompileSettings(bits=8, head="w8", context=32, prefill=(4,))
+SETTINGS = CompileSettings(
+    bits=8, head="w8", context=32, rows=64, stages=(Stage(1, 64), Stage(4, 64)), layers_per_net=1
+)
 
 
 def random_weights(bits: Literal[4, 8], group_size: int = 64) -> RandomWeights:
@@ -34,10 +37,10 @@ def unpack_bytes(values: np.ndarray, bits: int) -> np.ndarray:
     return values if bits == 8 else np.stack([values & 15, values >> 4], axis=-1).reshape(len(values), -1)
 
 
-def read_back(arrays: Arrays, name: str, bits: int) -> np.ndarray:
+def read_back(arrays: Arrays, name: str, bits: int, group_size: int = 64) -> np.ndarray:
     """Return the float weights that the compiler's form stands for."""
     integers = unpack_bytes(arrays[f"{name}.qweight"], bits).astype(np.float32)
-    zeros, scales = (np.repeat(arrays[f"{name}.{one}"], 64, axis=1) for one in ("qzeros", "scales"))
+    zeros, scales = (np.repeat(arrays[f"{name}.{part}"], group_size, axis=1) for part in ("qzeros", "scales"))
     return (integers - zeros) * scales
 
 
@@ -47,28 +50,52 @@ def test_integers_and_zeros_are_those_of_the_checkpoint(bits: Literal[4, 8]) -> 
     arrays = block_weights(weights, replace(SETTINGS, bits=bits), 1)
     for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
         integers, zeros = unpack_linear(weights.linear(f"model.layers.1.{name}"))
-        assert np.array_equal(unpack_bytes(arrays[f"{name}.qweight"], bits), integers)
-        assert np.array_equal(arrays[f"{name}.qzeros"], zeros)
-        assert arrays[f"{name}.qweight"].dtype == arrays[f"{name}.qzeros"].dtype == np.uint8
-        assert arrays[f"{name}.scales"].dtype == np.float32
+        assert np.array_equal(unpack_bytes(arrays[f"0.{name}.qweight"], bits), integers)
+        assert np.array_equal(arrays[f"0.{name}.qzeros"], zeros)
+        assert arrays[f"0.{name}.qweight"].dtype == arrays[f"0.{name}.qzeros"].dtype == np.uint8
+        assert arrays[f"0.{name}.scales"].dtype == np.float32
+
+
+def test_a_net_of_several_layers_names_arrays_by_their_place_in_it() -> None:
+    weights = random_weights(8)
+    arrays = block_weights(weights, replace(SETTINGS, layers_per_net=2), 0)
+    for place in (0, 1):
+        expected = dequantize(weights.linear(f"model.layers.{place}.mlp.up_proj"))
+        assert np.array_equal(read_back(arrays, f"{place}.mlp.up_proj", 8), expected)
+    assert sum(name.endswith("qweight") for name in arrays) == 14
+    assert sum(name.startswith("rotary") for name in arrays) == 2
 
 
 @pytest.mark.parametrize("group_size", [64, 128, 192])
 def test_larger_groups_stand_for_the_same_weights(group_size: int) -> None:
     weights = random_weights(8, group_size)
     arrays = block_weights(weights, SETTINGS, 0)
-    # 320 columns are no whole number of groups of 128 or 192: the last one is short.
+    # 320 columns are not a whole number of groups of 128 or 192: the last one is short.
     for name in ("self_attn.k_proj", "mlp.down_proj"):
-        wanted = dequantize(weights.linear(f"model.layers.0.{name}"))
-        assert np.array_equal(read_back(arrays, name, 8), wanted)
+        expected = dequantize(weights.linear(f"model.layers.0.{name}"))
+        assert np.array_equal(read_back(arrays, f"0.{name}", 8), expected)
+
+
+@pytest.mark.parametrize(("group_size", "compiled"), [(128, 128), (256, 256), (512, 256), (384, 128)])
+def test_groups_that_divide_all_columns_are_not_repeated(group_size: int, compiled: int) -> None:
+    quantization = QuantizationConfig(8, group_size=group_size)
+    config = replace(
+        rope_config(hidden_size=1536, intermediate_size=1536, heads=12, kv_heads=12, head_size=128),
+        quantization=quantization,
+    )
+    weights = RandomWeights(config)
+    arrays = block_weights(weights, SETTINGS, 0)
+    assert arrays["0.mlp.down_proj.scales"].shape == (1536, 1536 // compiled)
+    expected = dequantize(weights.linear("model.layers.0.mlp.down_proj"))
+    assert np.array_equal(read_back(arrays, "0.mlp.down_proj", 8, compiled), expected)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_sixteen_bits_hold_the_floats_that_the_integers_stand_for(bits: Literal[4, 8]) -> None:
     weights = random_weights(bits)
     arrays = block_weights(weights, replace(SETTINGS, bits=16), 0)
-    wanted = dequantize(weights.linear("model.layers.0.mlp.up_proj"))
-    assert np.array_equal(arrays["mlp.up_proj.weight"].T, wanted.astype(np.float16))
+    expected = dequantize(weights.linear("model.layers.0.mlp.up_proj"))
+    assert np.array_equal(arrays["0.mlp.up_proj.weight"].T, expected.astype(np.float16))
     assert not any(name.endswith("qweight") for name in arrays)
 
 
@@ -107,7 +134,7 @@ def test_a_float_checkpoint_is_split_and_its_head_normalised(checkpoint: FloatCh
     arrays = block_weights(checkpoint, settings, 1)
     keys = checkpoint.read("model.layers.1.self_attn.k_proj")
     # The checkpoint itself is of bfloat16: nothing is rounded.
-    bits = arrays["self_attn.k_proj.weight"].T.astype(np.uint32) << 16
+    bits = arrays["0.self_attn.k_proj.weight"].T.astype(np.uint32) << 16
     assert np.array_equal(bits.view(np.float32), keys)
     head = head_weights(checkpoint, replace(settings, dtype="float16"))["lm_head.weight"]
     np.testing.assert_allclose(np.linalg.norm(head.astype(np.float64), axis=0), 1, rtol=1e-3)
@@ -135,9 +162,8 @@ def test_a_weight_beyond_float16_is_refused(
 
 def test_alibi_positions_are_exact_in_float16() -> None:
     arrays = alibi_arrays(alibi_config(), 4096)
-    coarse, fine = (arrays[f"alibi.{part}.row"].astype(np.float16) for part in ("coarse", "fine"))
+    coarse, fine = (arrays[f"alibi.{part}.table"].astype(np.float16) for part in ("coarse", "fine"))
     assert np.array_equal((coarse.astype(np.int64) + fine.astype(np.int64)).ravel(), np.arange(4096))
-    assert np.array_equal(arrays["alibi.fine.table"].ravel(), arrays["alibi.fine.row"].ravel())
 
 
 def test_rotary_tables_end_with_the_context() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from baichuan2_tpu.compile.cycle_profile import PROFILE_NAME, read_cost
 from baichuan2_tpu.errors import CompileError
-from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.manifest import NetCost, Stage
 
 HEAD = """\
 --------------------------------------
@@ -34,7 +34,7 @@ def profile(tmp_path: Path) -> Path:
 
 def test_cost_is_read_from_the_totals(profile: Path) -> None:
     profile.write_text(HEAD + TOTALS + OPERATIONS)
-    found = read_cost(profile, net="block_cache_0", tokens=1, history=512)
+    found = read_cost(profile, net="block_cache_0", stage=Stage(1, 512))
     assert found == NetCost("block_cache_0", 1, 512, 2.279813, 119387658 + 512, 413286912)
 
 
@@ -51,20 +51,20 @@ def test_cost_is_read_from_the_totals(profile: Path) -> None:
 def test_profile_without_one_of_each_total_is_refused(profile: Path, text: str) -> None:
     profile.write_text(text)
     with pytest.raises(CompileError, match=rf"{PROFILE_NAME}: has \d totals of cycles, .* compile net again"):
-        read_cost(profile, net="net", tokens=1, history=0)
+        read_cost(profile, net="net", stage=Stage(1, 0))
 
 
 def test_a_net_that_only_copies_has_no_operations(profile: Path) -> None:
     profile.write_text(HEAD + TOTALS)
-    assert read_cost(profile, net="embedding", tokens=1, history=0).flops == 0
+    assert read_cost(profile, net="embedding", stage=Stage(1, 0)).flops == 0
 
 
 def test_missing_profile_names_the_net(profile: Path) -> None:
     with pytest.raises(CompileError, match=r"left no profile \(No such file or directory\); compile lm_head"):
-        read_cost(profile, net="lm_head", tokens=1, history=0)
+        read_cost(profile, net="lm_head", stage=Stage(1, 0))
 
 
 def test_bytes_that_are_no_text_are_refused(profile: Path) -> None:
     profile.write_bytes(b"\xff\x00\xfe" * 100)
     with pytest.raises(CompileError, match="has 0 totals of cycles"):
-        read_cost(profile, net="net", tokens=1, history=0)
+        read_cost(profile, net="net", stage=Stage(1, 0))

@@ -13,9 +13,10 @@ import pytest
 from baichuan2_tpu.compile.nets import Net
 from baichuan2_tpu.compile.tpuc import Compiler, StageSummary
 from baichuan2_tpu.errors import CompileError
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.toolchain import Toolchain
 
-NET = Net("block_cache_0", 16, 64, "module", "W4F16", has_own_io=True)
+NET = Net("block_cache_0", Stage(16, 64), "module", "W4F16", 128, has_own_io=True)
 INFO = """
 bmodel version: B.2.2+v1.30.2
 chip: BM1684X
@@ -76,7 +77,7 @@ def test_a_stage_is_compiled_where_it_is_told(programs: Programs) -> None:
     programs.write("tpuc-opt", 'printf "%s\\n" "$@"; cat "$1"; echo made > block_cache_0.bmodel')
     bmodel = programs.compiler.compile(NET, programs.root / "work", "save")
     assert bmodel == programs.root / "work" / "block_cache_0.bmodel"
-    log = (programs.root / "logs" / "block_cache_0-16.log").read_text()
+    log = (programs.root / "logs" / "block_cache_0-16-64.log").read_text()
     assert log.startswith("block_cache_0.mlir\n--init=level=0\n")
     assert log.endswith("module")
     assert "mode=W4F16" in log
@@ -90,7 +91,7 @@ def test_a_program_sees_the_environment_of_the_toolchain_alone(
     monkeypatch.setenv("LD_PRELOAD_OF_THE_USER", "yes")
     programs.write("tpuc-opt", "env; echo made > block_cache_0.bmodel")
     programs.compiler.compile(NET, programs.root / "work")
-    lines = (programs.root / "logs" / "block_cache_0-16.log").read_text().splitlines()
+    lines = (programs.root / "logs" / "block_cache_0-16-64.log").read_text().splitlines()
     assert "OMP_NUM_THREADS=1" in lines
     assert not any("OF_THE_USER" in line for line in lines)
 
@@ -102,7 +103,7 @@ def test_a_failure_tells_command_code_and_the_end_of_the_log(programs: Programs)
     first, command, where, *lines = str(failed.value).splitlines()
     assert first == "tpuc-opt ended with exit code 3"
     assert command.startswith(f"command: '{programs.root / 'bin' / 'tpuc-opt'}' block_cache_0.mlir ")
-    assert where == f"last lines of {programs.root / 'logs' / 'block_cache_0-16.log'}:"
+    assert where == f"last lines of {programs.root / 'logs' / 'block_cache_0-16-64.log'}:"
     assert lines == [*(f"  {number}" for number in range(20, 31)), "  bad op"]
 
 
@@ -173,9 +174,10 @@ import sys
 from pathlib import Path
 from baichuan2_tpu.compile.nets import Net
 from baichuan2_tpu.compile.tpuc import Compiler
+from baichuan2_tpu.manifest import Stage
 from baichuan2_tpu.toolchain import Toolchain
 root = Path(sys.argv[1])
-net = Net("block_cache_0", 16, 64, "module", "W4F16", has_own_io=True)
+net = Net("block_cache_0", Stage(16, 64), "module", "W4F16", 128, has_own_io=True)
 Compiler(Toolchain(root, "1.30.2"), root / "logs").compile(net, root / "work")
 """
 

@@ -197,7 +197,11 @@ def test_one_region_that_cannot_be_read_is_told_beside_the_others(tmp_path: Path
 def test_too_little_memory_gives_the_commands_for_this_board(tmp_path: Path) -> None:
     # 9300 MiB and 0.5 of buffers, 512 for the regions' ends and 137.9 that are in use: 9951, 881 above 9070.
     model = write_bundle(
-        tmp_path / "large", device_bytes=9300 << 20, model=shape_config("baichuan2-7b", 8), bits=8
+        tmp_path / "large",
+        device_bytes=9300 << 20,
+        model=shape_config("baichuan2-7b", 8),
+        bits=8,
+        head_rows=(1,),
     )
     finding = by_name(examine(RecordedMachine(MACHINES / "soc_broken"), HOST, model=model))["model fits"]
     assert finding.status == "fail"
@@ -222,7 +226,7 @@ def test_a_board_that_is_too_small_says_so(tmp_path: Path) -> None:
     finding = by_name(examine(RecordedMachine(MACHINES / "soc_broken"), HOST, model=model))["model fits"]
     assert finding.next_step == (
         "this board gives at most 14782 MiB (-npu 7615 -vpu 3071 -vpp 4096); "
-        "compile with fewer bits or a shorter --context",
+        "compile with fewer bits, fewer --rows or a shorter --context",
     )
 
 
@@ -231,7 +235,7 @@ def test_a_card_cannot_divide_its_memory_anew(tmp_path: Path) -> None:
     finding = by_name(examine(RecordedMachine(MACHINES / "pcie"), HOST, model=model))["model fits"]
     assert (finding.status, finding.next_step) == (
         "fail",
-        ("compile with fewer bits or a shorter --context",),
+        ("compile with fewer bits, fewer --rows or a shorter --context",),
     )
 
 

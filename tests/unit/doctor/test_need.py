@@ -21,7 +21,7 @@ KV_BYTES = 32 * 2 * 4096 * 2
 def test_a_bundle_needs_what_its_manifest_says(tmp_path: Path) -> None:
     bundle_manifest(device_bytes=10**9).write(tmp_path)
     need = read_need(str(tmp_path))
-    assert need.device_bytes == 10**9 + 512 * 4  # the logits of the head
+    assert need.device_bytes == 10**9 + 17 * 512 * 4  # logits of all stages of the head
     assert need.host_bytes == 512 * 128 * 2  # the embedding
     assert (need.runs_on, need.context, need.chip, need.is_estimate) == ("tpu", 128, "bm1684x", False)
 
@@ -54,8 +54,26 @@ def test_a_checkpoint_needs_weights_and_the_history_of_its_context(tmp_path: Pat
     assert (long.context, long.is_estimate) == (4096, True)
     assert long.device_bytes is not None
     assert short.device_bytes is not None
-    # Compiled, only the history grows with the context, and the stages' masks a little.
-    assert long.device_bytes - short.device_bytes == pytest.approx((4096 - 512) * KV_BYTES, rel=0.05)
+    # Compiled, the history grows with the context, and the instructions with the stages that read it.
+    assert long.device_bytes - short.device_bytes == pytest.approx((4096 - 512) * KV_BYTES, rel=0.1)
+
+
+def test_rows_for_all_conversations_are_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
+    (tmp_path / "model.safetensors").touch()
+    alone, shared = read_need(str(tmp_path)), read_need(str(tmp_path), rows=8192)
+    assert (alone.rows, shared.rows, shared.context) == (4096, 8192, 4096)
+    assert alone.device_bytes is not None
+    assert shared.device_bytes is not None
+    assert shared.device_bytes - alone.device_bytes == pytest.approx(4096 * KV_BYTES, rel=0.1)
+    assert shared.host_bytes == alone.host_bytes
+
+
+def test_rows_of_what_is_compiled_already_cannot_be_asked_for(tmp_path: Path) -> None:
+    bundle_manifest(rows=256).write(tmp_path)
+    assert read_need(str(tmp_path), rows=256).rows == read_need(str(tmp_path)).rows == 256
+    with pytest.raises(RequestError, match="--rows is for a checkpoint that can be compiled; leave it out"):
+        read_need(str(tmp_path), rows=512)
 
 
 def test_a_context_that_nothing_can_be_compiled_for_gives_no_estimate(tmp_path: Path) -> None:

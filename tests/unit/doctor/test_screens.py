@@ -38,7 +38,8 @@ def seven(folder: Path, bits: int) -> Path:
     folder.mkdir()
     device_bytes = {4: 6_150_000_000, 8: 9_600_000_000}[bits]
     model = shape_config("baichuan2-7b", 8 if bits == 8 else 4)
-    bundle_manifest(model=model, bits=bits, context=4096, device_bytes=device_bytes).write(folder)
+    lengths = {"context": 4096, "rows": 4096, "head_rows": (1,)}
+    bundle_manifest(model=model, bits=bits, device_bytes=device_bytes, **lengths).write(folder)
     return folder
 
 

@@ -1,35 +1,72 @@
-"""Launches add up to a token and to a first token, beside what their bytes and operations allow."""
+"""Launches add up to steps of several answers and to a first token, beside what their bytes allow."""
 
 from dataclasses import replace
 
 import pytest
 
 from baichuan2_tpu.errors import ArtifactError
-from baichuan2_tpu.estimate import Cost, estimate, prompt_lengths
-from baichuan2_tpu.manifest import NetCost
+from baichuan2_tpu.estimate import USERS, Cost, estimate, prompt_lengths
+from baichuan2_tpu.manifest import NetCost, Stage
 from models.bundle_manifest import HEAD_MS, LAYER_MS, READ_BYTES, bundle_manifest
 
-GIBIBYTES_64 = 2**36
+SHORT, LONG = Stage(1, 32), Stage(1, 128)
+BYTES_PER_MS = 54_000_000
 
 
 def test_a_token_runs_every_layer_and_the_head() -> None:
     found = estimate(bundle_manifest())
     total = found.decode.total
-    assert (total.launches, total.time_ms) == (3, 2 * LAYER_MS[1] + HEAD_MS)
+    assert (total.launches, total.time_ms) == (3, 2 * LAYER_MS[SHORT] + HEAD_MS[1])
     assert total.read_bytes == 2 * READ_BYTES + READ_BYTES // 4
-    assert found.decode_tok_per_s == 1000 / 5.0
+    assert found.decode_tok_per_s == 1000 / 4.0
     assert list(found.decode.parts()) == ["layers", "head"]
 
 
-def test_a_prompt_runs_its_pieces_and_the_head_once() -> None:
+def test_a_launch_reads_as_few_rows_as_are_in_use() -> None:
+    found = estimate(bundle_manifest())
+    assert found.histories == (32, 128)
+    assert found.answers[1, 32].stages == (SHORT,)
+    assert found.answers[1, 128].stages == (LONG,)
+    assert found.answers[1, 128].total.time_ms == 2 * LAYER_MS[LONG] + HEAD_MS[1]
+
+
+def test_several_answers_take_one_launch_of_each_net() -> None:
+    found = estimate(bundle_manifest())
+    for users, stage in ((1, LONG), (4, Stage(16, 128)), (16, Stage(16, 128)), (32, Stage(64, 128))):
+        step = found.answers[users, 128]
+        assert step.stages == (stage,)
+        assert step.layers.time_ms == 2 * LAYER_MS[stage]
+    # Two launches of 16 rows of the head for 32 answers.
+    assert found.answers[32, 128].head.time_ms == 2 * HEAD_MS[16]
+    assert {users for users, _ in found.answers} == set(USERS)
+
+
+def test_layers_in_one_net_are_one_launch() -> None:
+    found = estimate(bundle_manifest(layers_per_net=2))
+    assert found.decode.total.launches == 2
+    assert found.stages[LONG].launches == 1
+
+
+def test_a_prompt_rides_along_with_answers() -> None:
+    found = estimate(bundle_manifest())
+    step = found.loaded[16, 128]
+    assert step.stages == (Stage(64, 128),)
+    assert step.head.launches == 2  # 16 rows and one
+
+
+def test_a_prompt_runs_its_stages_and_the_head_once() -> None:
     found = estimate(bundle_manifest(), [14, 65, 128])
-    assert {length: step.pieces for length, step in found.first_tokens.items()} == {
-        14: (16,),
-        65: (64, 1),
-        128: (64, 64),
+    assert {
+        length: [stage.tokens for stage in step.stages] for length, step in found.first_tokens.items()
+    } == {
+        14: [16],
+        65: [64, 1],
+        128: [64, 64],
     }
-    assert found.first_tokens[14].total.time_ms == 2 * LAYER_MS[16] + HEAD_MS
-    assert found.first_tokens[65].total.time_ms == 2 * (LAYER_MS[64] + LAYER_MS[1]) + HEAD_MS
+    assert found.first_tokens[14].total.time_ms == 2 * LAYER_MS[Stage(16, 128)] + HEAD_MS[1]
+    # The last of 65 tokens sees those before it, for which the short stage is not enough.
+    assert found.first_tokens[65].stages[-1] == LONG
+    assert found.first_tokens[128].head.launches == 1
 
 
 def test_embedding_counts_only_where_the_device_gathers_it() -> None:
@@ -41,7 +78,7 @@ def test_embedding_counts_only_where_the_device_gathers_it() -> None:
 
 
 def test_roofline_is_the_slower_of_reading_and_multiplying() -> None:
-    reading = NetCost("net", 1, 0, 5.0, GIBIBYTES_64 // 1000, 10)
+    reading = NetCost("net", 1, 0, 5.0, BYTES_PER_MS, 10)
     multiplying = NetCost("net", 512, 0, 5.0, 10, 32 * 10**9)
     assert Cost.of([reading]).roofline_ms == pytest.approx(1.0)
     assert Cost.of([multiplying]).roofline_ms == pytest.approx(2.0)
@@ -53,7 +90,7 @@ def test_missing_cost_names_net_and_stage() -> None:
     whole = bundle_manifest()
     part = replace(whole, costs=tuple(cost for cost in whole.costs if cost.net != "block_cache_1"))
     with pytest.raises(
-        ArtifactError, match=r"manifest.json has no cost of block_cache_1 at 1 tokens; compile"
+        ArtifactError, match=r"manifest.json has no cost of block_cache_1 at 1 tokens and 32 rows; compile"
     ):
         estimate(part)
 

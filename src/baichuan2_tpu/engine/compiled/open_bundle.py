@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.net_plan import NetPlan, plan_nets
+from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.device.base import DTYPES, Device
 from baichuan2_tpu.errors import ArtifactError, BackendError
 from baichuan2_tpu.manifest import Manifest
@@ -26,6 +27,7 @@ OpenDevice = Callable[[Path, int], Device]
 _EMBEDDING_FILE = "embedding.bin"
 _DIGEST_LIMIT_BYTES = 1 << 20  # the sha256 of 4 GB would take seconds at every start
 _FLOAT32_BYTES = 4
+_HEAD = "lm_head"
 
 
 def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = None) -> BmodelEngine:
@@ -37,7 +39,7 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     """
     manifest = Manifest.read(folder)
     manifest.verify(folder, digest_limit_bytes=_DIGEST_LIMIT_BYTES)
-    manifest.checked_context(context)
+    context = manifest.checked_context(context)
     if manifest.devices > 1:
         raise BackendError(
             f"{folder}: was compiled for {manifest.devices} devices, this engine drives one; "
@@ -48,7 +50,8 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     try:
         plan = plan_nets(device.nets)
         _check_plan(folder, manifest, plan)
-        return BmodelEngine(device, plan, manifest.model, embedding=embedding, context=context)
+        costs = _stage_costs(manifest, plan)
+        return BmodelEngine(device, plan, manifest.model, costs=costs, embedding=embedding, context=context)
     except BaseException:
         device.close()
         raise
@@ -56,8 +59,10 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
 
 def buffer_bytes(manifest: Manifest) -> int:
     """Count what the engine allocates on the device: the head's outputs and the embedding's inputs."""
-    ids = sum((*manifest.prefill, 1)) if manifest.embedding == "device" else 0
-    return (manifest.model.vocabulary_size + ids) * _FLOAT32_BYTES
+    sizes = {stage.tokens for stage in manifest.stages}
+    ids = sum(sizes) if manifest.embedding == "device" else 0
+    logits = sum(manifest.head_rows) * manifest.model.vocabulary_size
+    return (logits + ids) * _FLOAT32_BYTES
 
 
 def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
@@ -65,47 +70,60 @@ def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
     path = folder / _EMBEDDING_FILE
     shape = (manifest.model.vocabulary_size, manifest.model.hidden_size)
     dtype = DTYPES[manifest.dtype]
-    wanted = shape[0] * shape[1] * dtype.itemsize
-    found = path.stat().st_size if path.is_file() else 0
-    if found != wanted:
+    expected_bytes = shape[0] * shape[1] * dtype.itemsize
+    nbytes = path.stat().st_size if path.is_file() else 0
+    if nbytes != expected_bytes:
         raise ArtifactError(
-            f"{path}: has {found} bytes, {list(shape)} of {manifest.dtype} take {wanted}; "
+            f"{path}: has {nbytes} bytes, {list(shape)} of {manifest.dtype} take {expected_bytes}; "
             "copy the bundle again"
         )
     return np.memmap(path, dtype, mode="r", shape=shape)
 
 
+def _stage_costs(manifest: Manifest, plan: NetPlan) -> StageCosts:
+    """Return what the manifest says of the first block net and of the head."""
+    block, head = (
+        {cost.stage: cost.time_ms for cost in manifest.costs if cost.net == net}
+        for net in (manifest.block_nets[0], _HEAD)
+    )
+    return StageCosts(plan, block, {stage.tokens: time_ms for stage, time_ms in head.items()})
+
+
 def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:
     """Compare the nets with the manifest."""
     model = manifest.model
-    wanted: Mapping[str, object] = {
+    expected: Mapping[str, object] = {
         "layers": model.layers,
+        "block nets": len(manifest.block_nets),
         "hidden size": model.hidden_size,
         "key-value heads": model.kv_heads,
         "head size": model.head_size,
-        "context": manifest.context,
+        "rows of history": manifest.rows,
         "dtype": manifest.dtype,
-        "stages": [1, *manifest.prefill],
+        "stages": [tuple(stage) for stage in manifest.stages],
+        "rows of the head": list(manifest.head_rows),
         "output of the head": manifest.head_output,
         "has an embedding": manifest.embedding == "device",
     }
-    found: Mapping[str, object] = {
+    actual: Mapping[str, object] = {
         "layers": plan.layers,
+        "block nets": len(plan.layers_of_net),
         "hidden size": plan.hidden_size,
         "key-value heads": plan.kv_heads,
         "head size": plan.head_size,
-        "context": plan.context,
+        "rows of history": plan.rows,
         "dtype": plan.dtype,
-        "stages": [stage.tokens for stage in plan.stages],
+        "stages": [(stage.tokens, stage.history) for stage in plan.stages],
+        "rows of the head": [stage.tokens for stage in plan.head.stages],
         "output of the head": plan.head.output,
         "has an embedding": bool(plan.embeddings),
     }
     if plan.head.output == "logits":
-        wanted = {**wanted, "vocabulary": model.vocabulary_size}
-        found = {**found, "vocabulary": plan.head.candidates}
-    for name, value in wanted.items():
-        if found[name] != value:
+        expected = {**expected, "vocabulary": model.vocabulary_size}
+        actual = {**actual, "vocabulary": plan.head.candidates}
+    for name, value in expected.items():
+        if actual[name] != value:
             raise ArtifactError(
-                f"{folder / manifest.bmodel}: {name} is {found[name]}, the manifest says {value}; "
+                f"{folder / manifest.bmodel}: {name} is {actual[name]}, the manifest says {value}; "
                 "compile the bundle again"
             )

@@ -3,7 +3,7 @@
 They do not tell the vocabulary: a head that takes the best token itself has no trace of it. So the
 checkpoint's ``config.json`` is read where it lies beside the bmodel, and else the model is taken for
 Baichuan2-7B, the only one the vendor ships.
-Not here: bundles (``bundle``), which nets to launch (``net_plan``).
+Not here: bundles (``open_bundle``), which nets to launch (``net_plan``).
 Source: sample/Baichuan2 of sophgo/sophon-demo: scripts/download.sh, scripts/gen_bmodel.sh.
 """
 
@@ -66,10 +66,10 @@ def _check_plan(bmodel: Path, plan: NetPlan, config: ModelConfig) -> None:
     }
     if plan.head.output == "logits":
         pairs["vocabulary"] = (plan.head.candidates, config.vocabulary_size)
-    for name, (found, wanted) in pairs.items():
-        if found != wanted:
-            said = _CONFIG_NAME if (bmodel.parent / _CONFIG_NAME).is_file() else "Baichuan2-7B"
+    for name, (actual, expected) in pairs.items():
+        if actual != expected:
+            source = _CONFIG_NAME if (bmodel.parent / _CONFIG_NAME).is_file() else "Baichuan2-7B"
             raise ArtifactError(
-                f"{bmodel}: {name} is {found}, {said} has {wanted}; "
+                f"{bmodel}: {name} is {actual}, {source} has {expected}; "
                 f"put the {_CONFIG_NAME} of the model it was compiled from beside it"
             )

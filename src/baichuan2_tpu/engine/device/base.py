@@ -2,7 +2,7 @@
 
 A device holds the nets of one bmodel and the memory around them. Two libraries provide one: libbmrt
 (``bmrt``, on hardware and on the simulator) and SOPHON-SAIL (``sail``). Not here: tokens, KV caches,
-which net to launch (``bmodel``).
+which net to launch (``engine.compiled``).
 Source: libbmrt's ``bmrt_get_network_info`` of libsophon 0.5.1; SOPHON-SAIL 3.10.7.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-__all__ = ["DTYPES", "Buffer", "Device", "DeviceMemory", "NetInfo", "StageInfo", "TensorInfo"]
+__all__ = ["DTYPES", "Buffer", "Device", "DeviceCounts", "DeviceMemory", "NetInfo", "StageInfo", "TensorInfo"]
 
 Shape = tuple[int, ...]
 
@@ -82,6 +82,20 @@ class DeviceMemory:
     free: int
 
 
+@dataclass(slots=True)
+class DeviceCounts:
+    """What a device has done since it was opened, by what costs the host time.
+
+    ``waits`` are the times that launches were waited for, ``copies`` those on the device itself.
+    """
+
+    launches: int = 0
+    waits: int = 0
+    copies: int = 0
+    uploaded_bytes: int = 0
+    downloaded_bytes: int = 0
+
+
 class Buffer(ABC):
     """Memory on a device with a dtype and a shape; what it really is belongs to the device."""
 
@@ -97,8 +111,8 @@ class Buffer(ABC):
 class Device(ABC):
     """The nets of one bmodel, loaded, and the memory they work on.
 
-    Everything that can be checked is checked before the vendor's library is called. Not safe for use from two
-    threads at once.
+    Everything that can be checked is checked before the vendor's library is called. Launches may be queued;
+    whatever moves data waits for them first. Not safe for use from two threads at once.
     """
 
     name: str
@@ -106,6 +120,7 @@ class Device(ABC):
     chip: str
     """The chip in lower case: "bm1684x"."""
     nets: Mapping[str, NetInfo]
+    counts: DeviceCounts
 
     @abstractmethod
     def memory(self) -> DeviceMemory | None:
@@ -147,12 +162,17 @@ class Device(ABC):
 
     @abstractmethod
     def launch(self, net: str, stage: int, inputs: Items[Buffer], outputs: Items[Buffer]) -> None:
-        """Run one stage of a net and wait for it.
+        """Run one stage of a net, after what was launched before; it may not have ended on return.
 
         Shapes: a static net takes exactly the shapes of its stage; a dynamic net takes the buffers' shapes,
         up to the compiled ones.
-        Raises: DeviceError when the library reports a fault.
+        Raises: DeviceError when the library reports a fault; one while a net runs may come with the next
+        call that waits.
         """
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until everything that was launched has ended."""
 
     @abstractmethod
     def close(self) -> None:

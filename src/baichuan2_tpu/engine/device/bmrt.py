@@ -2,7 +2,7 @@
 
 Both take the same calls (``bmrt_library``). libbmlib and libbmrt abort the process on many mistakes, and the
 simulator on all of them, so whatever can be checked is checked first.
-Not here: tokens, KV caches (``bmodel``).
+Not here: tokens, KV caches (``engine.compiled``).
 Source: libsophon 0.5.1 and the simulator of tpu_mlir 1.30.2.
 """
 
@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.bmodel.header import BmodelFile
-from baichuan2_tpu.engine.device.base import DTYPES, Buffer, Device, DeviceMemory, NetInfo, Shape, StageInfo
+from baichuan2_tpu.engine.device.base import (
+    DTYPES,
+    Buffer,
+    Device,
+    DeviceCounts,
+    DeviceMemory,
+    NetInfo,
+    Shape,
+    StageInfo,
+)
 from baichuan2_tpu.engine.device.bmrt_library import (
     DTYPE_NAMES,
     HARDWARE_LIBRARIES,
@@ -90,11 +99,23 @@ class DeviceHandles:
     memories: dict[int, MemoryStruct] = field(default_factory=dict[int, MemoryStruct])
     """What was allocated beside the nets, by its address."""
     is_open: bool = True
+    counts: DeviceCounts = field(default_factory=DeviceCounts)
+    is_busy: bool = False
+    """Whether nets were launched that have not been waited for."""
+
+    def wait(self) -> int:
+        """Wait for what was launched; return the library's status, 0 where all is well."""
+        if not self.is_busy:
+            return 0
+        self.is_busy = False
+        self.counts.waits += 1
+        return self.library.thread_sync(self.device)
 
     def close(self) -> None:
         """Give everything back; closing twice is allowed."""
         if not self.is_open:
             return
+        self.wait()  # a fault of what runs does not matter any more
         self.is_open = False
         # The simulator ends the process with 255 where some is left.
         for memory in list(self.memories.values()):
@@ -114,6 +135,7 @@ class DeviceHandles:
     def free(self, memory: MemoryStruct) -> None:
         """Free memory, unless that was done when the device was closed."""
         if self.memories.pop(memory.address, None) is not None:
+            self.wait()  # what runs may still use it; its fault, if any, shows at the next launch
             self.library.free_device(self.device, memory)
             self.allocated_bytes -= memory.size
 
@@ -149,6 +171,8 @@ class BmrtDevice(Device):
             self._total_bytes = simulator_memory_bytes()
         self._library = BmrtLibrary(simulator or libraries)
         self._handles = request_device(self._library, device)
+        self.counts = self._handles.counts
+        self._latest_launch = ""
         # Without it the simulator's threads outlive the interpreter and crash the process at its end.
         self._finalizer = weakref.finalize(self, self._handles.close)
         try:
@@ -208,12 +232,16 @@ class BmrtDevice(Device):
         """Copy host values of the buffer's dtype and shape to the device."""
         check_values(buffer, values)
         source = np.ascontiguousarray(values)
+        self.wait()
+        self.counts.uploaded_bytes += buffer.nbytes
         status = self._library.memcpy_s2d(self._open(), _memory(buffer), source.ctypes.data, buffer.nbytes, 0)
         self._check(status, f"uploading {buffer.nbytes} bytes")
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
         """Return a copy of the buffer on the host; bfloat16 comes as uint16."""
         values = np.empty(buffer.shape, DTYPES[buffer.dtype])
+        self.wait()
+        self.counts.downloaded_bytes += buffer.nbytes
         status = self._library.memcpy_d2s(self._open(), values.ctypes.data, _memory(buffer), buffer.nbytes, 0)
         self._check(status, f"downloading {buffer.nbytes} bytes")
         return values
@@ -224,12 +252,14 @@ class BmrtDevice(Device):
         to, start = _memory(destination), _memory(source)
         if abs(to.address - start.address) < source.nbytes:
             raise DeviceError("cannot copy between buffers that overlap")
+        self.wait()
+        self.counts.copies += 1
         status = self._library.memcpy_d2d_byte(self._open(), to, 0, start, 0, source.nbytes)
         self._check(status, f"copying {source.nbytes} bytes on the device")
 
     def launch(self, net: str, stage: int, inputs: Items[Buffer], outputs: Items[Buffer]) -> None:
-        """Run one stage of a net and wait for it."""
-        handle = self._open()
+        """Queue one stage of a net; libbmrt runs what is queued in turn."""
+        self._open()
         info = self._net(net)
         check_launch(info, stage, inputs, outputs)
         sources, results = _tensors(inputs), _tensors(outputs)
@@ -238,7 +268,14 @@ class BmrtDevice(Device):
         )
         if not is_launched:
             raise DeviceError(f"libbmrt could not launch stage {stage} of {net}; see its message above")
-        self._check(self._library.thread_sync(handle), f"running stage {stage} of {net}")
+        self._handles.is_busy = True
+        self._latest_launch = f"stage {stage} of {net}"
+        self.counts.launches += 1
+
+    def wait(self) -> None:
+        """Wait until everything that was launched has ended."""
+        self._open()
+        self._check(self._handles.wait(), f"running nets up to {self._latest_launch}")
 
     def close(self) -> None:
         """Free the nets and all memory."""

@@ -1,6 +1,6 @@
 """The nets that libbmrt has loaded: what they take and give, and the runtime's own memory for it.
 
-Not here: launching them (``bmrt``), which of them make a model (``net_plan``).
+Not here: launching them (``bmrt``), which of them make a model (``compiled.net_plan``).
 Source: ``bm_net_info_t`` of libsophon 0.5.1.
 """
 

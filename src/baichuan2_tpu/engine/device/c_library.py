@@ -14,9 +14,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
-__all__ = ["kept_float_mode", "send_c_output_to_file", "send_c_output_to_stderr"]
+__all__ = ["kept_float_mode", "send_c_output_to_stderr"]
 
 _STANDARD_OUTPUT = 1
 _LINE_BUFFERED = 1  # _IOLBF
@@ -25,7 +24,7 @@ _ENVIRONMENT_BYTES = 64  # fenv_t has 32 on x86_64 and 8 on aarch64
 
 
 def send_c_output_to_stderr() -> None:
-    """Make ``printf`` of every C library in this process write to standard error, unless it goes elsewhere.
+    """Make ``printf`` of every C library in this process write to standard error.
 
     Side effect: for the rest of the process; Python's own ``sys.stdout`` is not touched. Calling it twice is
     allowed.
@@ -34,20 +33,6 @@ def send_c_output_to_stderr() -> None:
     stream = ctypes.c_void_p.in_dll(libc, "stdout")
     if libc.fileno(stream) == _STANDARD_OUTPUT:
         stream.value = ctypes.c_void_p.in_dll(libc, "stderr").value
-
-
-def send_c_output_to_file(path: Path) -> None:
-    """Make ``printf`` of every C library in this process write to ``path``, which is begun anew.
-
-    Side effect: for the rest of the process. Lines are written at once, for these libraries end in ``abort``.
-    Raises: OSError when the file cannot be written.
-    """
-    path.open("wb").close()
-    libc = ctypes.CDLL(None)
-    libc.fopen.restype = ctypes.c_void_p
-    stream = ctypes.c_void_p(libc.fopen(str(path).encode(), b"a"))
-    libc.setvbuf(stream, None, _LINE_BUFFERED, ctypes.c_size_t(0))
-    ctypes.c_void_p.in_dll(libc, "stdout").value = stream.value
 
 
 @contextmanager

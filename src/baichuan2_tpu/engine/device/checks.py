@@ -1,6 +1,6 @@
 """What every device checks before it calls a vendor's library, which would abort, crash or compute nonsense.
 
-Not here: checks of one library's own limits (``bmrt``, ``sail``), of tokens (``requests``).
+Not here: checks of one library's own limits (``bmrt``, ``sail``), of tokens (``engine.checks``).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
 _FORMER_NAMES = {"bm1686": "bm1684x"}  # libbmrt takes such bmodels too
 
 
-def check_chip(bmodel: Path, wanted: str, found: str) -> None:
+def check_chip(bmodel: Path, expected: str, actual: str) -> None:
     """Check that a bmodel was compiled for the device's chip.
 
     Raises: ArtifactError naming both.
     """
-    if _FORMER_NAMES.get(wanted, wanted) != found:
+    if _FORMER_NAMES.get(expected, expected) != actual:
         raise ArtifactError(
-            f"{bmodel}: was compiled for {wanted}, the device is a {found}; compile it for that"
+            f"{bmodel}: was compiled for {expected}, the device is a {actual}; compile it for that"
         )
 
 
@@ -97,7 +97,7 @@ def _fits(net: NetInfo, shape: Shape, tensor: TensorInfo) -> bool:
     if not net.is_dynamic:
         return shape == tensor.shape
     return len(shape) == len(tensor.shape) and all(
-        1 <= one <= most for one, most in zip(shape, tensor.shape, strict=True)
+        1 <= size <= most for size, most in zip(shape, tensor.shape, strict=True)
     )
 
 

@@ -1,8 +1,8 @@
 """A device driven through ``EngineLLM`` of SOPHON-SAIL, version 3.9.1 or newer.
 
 SAIL checks little, and what it misses ends in a segmentation fault or in wrong numbers: everything is checked
-here before it is called. It is imported when a device is opened, never before. Not here: the block loop
-(``bmodel``), libbmrt without SAIL (``bmrt``), versions and exceptions of SAIL (``sail_library``).
+here before it is called. It is imported when a device is opened, never before. Not here: the engine
+(``engine.compiled``), libbmrt without SAIL (``bmrt``), versions and exceptions of SAIL (``sail_library``).
 Source: src/bind.cpp, src/tensor.cpp and src/engine_llm.cpp of SOPHON-SAIL 3.10.7, compared with 3.9.1.
 """
 
@@ -26,6 +26,7 @@ from baichuan2_tpu.engine.device.base import (
     DTYPES,
     Buffer,
     Device,
+    DeviceCounts,
     DeviceMemory,
     NetInfo,
     Shape,
@@ -116,6 +117,7 @@ class SailDevice(Device):
         check_version(sail)
         self._sail = sail
         self._lock = threading.RLock()
+        self.counts = DeviceCounts()
         self._buffers: weakref.WeakSet[SailBuffer] = weakref.WeakSet()
         self._dtypes = {name: getattr(sail.Dtype, f"BM_{name.upper()}") for name in DTYPES}
         self._device = device
@@ -183,6 +185,7 @@ class SailDevice(Device):
             return
         # SAIL would convert float16 to float32, so 16 bits of any kind go as uint16.
         plain = values.view(np.uint16) if values.dtype.itemsize == 2 else values
+        self.counts.uploaded_bytes += own.nbytes
         with self._calling("upload to a buffer"):
             tensor.update_data(np.ascontiguousarray(plain))
 
@@ -193,6 +196,7 @@ class SailDevice(Device):
             staged = self.allocate(own.dtype, own.shape)
             self.copy(staged, own)
             return self.download(staged)
+        self.counts.downloaded_bytes += own.nbytes
         with self._calling("download a buffer"):
             values = tensor.asnumpy()
         return values.view(DTYPES[own.dtype])
@@ -204,11 +208,12 @@ class SailDevice(Device):
         check_copy(to, of)
         if to.overlaps(of):
             raise DeviceError("the two buffers of a copy overlap; copy through a third one")
+        self.counts.copies += 1
         with self._calling("copy on the device"):
             to_tensor.sync_d2d(of_tensor, 0, 0, math.prod(of.shape))
 
     def launch(self, net: str, stage: int, inputs: Items[Buffer], outputs: Items[Buffer]) -> None:
-        """Run one stage of a net and wait for it; SAIL finds the stage by the shapes of the inputs.
+        """Run one stage of a net, which SAIL waits for; it finds the stage by the shapes of the inputs.
 
         A net with memory of its own copies every other buffer into it first, KV history too, and out of it
         afterwards: hand over ``input(...)`` itself for whatever should stay where it is.
@@ -217,12 +222,17 @@ class SailDevice(Device):
         check_launch(self._net(net), stage, inputs, outputs)
         fed = [self._own(buffer)[1] for buffer in inputs]
         filled = [self._own(buffer) for buffer in outputs]
-        for (one, _), (other, _) in itertools.combinations(filled, 2):
-            if one.overlaps(other):
+        for (first, _), (second, _) in itertools.combinations(filled, 2):
+            if first.overlaps(second):
                 raise DeviceError(f"two outputs of {net} overlap; give each a buffer of its own")
         with self._calling(f"run stage {stage} of net {net}"):
             outs = {index: tensor for index, (_, tensor) in enumerate(filled)}
             self._open_engine().process(net, dict(enumerate(fed)), outs)
+        self.counts.launches += 1
+        self.counts.waits += 1
+
+    def wait(self) -> None:
+        """Return at once: nothing runs on behind a launch."""
 
     def close(self) -> None:
         """Free the nets and all memory; closing twice is allowed."""

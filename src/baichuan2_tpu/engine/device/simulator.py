@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 from baichuan2_tpu.engine.device.c_library import send_c_output_to_stderr
-from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address
+from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address, text_addresses
 from baichuan2_tpu.errors import BackendUnavailable
 
 __all__ = ["prepare_simulator", "simulator_memory_bytes"]
@@ -27,6 +27,7 @@ _DEFAULT_MEMORY_BYTES = 1 << 32  # libbmlib's own default
 _LEAST_MEMORY_BYTES = 0x6000000  # libbmlib aborts when it opens a chip of 0x5000000
 
 _UNLOCK = "pthread_mutex_unlock"
+_CHATTER = b"[%d] do_allreduce: %d.\n"  # printed at every launch
 _PAGE_BYTES = 4096
 _READ_WRITE, _READ_EXECUTE, _PRIVATE_ANONYMOUS = 3, 5, 0x22  # PROT_*, MAP_*
 
@@ -35,7 +36,7 @@ def prepare_simulator(folder: Path) -> None:
     """Make libbmlib of ``folder`` find the simulated chip, and make the chip's waiting threads yield.
 
     Side effect: an environment variable of this process names the chip; its library stays loaded; what C
-    libraries print goes to standard error.
+    libraries print goes to standard error, but for the line that this one has for every launch.
     Raises: BackendUnavailable when a library is missing, or is not one that this module knows.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -57,6 +58,7 @@ def prepare_simulator(folder: Path) -> None:
             f"{chip}: cannot be loaded ({error}); run baichuan2 toolchain install"
         ) from error
     _make_threads_yield(chip)
+    _silence(chip)
 
 
 def simulator_memory_bytes() -> int:
@@ -101,6 +103,14 @@ def _make_threads_yield(chip: Path) -> None:
         if ctypes.string_at(pointer.value, len(code)) != code:
             _protect(slot, _READ_WRITE)
             pointer.value = _place(code)
+
+
+def _silence(chip: Path) -> None:
+    """Make the text of the line that the chip prints at every launch empty; its faults are still printed."""
+    for address in text_addresses(chip, _CHATTER):
+        start = load_address(chip) + address
+        _protect(start, _READ_WRITE)
+        ctypes.memset(start, 0, 1)
 
 
 def _yielding_unlock() -> bytes:

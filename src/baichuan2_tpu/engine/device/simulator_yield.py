@@ -1,25 +1,26 @@
-"""Where a loaded library keeps the addresses of the functions it calls in other libraries.
+"""Where a loaded library keeps the addresses of the functions it calls in other libraries, and its texts.
 
-Enough of the format for one thing: to find the slots of one function.
+Enough of the format for two things: to find the slots of one function, and one text.
 Not here: changing them (``simulator``).
 Source: System V ABI, AMD64 supplement, "Object Files"; proc(5) for ``/proc/self/maps``.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["call_slots", "load_address"]
+__all__ = ["call_slots", "load_address", "text_addresses"]
 
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian
 _HEADER = struct.Struct("<6s10xHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _RELOCATION = struct.Struct("<QQq")
 _SYMBOL = struct.Struct("<IBBHQQ")
-_RELOCATIONS, _DYNAMIC_SYMBOLS = 4, 11  # SHT_RELA, SHT_DYNSYM
+_RELOCATIONS, _NOT_IN_FILE, _DYNAMIC_SYMBOLS = 4, 8, 11  # SHT_RELA, SHT_NOBITS, SHT_DYNSYM
 _GLOBAL_DATA, _JUMP_SLOT = 6, 7  # R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT
 
 
@@ -54,6 +55,23 @@ def call_slots(path: Path, function: str) -> list[int]:
     ]
 
 
+def text_addresses(path: Path, text: bytes) -> list[int]:
+    """Return the addresses, from the library's start, of a text that ends with a zero.
+
+    Raises: ValueError when ``path`` is no such library.
+    """
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        raise ValueError(f"{path}: is no 64-bit ELF library")
+    loaded = [section for section in _sections(data) if section.address and section.kind != _NOT_IN_FILE]
+    return [
+        match.start() + 1 - section.offset + section.address
+        for match in re.finditer(re.escape(b"\0" + text + b"\0"), data)
+        for section in loaded
+        if section.offset <= match.start() < section.offset + section.nbytes
+    ]
+
+
 def load_address(path: Path) -> int:
     """Return the address at which a library is loaded in this process.
 
@@ -69,7 +87,7 @@ def load_address(path: Path) -> int:
 
 def _sections(data: bytes) -> list[_Section]:
     *_, table, _, _, _, _, entry_nbytes, count, _ = _HEADER.unpack_from(data)
-    return [_Section(*_SECTION.unpack_from(data, table + one * entry_nbytes)) for one in range(count)]
+    return [_Section(*_SECTION.unpack_from(data, table + index * entry_nbytes)) for index in range(count)]
 
 
 def _imports(data: bytes, section: _Section) -> Iterator[tuple[int, int]]:

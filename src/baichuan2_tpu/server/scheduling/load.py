@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baichuan2_tpu.engine.base import Engine
+from baichuan2_tpu.engine.base import Engine, RowUse
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import memory_need
 
@@ -19,9 +19,9 @@ class SchedulerSettings:
     """How many requests are served, and with what.
 
     At most ``max_running`` answers are generated at once and ``max_waiting`` more requests wait. ``kv_bytes``
-    limits the keys and values of running and kept sequences; with None only the engine's number of sequences
-    limits them. ``max_pause_s`` is how much longer new prompts may make a step while other answers wait for
-    their next token.
+    limits the keys and values of running and kept sequences; with None only the engine limits them, by the
+    memory that its sequences share, or by their number. ``max_pause_s`` is how much longer new prompts may
+    make a step while other answers wait for their next token.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -62,7 +62,8 @@ class Load:
     """What is in work now.
 
     ``held_tokens`` of ``max_held_tokens`` have memory for keys and values, ``kv_bytes_per_token`` each.
-    ``is_faulty`` tells whether the latest step failed.
+    ``rows`` says how an engine uses the memory that its sequences share, if they do. ``is_faulty`` tells
+    whether the latest step failed.
     """
 
     running: int
@@ -71,6 +72,7 @@ class Load:
     held_tokens: int
     max_held_tokens: int
     kv_bytes_per_token: int
+    rows: RowUse | None
     is_faulty: bool
     totals: Totals
 
@@ -80,12 +82,14 @@ def max_held_tokens(engine: Engine, settings: SchedulerSettings) -> int:
 
     Raises: RequestError when one full context does not fit.
     """
+    rows = engine.row_use
+    most = engine.max_sequences * engine.max_context if rows is None else rows.total
     if settings.kv_bytes is None:
-        return engine.max_sequences * engine.max_context
+        return most
     token_bytes = memory_need(engine.config).kv_bytes_per_token
     if settings.kv_bytes < engine.max_context * token_bytes:
         raise RequestError(
             f"kv_bytes is {settings.kv_bytes}; a context of {engine.max_context} tokens takes "
             f"{engine.max_context * token_bytes}: allow more, or open the model with a smaller --context"
         )
-    return settings.kv_bytes // token_bytes
+    return min(most, settings.kv_bytes // token_bytes)

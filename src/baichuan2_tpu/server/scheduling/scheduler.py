@@ -69,7 +69,9 @@ class Scheduler:
         self._is_trial_due = False
         self._end_s = math.inf
         token_bytes = memory_need(engine.config).kv_bytes_per_token
-        self._load = Load(0, 0, 0, 0, max_tokens, token_bytes, is_faulty=False, totals=Totals())
+        self._load = Load(
+            0, 0, 0, 0, max_tokens, token_bytes, rows=engine.row_use, is_faulty=False, totals=Totals()
+        )
         self._thread = Thread(target=self._serve, name="scheduler")
 
     def submit(self, requests: Sequence[Request]) -> list[Ticket]:
@@ -250,6 +252,7 @@ class Scheduler:
                 running=stepper.running,
                 idle_sequences=stepper.idle_sequences,
                 held_tokens=stepper.held_tokens,
+                rows=self._engine.row_use,
                 is_faulty=self._is_faulty,
             )
 

@@ -49,7 +49,7 @@ class Stepper:
         clock_s: Callable[[], float],
         when_over: Callable[[Job], None],
     ) -> None:
-        self._can_copy = engine.can_copy
+        self._engine = engine
         self._max_running = settings.max_running
         self._clock_s = clock_s
         self._when_over = when_over
@@ -165,7 +165,7 @@ class Stepper:
 
     def _awaits_prefix(self, job: Job) -> bool:
         """Tell whether a running prompt will hold a longer beginning of this one than is held now."""
-        if not self._can_copy:
+        if not self._engine.can_copy:
             return False
         prompt = job.prompt
         unfed = [
@@ -197,7 +197,9 @@ class Stepper:
         """Choose what each job is fed: an answer its latest token, a prompt its share of the budget."""
         missing = {job: len(job.ids) - sequence.length for job, sequence in self._running.items()}
         prompts = [job for job in missing if missing[job] > 1]
-        budget = self._prefill_budget.tokens(is_answering=len(prompts) < len(missing))
+        answers = len(missing) - len(prompts)
+        budget = self._prefill_budget.tokens(is_answering=answers > 0)
+        budget = max(budget, self._engine.spare_tokens(answers) if answers else 0)
         if any(job.is_scoring for job in prompts):
             budget = min(budget, SCORED_ROWS)
         shares = deal_tokens(budget, [missing[job] for job in prompts])

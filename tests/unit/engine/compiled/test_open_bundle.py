@@ -15,7 +15,7 @@ from baichuan2_tpu.engine.compiled.engine import BmodelEngine
 from baichuan2_tpu.engine.compiled.open_bundle import open_bundle
 from baichuan2_tpu.errors import ArtifactError, BackendError, ContextLengthError
 from baichuan2_tpu.files import FileDigest, digest_file
-from baichuan2_tpu.manifest import Manifest
+from baichuan2_tpu.manifest import Manifest, Stage
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights
 from models.reference import reference_logits
@@ -31,7 +31,11 @@ MANIFEST = Manifest(
     embedding="disk",
     dtype="float16",
     context=CONTEXT,
-    prefill=(16,),
+    rows=CONTEXT,
+    stages=(Stage(1, CONTEXT), Stage(16, CONTEXT)),
+    head_rows=(1,),
+    layers_per_net=1,
+    group_size=64,
     devices=1,
     chip="bm1684x",
     bmodel="model.bmodel",
@@ -91,8 +95,13 @@ def test_an_opened_bundle_computes(write: Callable[..., Path], place: str) -> No
     ("changes", "message"),
     [
         ({"model": replace(MODEL.config, layers=3)}, "layers is 2, the manifest says 3"),
-        ({"context": 31}, "context is 32, the manifest says 31"),
-        ({"prefill": (8, 16)}, r"stages is \[1, 16\], the manifest says \[1, 8, 16\]"),
+        ({"rows": 31}, "rows of history is 32, the manifest says 31"),
+        ({"layers_per_net": 2}, "block nets is 2, the manifest says 1"),
+        ({"head_rows": (1, 16)}, r"rows of the head is \[1\], the manifest says \[1, 16\]"),
+        (
+            {"stages": (Stage(1, 32), Stage(8, 32), Stage(16, 32))},
+            r"stages is \[\(1, 32\), \(16, 32\)\], the manifest says \[\(1, 32\), \(8, 32\)",
+        ),
         ({"head_output": "token"}, "output of the head is logits, the manifest says token"),
         ({"dtype": "bfloat16"}, "dtype is float16, the manifest says bfloat16"),
         ({"embedding": "device"}, "has an embedding is False, the manifest says True"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 import subprocess
@@ -104,6 +105,19 @@ def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPat
 def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
     with pytest.raises(ValueError, match="is no 64-bit ELF library"):
         simulator_yield.call_slots(folder / LIBRARIES[0], "free")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86_64 machine: so is the simulator")
+def test_a_text_of_a_loaded_library_is_found_where_it_lies() -> None:
+    library = loaded_library("libm.so")
+    (address,) = simulator_yield.text_addresses(library, b"pow")
+    assert ctypes.string_at(simulator_yield.load_address(library) + address) == b"pow"
+    assert simulator_yield.text_addresses(library, b"[%d] do_allreduce: %d.\n") == []
+
+
+def test_a_file_that_is_no_library_has_no_texts(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is no 64-bit ELF library"):
+        simulator_yield.text_addresses(folder / LIBRARIES[0], b"pow")
 
 
 def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:
