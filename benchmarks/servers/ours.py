@@ -45,6 +45,11 @@ class WordTokenizer(Tokenizer):
         """No ids: every answer has its full length."""
         return frozenset()
 
+    @property
+    def longest_token(self) -> int:
+        """One character."""
+        return 1
+
     def encode(self, text: str) -> list[int]:
         """Return one id per character; the benchmark itself sends ids."""
         return [3 + ord(character) % 200 for character in text]

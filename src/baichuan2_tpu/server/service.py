@@ -6,14 +6,14 @@ Not here: HTTP routes and what a client may ask for (``server.api``).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.errors import ShutdownError
+from baichuan2_tpu.errors import ContextLengthError, ShutdownError
 from baichuan2_tpu.generate.grammar_trial import TrialLimits
 from baichuan2_tpu.generate.grammars import Grammars
 from baichuan2_tpu.generate.settings import GenerationSettings
@@ -26,7 +26,7 @@ from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.text.template import ChatTemplate
-from baichuan2_tpu.text.tokenizer import Tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
 
@@ -149,6 +149,18 @@ class Service:
                 status=404,
                 param="model",
                 code="model_not_found",
+            )
+
+    def check_length(self, texts: Iterable[str]) -> None:
+        """Check that a prompt of these texts can fit, as far as their characters tell.
+
+        Raises: ContextLengthError before seconds are spent on tokens that cannot fit.
+        """
+        fewest = sum(fewest_tokens(self.model.tokenizer, text) for text in texts)
+        if fewest > self.model.max_context:
+            raise ContextLengthError(
+                f"the prompt has {fewest} tokens at least, {self.model.max_context} are allowed; "
+                "send a shorter one, or serve with a larger --context"
             )
 
     def submit(self, requests: Sequence[Request]) -> Answers:

@@ -167,3 +167,18 @@ def test_a_prompt_beyond_the_context_is_refused_by_its_own_name() -> None:
     with served(scripted_engine(max_context=16)) as client:
         error = client.post(COMPLETIONS, json=body([97] * 17)).json()["error"]
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 MB of digits took 10 s of a core before they were refused."""
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
+    with served(scripted_engine()) as client:
+        digits = "7" * 100_000
+        for path, body in (
+            ("/v1/completions", {"model": MODEL, "prompt": digits}),
+            ("/tokenize", {"model": MODEL, "prompt": digits}),
+            ("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": digits}]}),
+        ):
+            response = client.post(path, json=body)
+            assert response.status_code == 400
+            assert "the prompt has 100000 tokens at least, 256 are allowed" in response.text

@@ -83,3 +83,15 @@ def test_a_result_needs_its_call_or_a_name() -> None:
     assert read(said("function", "r", name="f")) == [("user", '<tool_result name="f">\nr\n</tool_result>')]
     with pytest.raises(ApiError, match="'x' is of no call"):
         read(said("user", "q"), said("tool", "r", tool_call_id="x"))
+
+
+def test_many_results_are_joined_once() -> None:
+    """Each result copied all before it: a name of 1 MB and 45,000 results held a thread for hours."""
+    count, name = 20_000, "f" * 10_000
+    call = {"id": "c", "function": {"name": name, "arguments": "{}"}}
+    messages = [said("user", "q"), said("assistant", tool_calls=[call])]
+    messages += [said("tool", str(number), tool_call_id="c") for number in range(count)]
+    *_, (role, content) = read(*messages)
+    assert role == "user"
+    assert content.count("<tool_result ") == count
+    assert content.endswith(f"\n{count - 1}\n</tool_result>")

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import cast
 
 from baichuan2_tpu.chat import prompt_budget
-from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.errors import ContextLengthError, RequestError
 from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.grammars import json_rule
 from baichuan2_tpu.server.api.answer_settings import NO_LIMIT, answer_settings, make_requests
@@ -89,7 +89,10 @@ def fit_tools(body: ChatRequest, service: Service) -> ChatRequest:
     budget = prompt_budget(max_context, max_context if limit in (None, NO_LIMIT) else limit)
 
     def length(count: int) -> int:
-        return len(chat_tokens(body.messages, service, offered[len(offered) - count :]))
+        try:
+            return len(chat_tokens(body.messages, service, offered[len(offered) - count :]))
+        except ContextLengthError:  # too long to be counted
+            return sys.maxsize
 
     count = bisect_right(range(len(offered) + 1), budget, key=length) - 1
     count = max(count, int(is_call_forced(body)))
@@ -116,10 +119,11 @@ def chat_tokens(
 ) -> tuple[int, ...]:
     """Render a conversation as the model reads it; nothing is dropped, however long it is.
 
-    Raises: RequestError when the order of roles is not allowed.
+    Raises: RequestError when the order of roles is not allowed; ContextLengthError where it cannot fit.
     """
-    rendered = service.model.template.render(add_tools(read_messages(messages), tools), sys.maxsize)
-    return rendered.ids
+    conversation = add_tools(read_messages(messages), tools)
+    service.check_length(message.content for message in conversation)
+    return service.model.template.render(conversation, sys.maxsize).ids
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

@@ -84,7 +84,10 @@ def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
 
 
 def _ids(prompt: str | list[int], service: Service) -> list[int]:
-    return service.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(prompt, str):
+        return prompt
+    service.check_length([prompt])
+    return service.model.tokenizer.encode(prompt)
 
 
 class CompletionWriter:

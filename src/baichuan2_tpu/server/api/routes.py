@@ -152,4 +152,5 @@ def _tokens(body: ChatTokenizeRequest, service: Service) -> list[int]:
         raise ApiError("give either prompt or messages", param="prompt")
     if body.messages is not None:
         return list(chat_tokens(body.messages, service))
+    service.check_length([body.prompt or ""])
     return service.model.tokenizer.encode(body.prompt or "")
