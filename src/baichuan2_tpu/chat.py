@@ -198,6 +198,7 @@ class Conversation:
         self, rounds: Sequence[Message], is_cancelled: Callable[[], bool]
     ) -> Generator[AnswerPiece, None, None]:
         system = (self._system,) if self._system else ()
+        check_order((*system, *rounds))
         budget = prompt_budget(self._max_context, self.settings.max_tokens)
         prompt = self._template.render((*system, *rounds), budget)
         settings = replace(self.settings, stop_ids=self.settings.stop_ids | self._template.stop_ids)

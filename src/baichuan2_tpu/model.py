@@ -154,7 +154,8 @@ class Model:
     ``engine`` is what computes; its ``name`` says where. ``settings`` are the model's own, from its
     ``generation_config.json``; a keyword given to a call replaces one of them for that call: temperature,
     top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed,
-    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar. One thread may use a model at a time.
+    max_tokens, stop, stop_ids, logprobs, prompt_logprobs, grammar, min_tokens, ignore_eos, own_stop_ids.
+    One thread may use a model at a time.
     """
 
     def __init__(self, files: ModelFiles, engine: Engine) -> None:

@@ -85,8 +85,8 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"context": 128}, "context is 256, the manifest says 128"),
-        ({"prefill": [16]}, "stages is [1, 16, 64], the manifest says [1, 16]"),
+        ({"layers_per_net": 1}, "block nets is 2, the manifest says 3"),
+        ({"head_rows": [1, 4]}, "rows of the head is [1, 4, 16], the manifest says [1, 4]"),
         ({"head_output": "token"}, "output of the head is logits, the manifest says token"),
     ],
 )

@@ -126,7 +126,8 @@ def test_scores_of_a_prompt_are_those_of_the_same_tokens_when_chosen(
     [
         (openai.NotFoundError, {"model": "gpt-4"}),
         (openai.UnprocessableEntityError, {"temperature": -1}),
-        (openai.UnprocessableEntityError, {"extra_body": {"nonsense": 1}}),
+        (openai.UnprocessableEntityError, {"extra_body": {"top_k": "many"}}),
+        (openai.BadRequestError, {"extra_body": {"guided_regex": "a"}}),
         (openai.BadRequestError, {"messages": [{"role": "user", "content": "x" * 5000}]}),
     ],
 )

@@ -44,7 +44,7 @@ INSIDE: dict[str, Table] = {
         {"vendor"},
     ],
     "server": [
-        {"scheduling"},
+        {"scheduling", "known_paths", "request_faults"},
         {"errors", "log_lines", "metrics"},
         {"service"},
         {"api", "transport"},

@@ -22,6 +22,12 @@ class _LogForm(str, Enum):
     JSON = "json"
 
 
+class _ToolRule(str, Enum):
+    OFF = "off"
+    FIT = "fit"
+    ALL = "all"
+
+
 _Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 _Port = Annotated[
     int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -109,6 +115,14 @@ _Grace = Annotated[
         help="Time that running answers have to finish when the server stops.",
     ),
 ]
+_Strict = Annotated[bool, typer.Option("--strict", help="Refuse fields of a request that would be ignored.")]
+_AnyModel = Annotated[bool, typer.Option("--any-model", help="Answer whatever model a client asks for.")]
+_Tools = Annotated[
+    _ToolRule,
+    typer.Option(
+        "--tools", help="Which of a client's tools the model is told of: none, the newest that fit, or all."
+    ),
+]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
 
 
@@ -130,6 +144,9 @@ def serve(
     max_body: _MaxBody = 4,
     timeout: _Timeout = None,
     grace: _Grace = 30,
+    strict: _Strict = False,
+    any_model: _AnyModel = False,
+    tools: _Tools = _ToolRule.ALL,
     log: _Log = _LogForm.TEXT,
     context: options.Context = None,
     threads: options.Threads = None,
@@ -162,6 +179,7 @@ def serve(
         EngineSettings(engine.value, device, context, threads, exact),
         address,
         access,
+        serve_run.RequestRules(strict, any_model, tools.value),
         max_running=max_running,
         max_waiting=max_queue,
         kv_bytes=None if kv_memory is None else int(kv_memory * 1e9),

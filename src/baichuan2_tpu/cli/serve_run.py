@@ -21,7 +21,7 @@ from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
-from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.server.service import RequestRules, ServedModel, Service
 from baichuan2_tpu.server.transport.listening import (
     Address,
     bind,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.base import Engine
 
-__all__ = ["Address", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+__all__ = ["Address", "RequestRules", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class ServePlan:
     engine: EngineSettings
     address: Address
     access: ServerOptions
+    rules: RequestRules
     max_running: int | None
     """None for as many as the engine computes well in one step."""
     max_waiting: int
@@ -125,7 +126,7 @@ def run_server(plan: ServePlan) -> None:
             settings = plan.scheduling(model.engine)
             with Scheduler(model.engine, model.tokenizer, settings) as scheduler:
                 _log_limits(plan, settings, model.engine, scheduler)
-                service = Service(served, scheduler, timeout_s=plan.timeout_s)
+                service = Service(served, scheduler, timeout_s=plan.timeout_s, rules=plan.rules)
                 _listen(plan, service, listener)
     log_event(_log, "stopped")
 

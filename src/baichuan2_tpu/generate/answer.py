@@ -45,7 +45,12 @@ class Answer:
         self.reused_tokens = 0
         """Tokens of the prompt that were not computed again; set by who feeds it."""
         self._settings = settings
-        self._stop_ids = settings.stop_ids | tokenizer.stop_ids | frozenset(eos_ids)
+        self._vocabulary_size = tokenizer.vocabulary_size
+        eos = settings.stop_ids | tokenizer.stop_ids | frozenset(eos_ids)
+        self._stop_ids = frozenset(
+            token_id for token_id in eos | settings.own_stop_ids if token_id < self._vocabulary_size
+        )
+        self._never_ids = self._stop_ids - settings.own_stop_ids if settings.ignore_eos else frozenset[int]()
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStrings(settings.stop)
         self._constraint = settings.grammar.start() if settings.grammar is not None else None
@@ -90,7 +95,7 @@ class Answer:
             return None
         done = len(self._scored)
         for row, token_id in zip(logits[done - start - 1 :], self.prompt_ids[done:], strict=False):
-            self._scored.append(_with_logprobs(row, token_id, count))
+            self._scored.append(_with_logprobs(self._without_unknown(row), token_id, count))
         self._is_scored = len(self._scored) == len(self.prompt_ids)
         return PromptScored(tuple(self._scored)) if self._is_scored else None
 
@@ -109,7 +114,9 @@ class Answer:
             return None
         length = len(self.prompt_ids) + len(self._ids)
         history, sampling = self._history[:length], self._settings.sampling
+        logits = self._without_unknown(logits)
         allowed = logits if self._constraint is None else self._constraint.mask(logits, self._stop_ids)
+        allowed = self._without_early_end(allowed)
         token_id = choose(allowed, sampling, history, self._generator, answered=len(self._ids))
         self._tokens_s.append(self._clock_s() - self._started_s)
         if token_id in self._stop_ids:
@@ -163,6 +170,27 @@ class Answer:
         )
         reason = self._finish_reason or "cancelled"
         return Result("".join(self._texts), tuple(self._ids), reason, stats, self._end)
+
+    def _without_unknown(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits in which a token that the tokenizer does not know cannot be chosen.
+
+        A model may have more rows than its tokenizer has tokens: tables are padded to round sizes.
+        """
+        if logits.size <= self._vocabulary_size:
+            return logits
+        known = logits.copy()
+        known[self._vocabulary_size :] = -np.inf
+        return known
+
+    def _without_early_end(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits in which no id can be chosen that must not end the answer here."""
+        is_early = len(self._ids) < self._settings.min_tokens
+        never_ids = self._stop_ids if is_early else self._never_ids
+        if not never_ids:
+            return logits
+        longer = logits.copy()
+        longer[list(never_ids)] = -np.inf
+        return logits if longer.max() == -np.inf else longer  # a grammar may allow nothing but the end
 
     def _with_logprobs(self, logits: NDArray[np.float32], token_id: int) -> TokenChosen:
         count = self._settings.logprobs

@@ -7,6 +7,7 @@ Source: ``LLTokenizer``, ``LLMatcher`` and ``LLParserLimits`` of llguidance 1.3 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -14,6 +15,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["compile_grammar", "first_line", "open_library"]
+
+# The library's place in a grammar that no caller wrote, and its own step.
+_PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 
 
 def open_library(tokens: Sequence[bytes], special_ids: Sequence[int], eos_id: int) -> LLTokenizer:
@@ -63,7 +67,8 @@ class _Vocabulary:
 
 def _refusal(reason: str) -> RequestError:
     """Return the error for a grammar that the library refuses, with the first line of its reason."""
-    return RequestError(f"the grammar is not supported: {first_line(reason)}; take out what is named")
+    named = _PLACE.sub("", first_line(reason))
+    return RequestError(f"the grammar is not supported: {named}; take out what is named")
 
 
 def first_line(text: str) -> str:

@@ -98,6 +98,9 @@ class GivenSettings(TypedDict, total=False):
     logprobs: int | None
     prompt_logprobs: int | None
     grammar: Grammar | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    own_stop_ids: Iterable[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class GenerationSettings:
     ``logprobs`` asks for the log probability of each token and of that many most likely ones;
     ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused. ``grammar`` is
     what the whole answer must follow; one that its ``max_tokens`` cut is a beginning of that.
+    ``min_tokens`` come before any id that ends the answer, unless a grammar allows only its end. With
+    ``ignore_eos`` only ``own_stop_ids`` and stop strings end it, and no other id that would is chosen.
 
     Units: ``max_tokens`` counts the answer's tokens; 0 is for ``prompt_logprobs`` alone.
     Raises: RequestError naming the value and the range that is allowed.
@@ -119,9 +124,13 @@ class GenerationSettings:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    own_stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, int(self.prompt_logprobs is None), math.inf)
+        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if count is not None:
                 _check_range(name, count, 0, _MAX_LOGPROBS)
@@ -170,7 +179,7 @@ def _sampling(values: Mapping[str, object]) -> SamplingSettings:
 
 
 _SAMPLING_NAMES = {setting.name for setting in fields(SamplingSettings)}
-_INTEGERS = {"top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs"}
+_INTEGERS = {"top_k", "seed", "max_tokens", "logprobs", "prompt_logprobs", "min_tokens"}
 
 
 def _check_names(given: Collection[str]) -> None:
@@ -184,9 +193,11 @@ def _convert(name: str, value: object) -> object:
     """Return a value that was given by keyword as the classes above hold it."""
     if name == "grammar":
         return value
+    if name == "ignore_eos":
+        return value is True
     if name == "stop":
         return _stop_strings(value)
-    if name == "stop_ids":
+    if name in ("stop_ids", "own_stop_ids"):
         return _stop_ids(name, value)
     if name == "logit_bias":
         return _biases(value)

@@ -18,6 +18,7 @@ from baichuan2_tpu.server.api.routes import answer_routes, model_routes
 from baichuan2_tpu.server.errors import add_handlers
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.server.transport.guards import BodyLimit, KeyGuard
+from baichuan2_tpu.server.transport.paths import TidyPath
 from baichuan2_tpu.server.transport.routes_operations import operation_routes
 
 __all__ = ["ServerOptions", "create_app"]
@@ -87,6 +88,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's client sends a dozen of them
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id", "X-Ignored-Fields", "X-Tools-Left-Out"],
         )
+    app.add_middleware(TidyPath)
     return app

@@ -28,6 +28,8 @@ from baichuan2_tpu.errors import (
     RequestError,
     ServiceError,
 )
+from baichuan2_tpu.server.known_paths import explain_path
+from baichuan2_tpu.server.request_faults import explain_faults
 
 __all__ = [
     "DOCUMENTED",
@@ -43,7 +45,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_MAX_FAULTS_SHOWN = 3
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 
@@ -143,7 +144,10 @@ def error_response(error: Exception) -> Response:
 def add_handlers(app: FastAPI) -> None:
     """Answer every error of an app with an error object."""
 
-    def handle(_request: Request, error: Exception) -> Response:
+    def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, StarletteHTTPException) and error.status_code in (404, 405):
+            path, method = request.url.path, request.method
+            error.detail = explain_path(path, method, error.status_code)
         return error_response(error)
 
     for kind in (Baichuan2Error, RequestValidationError, StarletteHTTPException, HTTPException, Exception):
@@ -170,20 +174,22 @@ def _describe_validation(error: RequestValidationError) -> Fault:
     faults = cast("Sequence[Mapping[str, object]]", error.errors())
     first = faults[0]
     if first["type"] == "json_invalid":
-        return Fault(400, f"the body is not JSON: {first.get('ctx')}", code="invalid_json")
-    if first["type"] == "model_attributes_type" and not _place(first):
+        return _describe_json(first)
+    body = cast("object", error.body)
+    if not isinstance(body, dict):
         message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
         return Fault(422, message, code="invalid_value")
-    shown = faults[:_MAX_FAULTS_SHOWN]
-    message = "; ".join(f"{'.'.join(_place(fault)) or 'the body'}: {fault['msg']}" for fault in shown)
+    # The first part of each location is "body".
+    below = [{**fault, "loc": cast("Sequence[str | int]", fault["loc"])[1:]} for fault in faults]
+    message, place = explain_faults(below, cast("object", body))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return Fault(422, message, param=next(iter(_place(first)), None), code=code)
+    return Fault(422, message, param=str(place[0]) if place else None, code=code)
 
 
-def _place(fault: Mapping[str, object]) -> list[str]:
-    """Return the path to the wrong field, with pydantic's names of types in it."""
-    location = cast("Sequence[str | int]", fault["loc"])
-    return [str(part) for part in location[1:]]  # the first is "body"
+def _describe_json(fault: Mapping[str, object]) -> Fault:
+    reason = cast("Mapping[str, object]", fault.get("ctx") or {}).get("error")
+    place = cast("Sequence[str | int]", fault["loc"])[-1]
+    return Fault(400, f"the body is not JSON: {reason} at character {place}", code="invalid_json")
 
 
 def _code(status: int) -> str:

@@ -27,7 +27,22 @@ from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["ServedModel", "Service"]
+__all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
+
+ToolRule = Literal["off", "fit", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """What is made of requests that ask for more than is served.
+
+    ``is_strict`` refuses fields that would be ignored, ``is_any_model`` answers for every name, ``tools`` are
+    all offered to the model, none of them, or the newest that fit.
+    """
+
+    is_strict: bool = False
+    is_any_model: bool = False
+    tools: ToolRule = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +78,16 @@ class Service:
     Units: ``timeout_s`` is the most a request may take from its arrival to the end of its answer.
     """
 
-    def __init__(self, model: ServedModel, scheduler: Scheduler, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        scheduler: Scheduler,
+        *,
+        timeout_s: float | None = None,
+        rules: RequestRules | None = None,
+    ) -> None:
         self.model = model
+        self.rules = rules or RequestRules()
         self.timeout_s = timeout_s
         self.metrics = Metrics(scheduler.load)
         self._scheduler = scheduler
@@ -94,11 +117,15 @@ class Service:
         return "faulty" if self._scheduler.load().is_faulty else "ok"
 
     def check_model(self, name: str | None) -> None:
-        """Check that a client asks for the model that is served; None stands for any.
+        """Check that a client asks for the model that is served; none or an empty name stands for any.
+
+        Upper case does not matter, nor the tag that Ollama's clients add.
 
         Raises: ApiError with status 404.
         """
-        if name not in (None, self.model.name):
+        if not name or self.rules.is_any_model:
+            return
+        if name.lower().removesuffix(":latest") != self.model.name.lower().removesuffix(":latest"):
             raise ApiError(
                 f"the model {name!r} is not served here; ask for {self.model.name!r}",
                 status=404,

@@ -59,16 +59,21 @@ def check_order(messages: Sequence[Message]) -> None:
 def split_rounds(messages: Sequence[Message]) -> tuple[str, list[list[Message]]]:
     """Return the system message, empty when there is none, and the rounds: a user message and its answer.
 
-    Raises: RequestError when the messages make no conversation.
+    A greeting before the first question is a round of its own, and messages may be empty.
+
+    Raises: RequestError for a system message that is not the first, or when there is no other message.
     """
-    check_order(messages)
     system = ""
     rounds: list[list[Message]] = []
-    for message in messages:
+    for index, message in enumerate(messages):
+        if message.role == "system" and index > 0:
+            raise RequestError(f"message {index} is a system message; it is allowed first only")
         if message.role == "system":
             system = message.content
-        elif message.role == "user":
+        elif message.role == "user" or not rounds:
             rounds.append([message])
         else:
             rounds[-1].append(message)
+    if not rounds:
+        raise RequestError("there is no user message; write a prompt")
     return system, rounds

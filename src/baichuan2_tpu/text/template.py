@@ -59,6 +59,7 @@ class ChatTemplate(Protocol):
         """Write the system message and the newest rounds that fit in ``budget`` ids.
 
         Whole rounds are dropped, the oldest first; the system message and the newest round always stay.
+        A last message of the assistant is left open, to be continued.
 
         Raises: RequestError when the messages make no conversation; ContextLengthError when the system
         message and the newest round do not fit.
@@ -107,16 +108,22 @@ class ChatMLTemplate:
         return frozenset(mark for mark in marks if mark is not None)
 
     def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
-        """Write the newest rounds that fit, and open the assistant's next message."""
+        """Write the newest rounds that fit; a last message of the assistant is left open, to be continued."""
+        is_open = messages[-1].role == "assistant" if messages else False
+        begun = messages[-1].content if is_open else ""
         system, rounds = split_rounds(messages)
+        if is_open:
+            rounds[-1].pop()
         system = system or self._default_system
         head = self._encode_message(Message("system", system)) if system else []
-        tail = [self._start_id, *self._tokenizer.encode("assistant\n")]
+        tail = self._open_message("assistant", begun)
         return _fit_rounds(head, rounds, tail, budget, self._encode_message)
 
+    def _open_message(self, role: str, content: str) -> list[int]:
+        return [self._start_id, *self._tokenizer.encode(f"{role}\n{content}")]
+
     def _encode_message(self, message: Message) -> list[int]:
-        text = self._tokenizer.encode(f"{message.role}\n{message.content}")
-        return [self._start_id, *text, self._end_id, *self._newline]
+        return [*self._open_message(message.role, message.content), self._end_id, *self._newline]
 
 
 def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:

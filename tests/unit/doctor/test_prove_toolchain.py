@@ -18,7 +18,7 @@ def layer(tmp_path: Path) -> tuple[prove_toolchain.Arrays, prove_toolchain.Array
 
 @pytest.mark.parametrize(
     "change",
-    ["positions", "history_k", "history_v", "states", "self_attn.q_proj.scales", "mlp.up_proj.qzeros"],
+    ["positions", "history_k", "history_v", "states", "0.self_attn.q_proj.scales", "0.mlp.up_proj.qzeros"],
 )
 def test_any_wrong_input_is_far_above_the_allowed_error(
     layer: tuple[prove_toolchain.Arrays, prove_toolchain.Arrays], change: str

@@ -253,3 +253,46 @@ def test_stats_of_an_answer_without_tokens_name_no_time() -> None:
         *_, result = generate(sequence, TOKENIZER, list(b"hi"), GREEDY, lambda: True)
     assert isinstance(result, Result)
     assert (result.stats.first_token_s, result.stats.median_token_s, result.stats.tok_per_s) == (None,) * 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_beyond_the_tokenizer_is_never_chosen(temperature: float) -> None:
+    # An answer of a model with padded tables died by "token id 407 is not in the vocabulary".
+    engine = ScriptedEngine(VOCABULARY + 5)
+    for token_id in (*b"ok", END):
+        logits = np.full(VOCABULARY + 5, -50, np.float32)
+        logits[token_id] = 0
+        logits[VOCABULARY:] = 50
+        engine.enqueue(logits)
+    sampling = SamplingSettings(temperature=temperature, seed=1)
+    _, result = run(engine, settings=GenerationSettings(sampling, logprobs=5))
+    assert (result.text, result.finish_reason) == ("ok", "stop")
+
+
+def ending_first() -> ScriptedEngine:
+    """Return an engine whose likeliest tokens end the answer, and whose next likeliest is a letter."""
+    engine = ScriptedEngine(VOCABULARY)
+    for letter in b"abcdef":
+        logits = np.zeros(VOCABULARY, np.float32)
+        logits[END], logits[ord("!")], logits[letter] = 9, 8, 7
+        engine.enqueue(logits)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "reason"),
+    [
+        (replace(GREEDY, min_tokens=2, stop_ids=frozenset(b"!")), "ab", "stop"),
+        (replace(GREEDY, ignore_eos=True, max_tokens=4, stop_ids=frozenset(b"!")), "abcd", "length"),
+        (replace(GREEDY, ignore_eos=True, own_stop_ids=frozenset(b"!")), "", "stop"),
+        (replace(GREEDY, ignore_eos=True, own_stop_ids=frozenset(b"!"), min_tokens=1), "a", "stop"),
+    ],
+)
+def test_an_answer_ends_no_earlier_than_it_may(settings: GenerationSettings, text: str, reason: str) -> None:
+    _, result = run(ending_first(), settings=settings)
+    assert (result.text, result.finish_reason) == (text, reason)
+
+
+def test_more_tokens_than_the_limit_cannot_be_demanded() -> None:
+    with pytest.raises(RequestError, match="min_tokens is 5; 0 to 4 is allowed"):
+        replace(GREEDY, max_tokens=4, min_tokens=5)

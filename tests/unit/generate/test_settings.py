@@ -116,7 +116,8 @@ def test_a_setting_that_does_not_exist_names_those_that_do() -> None:
     assert str(caught.value) == (
         "there is no setting 'temprature'; allowed are temperature, top_k, top_p, min_p, "
         "repetition_penalty, presence_penalty, frequency_penalty, logit_bias, seed, max_tokens, stop, "
-        "stop_ids, logprobs, prompt_logprobs, grammar"
+        "stop_ids, logprobs, prompt_logprobs, grammar, "
+        "min_tokens, ignore_eos, own_stop_ids"
     )
 
 

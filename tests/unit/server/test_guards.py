@@ -91,13 +91,16 @@ def test_the_client_of_openai_may_ask_from_a_page_that_is_named() -> None:
         answer = client.get("/v1/models", headers={"Origin": "http://page.test"})
     assert preflight.status_code == 200
     assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
-    assert answer.headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
+    assert answer.headers["access-control-expose-headers"] == (
+        "Retry-After, X-Request-Id, X-Ignored-Fields, X-Tools-Left-Out"
+    )
 
 
 def test_a_page_cannot_ask_without_a_preflight() -> None:
-    # A browser sends text/plain to any host without asking first.
+    # A browser sends text/plain to any host without asking first, and always says which page it is for.
+    headers = {"Content-Type": "text/plain", "Origin": "http://page.test"}
     with served(scripted_engine()) as client:
-        response = client.post(CHAT, content=json.dumps(chat_body()), headers={"Content-Type": "text/plain"})
+        response = client.post(CHAT, content=json.dumps(chat_body()), headers=headers)
     assert response.status_code == 422
     assert response.json()["error"]["message"].endswith("with the header Content-Type: application/json")
 

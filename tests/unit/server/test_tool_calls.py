@@ -42,6 +42,8 @@ def test_text_and_calls_are_read_from_any_pieces(
     reader, content, pieces = CallReader(), "", list[CallPiece]()
     for start, end in pairwise(places):
         more, new = reader.push(answer[start:end])
+        # OpenAI's client lost the first of two entries with one index in a chunk, and saw a call too many.
+        assert len({piece.index for piece in new}) == len(new)
         content += more
         pieces += new
     assert content + reader.flush() == text

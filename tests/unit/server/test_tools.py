@@ -2,13 +2,16 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from httpx2 import Response
+from starlette.testclient import TestClient
 
+from baichuan2_tpu.server.app import create_app
+from baichuan2_tpu.server.service import RequestRules, ToolRule
 from doubles.fakes import ByteTokenizer, HistoryEngine, ScriptedEngine
-from running.served import chat_body, scripted_engine, served
+from running.served import chat_body, running_service, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
 WEATHER = {
@@ -214,11 +217,6 @@ def test_the_model_reads_its_calls_as_it_wrote_them_and_then_the_results() -> No
         ),
         ({"messages": [{"role": "user", "content": "hi"}, ROUND[2]]}, "messages", "'b' is of no call"),
         ({"messages": [*ROUND, ROUND[0], ROUND[2]], "tools": None}, "messages", "'b' is of no call"),
-        (
-            {"messages": [ROUND[0], {"role": "assistant"}, ROUND[0]]},
-            "messages",
-            "neither content nor tool_calls",
-        ),
     ],
 )
 def test_what_cannot_be_called_is_refused(fields: dict[str, object], param: str, message: str) -> None:
@@ -226,3 +224,53 @@ def test_what_cannot_be_called_is_refused(fields: dict[str, object], param: str,
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert re.search(message, error["message"])
+
+
+MANY = [
+    {"type": "function", "function": {"name": f"tool_{index}", "description": "d" * 40}} for index in range(9)
+]
+
+
+def ask_by(rule: str, max_context: int, **fields: Any) -> tuple[ScriptedEngine, Response]:
+    engine = scripted_engine("ok", max_context=max_context)
+    engine.prompt_piece = 4096
+    with running_service(engine) as service:
+        service.rules = RequestRules(tools=cast("ToolRule", rule))
+        with TestClient(create_app(service)) as client:
+            return engine, client.post(CHAT, json=chat_body(**({"tools": MANY, "max_tokens": 5} | fields)))
+
+
+def test_tools_that_are_off_are_left_out_and_counted_in_a_header() -> None:
+    engine, response = ask_by("off", 4096)
+    assert (response.status_code, response.headers["x-tools-left-out"]) == (200, "9 of 9")
+    assert engine.fed[0] == [257, *b"hi", 258]
+    assert ask_by("off", 4096, tool_choice="required")[1].status_code == 400
+
+
+def test_the_newest_tools_that_fit_are_kept() -> None:
+    # Open WebUI sends 36 tools with every question, 6,768 tokens of Baichuan2's 4,096.
+    engine, response = ask_by("fit", 800)
+    assert response.status_code == 200
+    prompt = prompt_of(engine)
+    kept = [index for index in range(9) if f'"tool_{index}"' in prompt]
+    assert kept
+    assert kept == list(range(9 - len(kept), 9))
+    assert response.headers["x-tools-left-out"] == f"{9 - len(kept)} of 9"
+    _, larger = ask_by("fit", 4096)
+    assert "x-tools-left-out" not in larger.headers
+    _, none = ask_by("fit", 100)
+    assert none.headers["x-tools-left-out"] == "9 of 9"
+
+
+def test_a_prompt_that_is_too_long_says_what_takes_how_much_of_it() -> None:
+    messages = [{"role": "system", "content": "s" * 30}, {"role": "user", "content": "q" * 50}]
+    _, response = ask_by("all", 800, messages=messages)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    match = re.fullmatch(
+        r"the prompt is (\d+) tokens, 800 are allowed; (\d+) describe 9 tools, 30 are system messages "
+        r"and 52 the conversation: .*",
+        error["message"],
+    )
+    assert match
+    assert int(match[1]) == int(match[2]) + 30 + 52

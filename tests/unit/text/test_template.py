@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError, RequestError
-from baichuan2_tpu.text.messages import Message
+from baichuan2_tpu.text.messages import Message, check_order
 from baichuan2_tpu.text.template import BaichuanTemplate, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from doubles.fakes import ByteTokenizer
@@ -109,7 +109,16 @@ def test_a_prompt_is_within_the_budget_and_ends_with_the_newest_round(
 )
 def test_messages_that_make_no_conversation_are_refused(messages: list[Message], fault: str) -> None:
     with pytest.raises(RequestError, match=fault):
-        baichuan().render(messages, ROOM)
+        check_order(messages)
+
+
+def test_a_template_writes_a_greeting_and_empty_messages() -> None:
+    greeting, empty = answer("a"), user("")
+    assert baichuan().render([greeting, empty], ROOM).ids == (ASSISTANT_ID, ord("a"), USER_ID, ASSISTANT_ID)
+    with pytest.raises(RequestError, match="message 1 is a system"):
+        baichuan().render([empty, Message("system", "S")], ROOM)
+    with pytest.raises(RequestError, match="no user message"):
+        baichuan().render([Message("system", "S")], ROOM)
 
 
 def test_an_unknown_role_is_refused_by_name() -> None:
@@ -138,6 +147,16 @@ def test_chatml_prompt_is_the_one_smollm2_was_trained_on(
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
         "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_chatml_leaves_a_last_answer_open(bpe_directory: Path, bpe_tokenizer: Tokenizer) -> None:
+    # The answer was closed and a second one begun, so that nothing was continued.
+    template = open_template(bpe_directory, bpe_tokenizer)
+    prompt = template.render([Message("system", "S"), user("a"), answer("One, ")], ROOM)
+    text = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nOne, "
+    assert shown(bpe_tokenizer, prompt.ids) == text
+    greeting = template.render([Message("system", "S"), answer("One, ")], ROOM)
+    assert shown(bpe_tokenizer, greeting.ids).endswith("S<|im_end|>\n<|im_start|>assistant\nOne, ")
 
 
 def test_chatml_takes_the_given_system_message(bpe_directory: Path, bpe_tokenizer: Tokenizer) -> None:

@@ -16,9 +16,11 @@ from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 
-__all__ = ["answer_settings", "make_requests"]
+__all__ = ["NO_LIMIT", "answer_settings", "make_requests"]
 
 _SEEDS = 2**64
+NO_LIMIT = -1
+"""The limit of llama.cpp's and LM Studio's clients for as many tokens as fit."""
 
 
 def answer_settings(
@@ -32,24 +34,26 @@ def answer_settings(
 ) -> GenerationSettings:
     """Return the model's own settings with what a client asks for in their place.
 
-    Raises: RequestError for a value that is not allowed, or a stream option without a stream.
+    Raises: RequestError for a value that is not allowed.
     """
-    if body.stream_options is not None and not body.stream:
-        raise ApiError("stream_options requires stream; set stream to true", param="stream_options")
     model = service.model
     defaults = model.settings
+    penalty = body.repeat_penalty if body.repetition_penalty is None else body.repetition_penalty
     return defaults.override(
         temperature=body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=None if body.top_k is None else max(0, body.top_k),  # vLLM writes -1 for "off"
         min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
+        repetition_penalty=penalty,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
-        logit_bias=_biases(body.logit_bias or {}),
+        logit_bias=_biases(body.logit_bias or {}, model.tokenizer.vocabulary_size),
         # Clients may send a negative seed: the same 64 bits are another number.
         seed=None if body.seed is None else body.seed % _SEEDS,
-        max_tokens=max_tokens,
+        max_tokens=model.max_context if max_tokens == NO_LIMIT else max_tokens,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
+        own_stop_ids=frozenset(body.stop_token_ids or ()),
         stop=body.stop,
         stop_ids=defaults.stop_ids | model.template.stop_ids,
         logprobs=logprobs,
@@ -76,9 +80,15 @@ def make_requests(
     ]
 
 
-def _biases(biases: Mapping[str, float]) -> dict[int, float]:
+def _biases(biases: Mapping[str, float], vocabulary_size: int) -> dict[int, float]:
     """Read the token ids, which are text in JSON."""
     wrong = next((name for name in biases if not re.fullmatch("[0-9]{1,9}", name)), None)
     if wrong is not None:
         raise ApiError(f"logit_bias has the key {wrong!r}; only token ids are allowed", param="logit_bias")
+    unknown = next((name for name in biases if int(name) >= vocabulary_size), None)
+    if unknown is not None:
+        raise ApiError(
+            f"logit_bias names token {unknown}; 0 to {vocabulary_size - 1} are in the vocabulary",
+            param="logit_bias",
+        )
     return {int(name): bias for name, bias in biases.items()}

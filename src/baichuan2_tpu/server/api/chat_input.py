@@ -1,31 +1,32 @@
-"""From a chat request of OpenAI's API to requests of the scheduler: its messages and its answer's grammar.
+"""From a chat request of OpenAI's API to requests of the scheduler: its prompt and its answer's grammar.
 
 An answer is free text until calls begin; from there on it is JSON that follows the functions' schemas.
-Not here: the fields (``schema_chat``), the answer (``chat_output``), how the model wants messages written
-(``text.template``), what the tools are (``tools``), compiling grammars (``generate.grammars``).
+Not here: the fields (``schema_chat``), the messages (``conversation``), the answer (``chat_output``), how the
+model wants messages written (``text.template``), what the tools are (``tools``), compiling grammars
+(``generate.grammars``).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import cast
 
+from baichuan2_tpu.chat import prompt_budget
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.grammars import json_rule
-from baichuan2_tpu.server.api.answer_settings import answer_settings, make_requests
+from baichuan2_tpu.server.api.answer_settings import NO_LIMIT, answer_settings, make_requests
+from baichuan2_tpu.server.api.conversation import read_messages
 from baichuan2_tpu.server.api.schema_chat import (
-    AssistantMessage,
     ChatMessage,
     ChatRequest,
     JsonObjectFormat,
     JsonSchemaFormat,
-    SystemMessage,
-    TextPart,
     Tool,
-    ToolMessage,
-    UserMessage,
 )
 from baichuan2_tpu.server.api.tools import (
     CALL_BEGIN,
@@ -35,17 +36,15 @@ from baichuan2_tpu.server.api.tools import (
     callable_tools,
     is_call_forced,
     parameters,
-    write_calls,
-    write_result,
 )
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.text.messages import Message
 
-__all__ = ["chat_grammar", "chat_messages", "chat_requests", "chat_tokens"]
+__all__ = ["chat_grammar", "chat_requests", "chat_tokens", "fit_tools"]
 
 _MAX_CALLS = 8  # per answer: a small model can repeat one call for ever
+_MAX_PATTERNS = 16  # of a faulty schema that are tried
 _ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 
@@ -63,7 +62,53 @@ def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Requ
         grammar=chat_grammar(body, tools, service),
     )
     ids = chat_tokens(body.messages, service, tools)
+    if len(ids) > service.model.max_context:
+        raise _too_long(len(ids), body, tools, service)
     return make_requests(ids, settings, body, service, body.safety_identifier or client)
+
+
+def fit_tools(body: ChatRequest, service: Service) -> ChatRequest:
+    """Return a request with the tools that the server's rule leaves: all, none, or the newest that fit.
+
+    Raises: ApiError where a tool must be called and the rule leaves none.
+    """
+    rule = service.rules.tools
+    if rule == "all" or not body.tools:
+        return body
+    if rule == "off":
+        if is_call_forced(body):
+            raise ApiError(
+                "tools are switched off on this server; leave tool_choice out", param="tool_choice"
+            )
+        return body.model_copy(update={"tools": None, "tool_choice": None})
+    offered = callable_tools(body)
+    if len(offered) < len(body.tools):  # one must be called, or none may be
+        return body
+    max_context = service.model.max_context
+    limit = _max_tokens(body)
+    budget = prompt_budget(max_context, max_context if limit in (None, NO_LIMIT) else limit)
+
+    def length(count: int) -> int:
+        return len(chat_tokens(body.messages, service, offered[len(offered) - count :]))
+
+    count = bisect_right(range(len(offered) + 1), budget, key=length) - 1
+    count = max(count, int(is_call_forced(body)))
+    return body.model_copy(update={"tools": offered[len(offered) - count :] if count else None})
+
+
+def _too_long(total: int, body: ChatRequest, tools: Sequence[Tool], service: Service) -> ApiError:
+    """Return the error for a prompt that does not fit, which says what takes how much of it."""
+    messages = read_messages(body.messages)
+    system = messages[0].content if messages[0].role == "system" else ""
+    system_tokens = len(service.model.tokenizer.encode(system))
+    tool_tokens = total - len(chat_tokens(body.messages, service)) if tools else 0
+    return ApiError(
+        f"the prompt is {total} tokens, {service.model.max_context} are allowed; {tool_tokens} describe "
+        f"{len(tools)} tools, {system_tokens} are system messages and {total - tool_tokens - system_tokens} "
+        "the conversation: send less of what is largest, or serve with --tools fit or a larger --context",
+        param="messages",
+        code="context_length_exceeded",
+    )
 
 
 def chat_tokens(
@@ -73,75 +118,27 @@ def chat_tokens(
 
     Raises: RequestError when the order of roles is not allowed.
     """
-    rendered = service.model.template.render(add_tools(chat_messages(messages), tools), sys.maxsize)
+    rendered = service.model.template.render(add_tools(read_messages(messages), tools), sys.maxsize)
     return rendered.ids
 
 
 def _max_tokens(body: ChatRequest) -> int | None:
-    """Return the limit, given by its old name, its new one, or both."""
-    both = {body.max_tokens, body.max_completion_tokens} - {None}
-    if len(both) > 1:
-        raise ApiError(
-            f"max_tokens is {body.max_tokens} and max_completion_tokens {body.max_completion_tokens}; "
-            "both name the same limit: give only one",
-            param="max_tokens",
-        )
-    return both.pop() if both else None
+    """Return the limit, given by any of its names."""
+    limits = {
+        name: limit
+        for name in ("max_tokens", "max_completion_tokens", "n_predict")
+        if (limit := getattr(body, name)) is not None
+    }
+    if len(set(limits.values())) > 1:
+        values = " and ".join(f"{name} is {limit}" for name, limit in limits.items())
+        raise ApiError(f"{values}; all name the same limit: give only one", param="max_tokens")
+    return next(iter(limits.values()), None)
 
 
 def _logprobs(body: ChatRequest) -> int | None:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs requires logprobs; set logprobs to true", param="top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
-
-
-def chat_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Return the messages; tool calls become assistant text, and tool results user text.
-
-    Raises: ApiError for an empty answer, or the result of a call that was not made.
-    """
-    read: list[Message] = []
-    name_of_call: dict[str, str] = {}
-    is_result = False
-    for message in messages:
-        match message:
-            case SystemMessage():
-                read.append(Message("system", _text(message.content)))
-            case UserMessage():
-                name_of_call = {}
-                read.append(Message("user", _text(message.content)))
-            case AssistantMessage():
-                name_of_call = {call.id: call.function.name for call in message.tool_calls or ()}
-                read.append(Message("assistant", _answer(message)))
-            case ToolMessage():
-                result = _result(message, name_of_call)
-                # The results of one answer's calls are one message.
-                before = f"{read.pop().content}\n" if is_result else ""
-                read.append(Message("user", before + result))
-        is_result = isinstance(message, ToolMessage)
-    return read
-
-
-def _answer(message: AssistantMessage) -> str:
-    if message.content is None and not message.tool_calls:
-        raise ApiError("an assistant message has neither content nor tool_calls; give one", param="messages")
-    calls = write_calls(message.tool_calls) if message.tool_calls else ""
-    return _text(message.content or "") + calls
-
-
-def _result(message: ToolMessage, name_of_call: dict[str, str]) -> str:
-    name = name_of_call.get(message.tool_call_id)
-    if name is None:
-        raise ApiError(
-            f"the tool_call_id {message.tool_call_id!r} is of no call in the assistant message before it; "
-            "put the assistant message with its tool_calls before the results",
-            param="messages",
-        )
-    return write_result(name, _text(message.content))
-
-
-def _text(content: str | Sequence[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> Grammar | None:
@@ -172,7 +169,39 @@ def _compile(schema: Mapping[str, object], param: str, what: str, service: Servi
     try:
         return service.grammars.json_schema(schema)
     except RequestError as exc:
-        raise ApiError(f"{what}{exc}", param=param, code="invalid_json_schema") from exc
+        reason = _faulty_pattern(schema, service) or str(exc)
+        raise ApiError(f"{what}{reason}", param=param, code="invalid_json_schema") from exc
+
+
+def _faulty_pattern(schema: Mapping[str, object], service: Service) -> str:
+    """Return which pattern of a schema cannot be compiled, and where it is; nothing when all can."""
+    for place, pattern in islice(_patterns(schema, ""), _MAX_PATTERNS):
+        if not _is_supported(pattern, service):
+            return (
+                f'the pattern "{pattern}" of {place or "the schema"} is not supported; '
+                "write it without look-ahead, look-behind and back-references, or leave it out"
+            )
+    return ""
+
+
+def _is_supported(pattern: str, service: Service) -> bool:
+    try:
+        service.grammars.json_schema({"type": "string", "pattern": pattern})
+    except RequestError:
+        return False
+    return True
+
+
+def _patterns(schema: object, place: str) -> Iterator[tuple[str, str]]:
+    """Yield every pattern of a schema and its place."""
+    if isinstance(schema, dict):
+        for name, value in cast("dict[str, object]", schema).items():
+            if name == "pattern" and isinstance(value, str):
+                yield place, value
+            yield from _patterns(value, f"{place}.{name}" if place else name)
+    elif isinstance(schema, list):
+        for index, value in enumerate(cast("list[object]", schema)):
+            yield from _patterns(value, f"{place}.{index}")
 
 
 def _start(body: ChatRequest, schema: Mapping[str, object] | None) -> list[str]:
@@ -188,8 +217,8 @@ def _start(body: ChatRequest, schema: Mapping[str, object] | None) -> list[str]:
 def _answer_schema(body: ChatRequest) -> Mapping[str, object] | None:
     """Return the schema of a JSON answer; None for text."""
     match body.response_format:
-        case JsonObjectFormat():
-            return _ANY_OBJECT
+        case JsonObjectFormat(schema_=schema):
+            return _ANY_OBJECT if schema is None else schema
         case JsonSchemaFormat(json_schema=named):
             return _ANY_OBJECT if named.schema_ is None else named.schema_
         case _:

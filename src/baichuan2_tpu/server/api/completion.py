@@ -26,6 +26,8 @@ from baichuan2_tpu.server.service import Service
 
 __all__ = ["CompletionWriter", "completion_requests"]
 
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
 
 def completion_requests(body: CompletionRequest, service: Service, client: str) -> list[Request]:
     """Return a request for each answer to each prompt, the answers to the first prompt first.
@@ -39,7 +41,7 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
     settings = answer_settings(
         body,
         service,
-        max_tokens=body.max_tokens,
+        max_tokens=_max_tokens(body),
         logprobs=body.logprobs,
         prompt_logprobs=_prompt_logprobs(body),
     )
@@ -55,6 +57,13 @@ def completion_requests(body: CompletionRequest, service: Service, client: str) 
         for prompt in prompts
         for request in make_requests(_ids(prompt, service), settings, body, service, client)
     ]
+
+
+def _max_tokens(body: CompletionRequest) -> int | None:
+    """Return the limit; null stands for the model's own, as for a chat."""
+    if body.n_predict is not None and "max_tokens" not in body.model_fields_set:
+        return body.n_predict
+    return body.max_tokens if "max_tokens" in body.model_fields_set else _DEFAULT_MAX_TOKENS
 
 
 def _prompt_logprobs(body: CompletionRequest) -> int | None:

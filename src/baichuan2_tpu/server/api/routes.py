@@ -6,15 +6,20 @@ Not here: what fields mean (``chat_input``, ``completion``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from baichuan2_tpu.errors import ContextLengthError
-from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens
+from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens, fit_tools
 from baichuan2_tpu.server.api.chat_output import ChatWriter
 from baichuan2_tpu.server.api.completion import CompletionWriter, completion_requests
 from baichuan2_tpu.server.api.event_stream import send_answers
+from baichuan2_tpu.server.api.fields import IgnoredFields, header_value
+from baichuan2_tpu.server.api.output import Writer
 from baichuan2_tpu.server.api.schema import (
     Detokenized,
     DetokenizeRequest,
@@ -37,36 +42,63 @@ _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 def answer_routes(service: Service) -> APIRouter:
     """Return the routes for answers."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["answers"])
+    fields = IgnoredFields(is_strict=service.rules.is_strict)
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
     async def complete_chat(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation."""
-        answers = await run_in_threadpool(_ask_chat, body, service, _client(request))
-        return await send_answers(request, answers, ChatWriter(body, service), is_stream=bool(body.stream))
+        asked = await run_in_threadpool(_ask_chat, body, service, fields, _client(request))
+        return await _send(request, asked, is_stream=bool(body.stream))
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue a text or tokens as they are."""
-        writer, answers = await run_in_threadpool(_ask_completion, body, service, _client(request))
-        return await send_answers(request, answers, writer, is_stream=bool(body.stream))
+        asked = await run_in_threadpool(_ask_completion, body, service, fields, _client(request))
+        return await _send(request, asked, is_stream=bool(body.stream))
 
     return router
 
 
-def _ask_chat(body: ChatRequest, service: Service, client: str) -> Answers:
-    service.check_model(body.model)
-    return service.submit(chat_requests(body, service, client))
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Answers on their way, who writes them, and the headers that say what was left out."""
+
+    answers: Answers
+    writer: Writer
+    headers: Mapping[str, str]
 
 
-def _ask_completion(
-    body: CompletionRequest, service: Service, client: str
-) -> tuple[CompletionWriter, Answers]:
+async def _send(request: Request, asked: _Asked, *, is_stream: bool) -> Response:
+    response = await send_answers(request, asked.answers, asked.writer, is_stream=is_stream)
+    response.headers.update(asked.headers)
+    return response
+
+
+def _ask_chat(body: ChatRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
     service.check_model(body.model)
+    headers = _ignored_header(fields.check(body))
+    offered = len(body.tools or ())
+    body = fit_tools(body, service)
+    left_out = offered - len(body.tools or ())
+    if left_out:
+        headers["x-tools-left-out"] = f"{left_out} of {offered}"
+    answers = service.submit(chat_requests(body, service, client))
+    return _Asked(answers, ChatWriter(body, service), headers)
+
+
+def _ask_completion(body: CompletionRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
+    service.check_model(body.model)
+    headers = _ignored_header(fields.check(body))
     requests = completion_requests(body, service, client)
     try:
-        return CompletionWriter(body, service, requests), service.submit(requests)
+        writer = CompletionWriter(body, service, requests)
+        return _Asked(service.submit(requests), writer, headers)
     except ContextLengthError as error:
         raise ApiError(str(error), param="prompt", code="context_length_exceeded") from error
+
+
+def _ignored_header(names: list[str]) -> dict[str, str]:
+    return {"x-ignored-fields": header_value(names)} if names else {}
 
 
 def _client(request: Request) -> str:

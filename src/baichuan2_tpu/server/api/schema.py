@@ -1,6 +1,7 @@
-"""What all parts of the API share: strict requests, usage, models, tokens.
+"""What all parts of the API share: requests, usage, models, tokens.
 
-A request field that is unknown, of another type or out of range is refused; nothing is silently ignored.
+A request field of another type or out of range is refused. Unknown fields are kept apart by pydantic, and
+``fields`` says which of them are ignored.
 Not here: the fields of chats (``schema_chat``) and completions (``schema_completion``).
 Source: OpenAI's API reference; ``/tokenize`` and ``/detokenize`` as vLLM has them.
 """
@@ -18,10 +19,12 @@ __all__ = [
     "DetokenizeRequest",
     "Detokenized",
     "Input",
+    "Limit",
     "Many",
     "ModelCard",
     "ModelList",
     "Names",
+    "OpenInput",
     "PromptTokensDetails",
     "SamplingInput",
     "StopInput",
@@ -29,9 +32,11 @@ __all__ = [
     "Tokenized",
     "TokenizerInfo",
     "Usage",
+    "Whole",
 ]
 
 _MAX_STOPS = 16  # OpenAI allows 4
+_MAX_STOP_IDS = 128
 MAX_ANSWERS = 128
 """Per request."""
 _INT64 = 2**63
@@ -56,6 +61,18 @@ def _check_few(value: object) -> object:
 Names = BeforeValidator(_check_few)
 """Limits the number of an object's names where the client chooses them."""
 
+
+def _read_whole(value: object) -> object:
+    """Return a float that is whole as an integer: some languages have no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_read_whole)]
+"""A whole number, which may be written 16.0."""
+
+Limit = Annotated[Whole, Field(ge=-1, lt=2**31)]
+"""A number of tokens; -1 is no limit."""
+
 StopInput = str | Annotated[list[str], Field(max_length=_MAX_STOPS)]
 """One stop string, or several."""
 
@@ -71,34 +88,47 @@ class Input(BaseModel):
         return _check_few(value)
 
 
-class StreamOptions(Input):
+class OpenInput(Input):
+    """Part of a request whose unknown fields are kept apart, to be ignored by name or refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StreamOptions(OpenInput):
     """What a stream contains besides the answer."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
 
 
-class SamplingInput(Input):
+class SamplingInput(OpenInput):
     """How tokens are chosen, for chats and completions; null stands for the model's own setting.
 
-    ``top_k``, ``min_p`` and ``repetition_penalty`` are not OpenAI's; its client sends them as ``extra_body``.
+    What is not OpenAI's its client sends as ``extra_body``: the names are those of vLLM and llama.cpp.
     """
 
-    model: str
+    model: str | None = Field(None, description="Without it the model that is served answers.")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=_INT64)
+    top_k: Whole | None = Field(None, ge=-1, lt=_INT64, description="0 and -1 are off.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    repeat_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="llama.cpp's name of ``repetition_penalty``."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Names] | None = None
-    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    seed: Whole | None = Field(None, ge=-_INT64, lt=_INT64)
     stop: StopInput | None = None
-    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    stop_token_ids: Annotated[Many[int], Field(max_length=_MAX_STOP_IDS)] | None = None
+    min_tokens: Whole | None = Field(None, ge=0, lt=2**31)
+    ignore_eos: bool | None = None
+    n_predict: Limit | None = Field(None, description="llama.cpp's name of ``max_tokens``.")
+    n: Whole | None = Field(None, ge=1, le=MAX_ANSWERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Requests of one user take turns with those of others.")
+    prompt_cache_key: str | None = Field(None, description="Not needed: prefixes are found by their tokens.")
 
 
 class PromptTokensDetails(Output):

@@ -1,18 +1,28 @@
 """The fields of ``/v1/chat/completions``.
 
-OpenAI's fields that do not apply to a text model accept only the value that asks for nothing, so that a
-client that always sends its defaults is served and any other value is refused.
-Not here: what they mean for generation (``chat_input``).
+Clients send a conversation back with more fields than they got, and with empty messages: all of that is read.
+Not here: what fields mean for generation (``chat_input``), fields that are not declared (``fields``).
 Source: OpenAI's API reference, "Create chat completion".
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Literal, cast
 
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
-from baichuan2_tpu.server.api.schema import Input, Many, Names, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import Input, Limit, Many, OpenInput, SamplingInput, Usage, Whole
 from baichuan2_tpu.server.errors import Output
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "ChatRequest",
     "ChatTokenizeRequest",
     "ChunkChoice",
+    "Content",
     "Delta",
     "FinishReason",
     "FunctionCall",
@@ -35,7 +46,6 @@ __all__ = [
     "NamedTool",
     "SystemMessage",
     "TextFormat",
-    "TextPart",
     "TokenLogprobs",
     "Tool",
     "ToolCall",
@@ -46,64 +56,83 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
-
-class TextPart(Input):
-    """A piece of text; images and audio are refused."""
-
-    type: Literal["text"]
-    text: str
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+_MAX_TYPE = 40  # characters of an unknown type that are quoted
 
 
-Content = str | Many[TextPart]
+class ContentPart(OpenInput):
+    """A piece of text, or of a refusal by another model; pictures and sound are refused."""
+
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+    @field_validator("type")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        if value not in _TEXT_PARTS:
+            raise PydanticCustomError(
+                "text_only", "is {type}; this model reads text only", {"type": repr(value[:_MAX_TYPE])}
+            )
+        return value
 
 
-class SystemMessage(Input):
-    """Instructions for the model; only allowed as the first message."""
+Content = str | Many[ContentPart]
+
+
+class SystemMessage(OpenInput):
+    """Instructions for the model; several are joined, in front of the conversation."""
 
     role: Literal["system", "developer"]
-    content: Content
+    content: Content | None = None
+    name: str | None = None
 
 
-class UserMessage(Input):
-    """What the user wrote."""
+class UserMessage(OpenInput):
+    """What a user wrote; ``name`` tells several users apart."""
 
     role: Literal["user"]
-    content: Content
+    content: Content | None = None
+    name: str | None = None
 
 
-class FunctionCall(Input):
+def _read_arguments(value: object) -> object:
+    """Return the arguments of a call as text; Ollama's clients send the object itself."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+class FunctionCall(OpenInput):
     """A function's name, and its arguments as JSON text."""
 
     name: str
-    arguments: str
+    arguments: Annotated[str, BeforeValidator(_read_arguments)] = ""
 
 
-class ToolCall(Input):
+class ToolCall(OpenInput):
     """A call of a function by the model."""
 
-    id: str
+    id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class AssistantMessage(Input):
-    """What the model answered."""
+class AssistantMessage(OpenInput):
+    """What the model answered; ``name`` tells several assistants apart."""
 
     role: Literal["assistant"]
     content: Content | None = None
-    refusal: None = None
-    audio: None = None
-    annotations: None = None
-    function_call: None = None
+    refusal: str | None = None
+    name: str | None = None
     tool_calls: Many[ToolCall] | None = None
 
 
-class ToolMessage(Input):
-    """What a function returned."""
+class ToolMessage(OpenInput):
+    """What a function returned; without a known ``tool_call_id`` its ``name`` is needed."""
 
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
+    role: Literal["tool", "function"]
+    content: Content | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 ChatMessage = Annotated[
@@ -111,35 +140,44 @@ ChatMessage = Annotated[
 ]
 
 
-class TextFormat(Input):
+class TextFormat(OpenInput):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Input):
-    """A JSON object."""
+class JsonObjectFormat(OpenInput):
+    """A JSON object; llama.cpp's clients give its schema beside the type."""
 
     type: Literal["json_object"]
+    schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
 
 
-class NamedSchema(Input):
-    """A JSON schema and its name."""
+class NamedSchema(OpenInput):
+    """A JSON schema and its name; Dify's users give the schema itself, without a name."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = None
     schema_: dict[str, JsonValue] | None = Field(None, alias="schema")
     strict: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value  # pyright: ignore[reportUnknownVariableType] - told as what it is
+        fields = cast("dict[str, object]", value)
+        return {"schema": fields} if "schema" not in fields and "type" in fields else fields
 
-class JsonSchemaFormat(Input):
+
+class JsonSchemaFormat(OpenInput):
     """JSON that follows a schema."""
 
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
 
-class Function(Input):
+class Function(OpenInput):
     """A function the model may call."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -148,55 +186,52 @@ class Function(Input):
     strict: bool | None = None
 
 
-class Tool(Input):
+class Tool(OpenInput):
     """A tool the model may use."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(Input):
+class FunctionName(OpenInput):
     """The name of a function to call."""
 
     name: str
 
 
-class NamedTool(Input):
+class NamedTool(OpenInput):
     """The tool that the answer must call."""
 
     type: Literal["function"]
     function: FunctionName
 
 
+def _check_some(value: int) -> int:
+    """Return a limit that leaves room for an answer. Raises: PydanticCustomError for 0."""
+    if value == 0:
+        raise PydanticCustomError("no_room", "1 or more is allowed, or -1 for no limit")
+    return value
+
+
+ChatLimit = Annotated[Limit, AfterValidator(_check_some)]
+"""A number of tokens, or -1 for no limit; a chat has an answer, so 0 is refused."""
+
+
 class ChatRequest(SamplingInput):
     """A conversation to continue."""
 
     messages: Many[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: ChatLimit | None = None
+    max_completion_tokens: ChatLimit | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     response_format: Annotated[
         TextFormat | JsonObjectFormat | JsonSchemaFormat | None, Field(discriminator="type")
     ] = None
     tools: Many[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    functions: None = None
-    function_call: None = None
-    audio: None = None
-    metadata: Annotated[dict[str, str], Names] | None = Field(None, max_length=0)
-    modalities: Many[Literal["text"]] | None = None
-    moderation: None = None
-    prediction: None = None
-    prompt_cache_key: str | None = Field(None, description="Not needed: prefixes are found by their tokens.")
-    prompt_cache_retention: None = None
-    reasoning_effort: Literal["none"] | None = None
     safety_identifier: str | None = Field(None, description="Same as ``user``.")
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
-    verbosity: Literal["medium"] | None = None
-    web_search_options: None = None
 
 
 class ChatTokenizeRequest(Input):

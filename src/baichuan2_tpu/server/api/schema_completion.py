@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Many, SamplingInput, Usage
+from baichuan2_tpu.server.api.schema import MAX_ANSWERS, Limit, Many, SamplingInput, Usage, Whole
 from baichuan2_tpu.server.errors import Output
 
 __all__ = [
@@ -33,10 +33,10 @@ class CompletionRequest(SamplingInput):
     """Prompts to continue; a prompt is a text or a list of tokens."""
 
     prompt: Prompt
-    max_tokens: int | None = Field(16, ge=0, lt=2**31)
+    max_tokens: Limit | None = Field(None, description="16 where it is left out; -1 is no limit.")
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
-    best_of: int | None = Field(None, ge=1, description="Allowed only where it equals ``n``.")
+    logprobs: Whole | None = Field(None, ge=0, le=20)
+    best_of: Whole | None = Field(None, ge=1, description="Allowed only where it equals ``n``.")
     suffix: Literal[""] | None = None
 
 

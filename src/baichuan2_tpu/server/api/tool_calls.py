@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baichuan2_tpu.generate.stops import StopStrings
 from baichuan2_tpu.server.api.schema_chat import FunctionCall, ToolCall
@@ -53,12 +53,12 @@ class CallReader:
         return self._calls > 0 and self._arguments is None
 
     def push(self, text: str) -> tuple[str, list[CallPiece]]:
-        """Return what is new in the text before all calls, and in the calls."""
+        """Return what is new in the text before all calls, and in the calls: one piece per call at most."""
         content = ""
         if self._mark.matched is None:
             content, text = self._split(text)
         self._calls_text += text
-        return content, self._read_calls()
+        return content, _merge(self._read_calls())
 
     def flush(self) -> str:
         """Return text that was held back because it might have been the mark of calls."""
@@ -90,6 +90,16 @@ class CallReader:
             if not self._arguments.is_over:
                 return pieces
             self._arguments = None
+
+
+def _merge(pieces: Sequence[CallPiece]) -> list[CallPiece]:
+    """Return one piece per call: clients overwrite the first of two entries with one index in a chunk."""
+    merged: dict[int, CallPiece] = {}
+    for piece in pieces:
+        first = merged.setdefault(piece.index, piece)
+        if first is not piece:
+            merged[piece.index] = replace(first, arguments=first.arguments + piece.arguments)
+    return list(merged.values())
 
 
 def join_calls(pieces: Sequence[CallPiece]) -> list[ToolCall]:

@@ -89,7 +89,7 @@ def call_begin(name: str) -> str:
 
 def write_calls(calls: Sequence[ToolCall]) -> str:
     """Return calls as the model writes them."""
-    calls_json = (f"{call_begin(call.function.name)}{call.function.arguments}}}" for call in calls)
+    calls_json = (f"{call_begin(call.function.name)}{call.function.arguments or '{}'}}}" for call in calls)
     return CALL_BEGIN + ", ".join(calls_json) + CALL_END
 
 

@@ -24,7 +24,7 @@ from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
-from baichuan2_tpu.text.messages import Message, Role
+from baichuan2_tpu.text.messages import Message, Role, check_order
 
 __all__ = ["PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
 
@@ -196,8 +196,7 @@ def _request(service: Service, turn: Turn, client: str) -> tuple[Request, int]:
     settings = turn.settings.over(model.settings)
     settings = replace(settings, stop_ids=settings.stop_ids | model.template.stop_ids)
     system = [Message("system", turn.settings.system)] if turn.settings.system.strip() else []
-    messages = [Message(message.role, message.content) for message in turn.messages]
-    prompt = model.template.render(
-        [*system, *messages], prompt_budget(model.max_context, settings.max_tokens)
-    )
+    messages = [*system, *(Message(message.role, message.content) for message in turn.messages)]
+    check_order(messages)
+    prompt = model.template.render(messages, prompt_budget(model.max_context, settings.max_tokens))
     return Request(prompt.ids, settings, service.timeout_s, client), prompt.dropped_rounds
