@@ -35,6 +35,10 @@ class ByteTokenizer(Tokenizer):
     def stop_ids(self) -> frozenset[int]:
         return frozenset({self.END_ID})
 
+    @property
+    def longest_token(self) -> int:
+        return 1
+
     def encode(self, text: str) -> list[int]:
         check_text(text)
         return list(text.encode("utf-8"))

@@ -19,7 +19,7 @@ from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
-from baichuan2_tpu.server.transport.listening import Connection
+from baichuan2_tpu.server.transport.connection import Connection
 from baichuan2_tpu.text.template import BaichuanTemplate
 from doubles.fakes import ByteTokenizer, ScriptedEngine
 

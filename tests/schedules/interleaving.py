@@ -11,6 +11,7 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import DeadlineError
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
+from baichuan2_tpu.generate.tracked_sequence import common_prefix
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
@@ -45,7 +46,12 @@ def courses(context: int) -> st.SearchStrategy[Course]:
     )
     settings = st.builds(GenerationSettings, sampling, st.integers(1, context // 2), st.just(("a",)))
     requests = st.builds(
-        Request, prompts, settings, st.sampled_from([None, None, _TIMEOUT_S]), st.sampled_from(["", "a", "b"])
+        Request,
+        prompts,
+        settings,
+        st.sampled_from([None, None, _TIMEOUT_S]),
+        st.sampled_from(["", "a", "b"]),
+        st.sampled_from(["", "", "other"]),
     )
     count = st.shared(st.integers(1, 7))
 
@@ -80,8 +86,11 @@ def check_course(course: Course, engine: Engine, alone: Callable[[], Engine], to
             tickets[cancelled].cancel()
     finish(scheduler)
     with alone() as other:
-        for request, ticket in zip(course.requests, tickets, strict=True):
-            _check_ticket(ticket, request, solo(other, tokenizer, request))
+        expected = [solo(other, tokenizer, request) for request in course.requests]
+    results = list(map(_check_ticket, tickets, course.requests, expected))
+    for index, result in enumerate(results):
+        if result is not None:
+            _check_reuse(course.requests, expected, index, result)
     load = scheduler.load()
     assert (load.running, load.waiting, load.totals.faults) == (0, 0, 0)
     assert load.totals.finished + load.totals.cancelled + load.totals.failed == len(tickets)
@@ -89,8 +98,20 @@ def check_course(course: Course, engine: Engine, alone: Callable[[], Engine], to
     assert scheduler.load().held_tokens == 0
 
 
-def _check_ticket(ticket: Ticket, request: Request, expected: Result) -> None:
-    """Check that an answer is what was expected, or a beginning of it when it was stopped."""
+def _check_reuse(requests: list[Request], expected: list[Result], index: int, result: Result) -> None:
+    """Check that an answer tells of no tokens but those that its own tenant asked or was answered."""
+    request = requests[index]
+    own = [
+        (*other.prompt_ids, *answer.token_ids)
+        for place, (other, answer) in enumerate(zip(requests, expected, strict=True))
+        if other.tenant == request.tenant and place != index
+    ]
+    longest = max((common_prefix(ids, request.prompt_ids) for ids in own), default=0)
+    assert result.stats.reused_tokens <= longest
+
+
+def _check_ticket(ticket: Ticket, request: Request, expected: Result) -> Result | None:
+    """Check that an answer is what was expected, or a beginning of it when it was stopped; return it."""
     events: list[object] = []
     is_late = False
     try:
@@ -113,3 +134,5 @@ def _check_ticket(ticket: Ticket, request: Request, expected: Result) -> None:
         assert is_late or ticket.is_cancelled
     if isinstance(result, Result):
         assert (result.text, result.token_ids) == (text, ids)
+        return result
+    return None

@@ -39,9 +39,10 @@ def request(
     settings: GenerationSettings | None = None,
     timeout_s: float | None = None,
     client: str = "",
+    tenant: str = "",
 ) -> Request:
     """Return a request, greedy unless it has settings."""
-    return Request(tuple(prompt), settings or greedy(max_tokens), timeout_s, client)
+    return Request(tuple(prompt), settings or greedy(max_tokens), timeout_s, client, tenant)
 
 
 def submit(scheduler: Scheduler, request: Request) -> Ticket:

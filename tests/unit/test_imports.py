@@ -45,10 +45,11 @@ INSIDE: dict[str, Table] = {
     ],
     "server": [
         {"scheduling", "known_paths", "request_faults"},
-        {"errors", "log_lines", "metrics"},
+        {"errors", "log_lines", "metrics", "readiness", "tenants"},
         {"service"},
         {"api", "transport"},
-        {"page", "app"},
+        {"app"},
+        {"page"},
     ],
 }
 """The order inside a room, by the first name below it."""

@@ -8,6 +8,7 @@ quick. Not here: what a verb does (one module each), the shared options (``optio
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from typing import Annotated, Protocol, runtime_checkable
@@ -85,6 +86,7 @@ def main() -> None:
 
     Raises: SystemExit with 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode still gets the answer
@@ -99,6 +101,25 @@ def main() -> None:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device for each of standard input, output and error that is closed.
+
+    Otherwise the next file or connection gets its number, and what any library prints is written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if not _is_open(number):
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - to the end
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _report(error: Exception) -> int:

@@ -17,6 +17,11 @@ from baichuan2_tpu.errors import RequestError
 __all__ = ["serve"]
 
 
+class _Sharing(str, Enum):
+    KEY = "key"
+    ALL = "all"
+
+
 class _LogForm(str, Enum):
     TEXT = "text"
     JSON = "json"
@@ -64,6 +69,14 @@ _AllowedHost = Annotated[
         metavar="NAME",
         help="Host name that leads here, as a proxy's in front; may be repeated.",
         show_default="names of this machine, numeric addresses",
+    ),
+]
+_SharePrefixes = Annotated[
+    _Sharing,
+    typer.Option(
+        "--share-prefixes",
+        help="Who shares kept beginnings of prompts: the holders of one key, or all, who can then find out "
+        "what others asked.",
     ),
 ]
 _NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
@@ -137,6 +150,7 @@ def serve(
     tls_key: _TlsKey = None,
     cors_origin: _CorsOrigin = None,
     allowed_host: _AllowedHost = None,
+    share_prefixes: _SharePrefixes = _Sharing.KEY,
     no_page: _NoPage = False,
     max_running: _MaxRunning = None,
     max_queue: _MaxQueue = 64,
@@ -171,7 +185,11 @@ def serve(
     address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
     access = serve_run.ServerOptions(
-        keys, tuple(cors_origin or ()), tuple(allowed_host or ()), int(max_body * 1e6)
+        keys,
+        tuple(cors_origin or ()),
+        tuple(allowed_host or ()),
+        int(max_body * 1e6),
+        share_prefixes.value,
     )
     plan = serve_run.ServePlan(
         model,

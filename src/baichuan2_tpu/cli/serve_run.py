@@ -138,7 +138,7 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
         # Gradio takes seconds and 100 MB, which --no-page saves.
         from baichuan2_tpu.server.page.gradio_app import add_page
 
-        add_page(app, service, keys=access.api_keys, max_body_bytes=access.max_body_bytes)
+        add_page(app, service, access)
 
     def when_ready() -> None:
         url = plan.address.url(listener)

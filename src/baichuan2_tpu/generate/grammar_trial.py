@@ -91,6 +91,17 @@ class GrammarTrial:
         finally:
             self._places.release()
 
+    def prove(self, grammar: str) -> None:
+        """Try a grammar that can be compiled, unless a trial runs: that one ends within the limits.
+
+        Raises: RequestError when it is not compiled.
+        """
+        if self._turn.acquire(blocking=False):
+            try:
+                self._try(grammar, "")
+            finally:
+                self._turn.release()
+
     def warm_up(self) -> None:
         """Start the child before a request needs it."""
         with self._turn:

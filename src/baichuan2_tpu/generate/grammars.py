@@ -33,6 +33,8 @@ _CACHED = 128
 _CACHED_CHARACTERS = 16_384
 """A longer grammar is compiled anew each time, so that what is kept stays small."""
 
+_SMALL = 'start: "a"'
+
 
 class Grammars:
     """Compiles grammars for one tokenizer, from any thread, and keeps the latest.
@@ -77,6 +79,12 @@ class Grammars:
     def warm_up(self) -> None:
         """Start what takes long before a request needs it."""
         self.json_schema({"type": "object"})
+
+    def prove(self) -> None:
+        """Compile a small grammar anew. Raises: RequestError when even that does not work."""
+        if self._trial is not None:
+            self._trial.prove(_SMALL)
+        compile_grammar(self._library, _SMALL)
 
     def close(self) -> None:
         """End the child process, if there is one; closing twice is allowed."""

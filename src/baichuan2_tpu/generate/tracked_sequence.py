@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import compress, count
+from operator import ne
 from types import TracebackType
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.engine.base import Chunk, Engine
+from baichuan2_tpu.generate.block_hashes import BLOCK_TOKENS, BlockHashes
 
 __all__ = ["Feed", "TrackedSequence", "common_prefix", "feed_together"]
 
@@ -30,8 +32,8 @@ class Feed:
 
 def common_prefix(first: Items[int], second: Items[int]) -> int:
     """Return how many ids both begin with."""
-    pairs = zip(first, second, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    # Without a step of the interpreter per id: a beginning may have tens of thousands.
+    return next(compress(count(), map(ne, first, second)), min(len(first), len(second)))
 
 
 def feed_together(feeds: Items[Feed]) -> list[NDArray[np.float32]]:
@@ -54,6 +56,7 @@ class TrackedSequence:
         self.engine = engine
         self._sequence = engine.open_sequence()
         self._ids: list[int] = []
+        self._hashes = BlockHashes()
 
     @property
     def length(self) -> int:
@@ -64,6 +67,11 @@ class TrackedSequence:
     def ids(self) -> tuple[int, ...]:
         """The ids whose keys and values the engine holds."""
         return tuple(self._ids)
+
+    @property
+    def block_hashes(self) -> list[int]:
+        """The hashes of the complete blocks of the ids; see ``generate.block_hashes``."""
+        return self._hashes.update(self._ids)
 
     def keep_prefix(self, prompt_ids: Items[int]) -> int:
         """Forget what is not the beginning of the prompt, and return how many ids stay.
@@ -78,16 +86,23 @@ class TrackedSequence:
         length = source.common_prefix(prompt_ids)
         self._sequence.copy_prefix(source._sequence, length)
         self._ids[:] = source._ids[:length]
+        self._hashes.truncate(0)
 
     def common_prefix(self, prompt_ids: Items[int]) -> int:
         """Return how many ids ``keep_prefix`` would keep."""
         return common_prefix(self._ids, prompt_ids[:-1])
+
+    def common_block(self, prompt_ids: Items[int], block: int) -> int:
+        """Return how many ids of one block are the prompt's."""
+        ids = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
+        return common_prefix(self._ids[ids], prompt_ids[ids])
 
     def truncate(self, length: int) -> None:
         """Forget every id from ``length`` on."""
         # The engine holds more than is known here when a call to it was interrupted on its way back.
         self._sequence.truncate(length)
         del self._ids[length:]
+        self._hashes.truncate(length)
 
     def feed(self, ids: Items[int], logit_rows: int = 1) -> NDArray[np.float32]:
         """Append ids and return the logits of the last ones.

@@ -17,6 +17,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.api.routes import answer_routes, model_routes
 from baichuan2_tpu.server.errors import add_handlers
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.tenants import ShareRule
 from baichuan2_tpu.server.transport.guards import BodyLimit, KeyGuard
 from baichuan2_tpu.server.transport.paths import TidyPath
 from baichuan2_tpu.server.transport.routes_operations import operation_routes
@@ -24,6 +25,8 @@ from baichuan2_tpu.server.transport.routes_operations import operation_routes
 __all__ = ["ServerOptions", "create_app"]
 
 _KEY = re.compile("[!-~]*")
+_MORE_REQUESTS = 64
+"""How many requests may be read or refused beside those that run or wait."""
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
@@ -33,7 +36,8 @@ class ServerOptions:
 
     Without ``api_keys`` anybody may use it. ``cors_origins`` are the web sites whose pages may, as browsers
     name them: ``https://site.example``, or ``*`` for all. ``allowed_hosts`` are names that lead here
-    besides the machine's own, as that of a proxy in front; ``*`` for all.
+    besides the machine's own, as that of a proxy in front; ``*`` for all. ``share_prefixes`` tells who
+    shares kept beginnings of prompts: the holders of one key, or all.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -42,6 +46,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20  # a context of 32k tokens is about 0.2 MB of text
+    share_prefixes: ShareRule = "key"
 
     def __post_init__(self) -> None:
         if "" in self.api_keys:
@@ -79,9 +84,11 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     app.include_router(operation_routes(service))
     add_handlers(app)
     # The middleware added last sees a request first.
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(
+        BodyLimit, max_bytes=options.max_body_bytes, max_requests=service.max_answers + _MORE_REQUESTS
+    )
     if options.api_keys:
-        app.add_middleware(KeyGuard, keys=options.api_keys)
+        app.add_middleware(KeyGuard, keys=options.api_keys, share=options.share_prefixes)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,

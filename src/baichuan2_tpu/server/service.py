@@ -21,6 +21,7 @@ from baichuan2_tpu.model import Model
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.log_lines import log_answer
 from baichuan2_tpu.server.metrics import Metrics
+from baichuan2_tpu.server.readiness import Readiness
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request
@@ -89,11 +90,19 @@ class Service:
         self.model = model
         self.rules = rules or RequestRules()
         self.timeout_s = timeout_s
+        self.max_answers = scheduler.max_jobs
         self.metrics = Metrics(scheduler.load)
         self._scheduler = scheduler
         self._is_stopping = False
         self._grammars: Grammars | None = None
         self._grammars_lock = Lock()
+        self.readiness = Readiness(
+            {
+                "tokenizer": lambda: model.tokenizer.decode(model.tokenizer.encode("ready")),
+                "compiler of schemas": self._prove_schemas,
+                "engine": scheduler.prove,
+            }
+        )
 
     @property
     def grammars(self) -> Grammars:
@@ -111,10 +120,19 @@ class Service:
 
     @property
     def health(self) -> Literal["ok", "faulty", "stopping"]:
-        """Whether the server can answer: not while it shuts down, nor after a fault of the engine."""
+        """Whether the server can answer: not while it shuts down, nor while a part of it fails or hangs.
+
+        ``readiness.begin`` has the parts tried.
+        """
         if self._is_stopping:
             return "stopping"
-        return "faulty" if self._scheduler.load().is_faulty else "ok"
+        is_faulty = self._scheduler.load().is_faulty or self.readiness.broken_part is not None
+        return "faulty" if is_faulty else "ok"
+
+    def _prove_schemas(self) -> None:
+        """Compile a small grammar, unless none was ever needed."""
+        if self._grammars is not None:
+            self._grammars.prove()
 
     def check_model(self, name: str | None) -> None:
         """Check that a client asks for the model that is served; none or an empty name stands for any.

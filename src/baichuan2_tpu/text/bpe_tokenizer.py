@@ -55,6 +55,8 @@ class BpeTokenizer(Tokenizer):
             i: b"" if token.special else token.content.encode("utf-8") for i, token in added.items()
         }
         self._stop_ids = frozenset(i for name, i in self._control_of_name.items() if name in stop_names)
+        # A byte is a character of its piece, so that a character of the text is one or more.
+        self._longest_token = max(map(len, library.get_vocab()), default=1)
         self._missing_bytes = bytes(
             byte for byte, name in _CHARACTER_OF_BYTE.items() if library.token_to_id(name) is None
         )
@@ -84,6 +86,11 @@ class BpeTokenizer(Tokenizer):
     def stop_ids(self) -> frozenset[int]:
         """The end token of ``tokenizer_config.json``."""
         return self._stop_ids
+
+    @property
+    def longest_token(self) -> int:
+        """The most characters that one token covers, of any token."""
+        return self._longest_token
 
     def encode(self, text: str) -> list[int]:
         """Return ids whose decoding is ``text``; special tokens are spelled out as ordinary text.

@@ -41,6 +41,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, processor: SentencePieceProcessor) -> None:
         self._processor = processor
         self._size = processor.vocab_size()
+        self._longest_token = max(map(len, processor.id_to_piece(list(range(self._size)))), default=1)
         self._bytes_of_id = {processor.piece_to_id(f"<0x{byte:02X}>"): bytes([byte]) for byte in range(256)}
         self._space_mark_ids = [
             processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode("utf-8")
@@ -79,6 +80,11 @@ class SentencePieceTokenizer(Tokenizer):
     def stop_ids(self) -> frozenset[int]:
         """The end-of-text id."""
         return frozenset({self._processor.eos_id()} - {-1})
+
+    @property
+    def longest_token(self) -> int:
+        """The most characters that one token covers, of any token."""
+        return self._longest_token
 
     def encode(self, text: str) -> list[int]:
         """Return ids whose decoding is ``text``; reserved literals are spelled out as ordinary text.

@@ -19,7 +19,7 @@ from typing import Protocol
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError
 from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.messages import Message, split_rounds
-from baichuan2_tpu.text.tokenizer import Tokenizer
+from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = ["BaichuanTemplate", "ChatMLTemplate", "ChatTemplate", "RenderedPrompt", "open_template"]
 
@@ -81,10 +81,11 @@ class BaichuanTemplate:
     def render(self, messages: Sequence[Message], budget: int) -> RenderedPrompt:
         """Write the newest rounds that fit; a last message of the assistant is left open, to be continued."""
         system, rounds = split_rounds(messages)
+        _check_length(fewest_tokens(self._tokenizer, system), budget, "at least ")
         head = self._tokenizer.encode(system)
         is_open = messages[-1].role == "assistant"
         tail = [] if is_open else [self._id_of_role["assistant"]]
-        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, _Encoder(self._tokenizer, self._encode_message))
 
     def _encode_message(self, message: Message) -> list[int]:
         return [self._id_of_role[message.role], *self._tokenizer.encode(message.content)]
@@ -115,9 +116,11 @@ class ChatMLTemplate:
         if is_open:
             rounds[-1].pop()
         system = system or self._default_system
+        fewest = fewest_tokens(self._tokenizer, system) + fewest_tokens(self._tokenizer, begun)
+        _check_length(fewest, budget, "at least ")
         head = self._encode_message(Message("system", system)) if system else []
         tail = self._open_message("assistant", begun)
-        return _fit_rounds(head, rounds, tail, budget, self._encode_message)
+        return _fit_rounds(head, rounds, tail, budget, _Encoder(self._tokenizer, self._encode_message))
 
     def _open_message(self, role: str, content: str) -> list[int]:
         return [self._start_id, *self._tokenizer.encode(f"{role}\n{content}")]
@@ -156,12 +159,37 @@ def _default_system(directory: Path) -> str:
     return match[1] if match else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """How a round becomes ids."""
+
+    tokenizer: Tokenizer
+    encode_message: Callable[[Message], list[int]]
+
+    def fewest(self, messages: Sequence[Message]) -> int:
+        """Return how many ids the messages have at least, without encoding them."""
+        return sum(fewest_tokens(self.tokenizer, message.content) for message in messages)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids of the messages."""
+        return [token_id for message in messages for token_id in self.encode_message(message)]
+
+
+def _check_length(length: int, budget: int, at_least: str = "") -> None:
+    """Check that a prompt of ``length`` ids fits. Raises: ContextLengthError."""
+    if length > budget:
+        raise ContextLengthError(
+            f"the prompt is {at_least}{length} tokens with its system message, {budget} are allowed; shorten "
+            "it, leave less room for the answer (--max-tokens) or open the model with a larger --context"
+        )
+
+
 def _fit_rounds(
     head: list[int],
     rounds: Sequence[Sequence[Message]],
     tail: list[int],
     budget: int,
-    encode_message: Callable[[Message], list[int]],
+    encoder: _Encoder,
 ) -> RenderedPrompt:
     """Put the newest rounds that fit between ``head`` and ``tail``.
 
@@ -171,13 +199,16 @@ def _fit_rounds(
     ids = list(tail)
     dropped = len(rounds)
     for messages in reversed(rounds):
-        encoded = [token_id for message in messages for token_id in encode_message(message)]
+        is_newest = dropped == len(rounds)
+        fewest = len(head) + encoder.fewest(messages) + len(ids)
+        if is_newest:
+            _check_length(fewest, budget, "at least ")
+        if fewest > budget:
+            break
+        encoded = encoder.encode(messages)
         length = len(head) + len(encoded) + len(ids)
-        if length > budget and dropped == len(rounds):
-            raise ContextLengthError(
-                f"the prompt is {length} tokens with its system message, {budget} are allowed; shorten it, "
-                "leave less room for the answer (--max-tokens) or open the model with a larger --context"
-            )
+        if is_newest:
+            _check_length(length, budget)
         if length > budget:
             break
         ids[:0] = encoded

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from baichuan2_tpu.errors import RequestError
 
-__all__ = ["PROBE", "StreamDecoder", "Tokenizer", "check_text"]
+__all__ = ["PROBE", "StreamDecoder", "Tokenizer", "check_text", "fewest_tokens"]
 
 
 PROBE = (
@@ -42,6 +42,11 @@ class Tokenizer(Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Ids with which the model ends a text."""
 
+    @property
+    @abstractmethod
+    def longest_token(self) -> int:
+        """The most characters that one token covers, of any token."""
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Return ids whose decoding is ``text``; none of them is a control id.
@@ -66,6 +71,14 @@ class Tokenizer(Protocol):
         Raises: RequestError for an id outside the vocabulary.
         """
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+
+def fewest_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Return how many tokens a text has at least, known from its length alone.
+
+    3 MB of digits take 10 s to encode, which need not be done to know that they do not fit.
+    """
+    return -(-len(text) // tokenizer.longest_token)
 
 
 def check_text(text: str) -> None:

@@ -294,3 +294,17 @@ def test_info_on_a_directory_without_a_config_says_so_once(run: Run, tmp_path: P
     done = run("info", tmp_path)
     complaint = f"{tmp_path}: holds no config.json; name the directory of a checkpoint"
     assert (done.code, done.out, done.err) == (1, "", f"error: {complaint}\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_the_null_device(closed: str, tmp_path: Path) -> None:
+    # The next file or connection got its number, and what a library printed was written into it.
+    seen = tmp_path / "seen"
+    code = (
+        "import os, sys; from baichuan2_tpu import cli; cli._open_missing_streams();"
+        "print('out', file=sys.stdout, flush=True); print('err', file=sys.stderr, flush=True);"
+        f"file = open({str(seen)!r}, 'w'); file.write(f'{{file.fileno() > 2}} {{sys.stdin is not None}}')"
+    )
+    words = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
+    assert subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode == 0
+    assert seen.read_text() == "True True"

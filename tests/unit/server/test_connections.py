@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -11,8 +12,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from baichuan2_tpu.server.transport import connection as connection_module
 from baichuan2_tpu.server.transport import guards
-from baichuan2_tpu.server.transport import listening as listening_module
 from baichuan2_tpu.server.transport.guards import BodyLimit
 from running.served import listening
 
@@ -27,7 +28,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    monkeypatch.setattr(listening_module, "_HEAD_S", 0.2)
+    monkeypatch.setattr(connection_module, "_HEAD_S", 0.2)
     with listening(answer) as url:
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port or 0), timeout=60) as client:
@@ -69,9 +70,42 @@ def test_a_body_nobody_waits_for_does_not_hold_a_connection(client: socket.socke
     assert read_all(client) == b""
 
 
-def test_a_head_without_end_is_refused(client: socket.socket) -> None:
-    client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"a" * 100_000)
-    assert client.recv(2**16).startswith(b"HTTP/1.1 400 Bad Request")
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"a" * 100_000,
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: -1\r\n\r\n",
+    ],
+    ids=["endless head", "no HTTP", "no host", "no length"],
+)
+def test_what_is_not_http_is_refused_with_an_error_object(client: socket.socket, sent: bytes) -> None:
+    # A client got plain text where every other error is an object.
+    client.sendall(sent)
+    head, _, body = read_all(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_client_that_sends_no_more_is_answered(
+    client: socket.socket, version: bytes, requests: int
+) -> None:
+    # It was taken for one that had left.
+    connection = b"Connection: keep-alive\r\n" if version == b"1.1" else b""
+    client.sendall((b"GET / HTTP/%b\r\nHost: test\r\n%b\r\n" % (version, connection)) * requests)
+    client.shutdown(socket.SHUT_WR)
+    received = read_all(client)
+    assert received.count(b"200 OK") == (requests if version == b"1.1" else 1)
+    assert received.endswith(b"ok")
+
+
+def test_a_client_that_sends_no_more_of_its_body_is_not_waited_for(client: socket.socket) -> None:
+    client.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n1")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b""
 
 
 def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

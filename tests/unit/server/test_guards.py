@@ -7,6 +7,7 @@ import pytest
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.app import ServerOptions
+from doubles.fakes import ByteTokenizer
 from running.served import chat_body, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
@@ -30,7 +31,9 @@ def test_nothing_is_served_without_a_key(header: str | None, path: str) -> None:
 @pytest.mark.parametrize("key", ["secret", "other"])
 def test_each_key_opens_and_health_needs_none(key: str) -> None:
     options = ServerOptions(api_keys=frozenset({"secret", "other"}))
-    with served(scripted_engine("ok"), options) as client:
+    engine = scripted_engine()
+    engine.enqueue_ids([0, *b"ok", ByteTokenizer.END_ID])  # the first for the proof that it works
+    with served(engine, options) as client:
         assert client.get("/health").status_code == 200
         answer = client.post(CHAT, json=chat_body(), headers={"Authorization": f"Bearer {key}"})
         assert "HTTPBearer" in client.get("/openapi.json", headers={"Authorization": f"Bearer {key}"}).text

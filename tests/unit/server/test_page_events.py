@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from baichuan2_tpu.server.app import create_app
+from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.page.gradio_app import add_page
 from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, EventFilter
 from baichuan2_tpu.server.transport.guards import BodyLimit
@@ -89,8 +89,9 @@ def test_a_client_that_leaves_before_its_event_is_whole_is_no_fault() -> None:
 @pytest.fixture
 def page() -> Generator[TestClient, None, None]:
     with running_service(TalkingEngine()) as service:
-        app = create_app(service)
-        add_page(app, service, keys=(), max_body_bytes=100_000)
+        options = ServerOptions(max_body_bytes=100_000)
+        app = create_app(service, options)
+        add_page(app, service, options)
         with TestClient(app) as client:
             yield client
 

@@ -3,7 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from baichuan2_tpu.server.app import create_app
+from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.page.gradio_app import add_page
 from doubles.talking_engine import TalkingEngine
 from running.served import running_service
@@ -12,8 +12,9 @@ from running.served import running_service
 @pytest.fixture
 def client() -> TestClient:
     with running_service(TalkingEngine()) as service:
-        app = create_app(service)
-        add_page(app, service, keys=(), max_body_bytes=1000)
+        options = ServerOptions(max_body_bytes=1000)
+        app = create_app(service, options)
+        add_page(app, service, options)
         return TestClient(app)
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from baichuan2_tpu.server.page import turns
-from baichuan2_tpu.server.page.turns import PageSession, Settings, Turn, TurnState, answer_turn
+from baichuan2_tpu.server.page.turns import Asker, PageSession, Settings, Turn, TurnState, answer_turn
 from baichuan2_tpu.server.service import Service
 from doubles.fakes import FakeEngine
 from doubles.talking_engine import LONG_COUNT, TalkingEngine
@@ -40,7 +40,9 @@ def is_heard() -> bool:
 
 async def show(service: Service, session: PageSession, question: Turn) -> list[Mapping[str, Any]]:
     """Answer a turn and return all that the page is shown."""
-    return [dict(states) async for states in answer_turn(service, session, question, "somebody", is_heard)]
+    return [
+        dict(states) async for states in answer_turn(service, session, question, Asker("somebody"), is_heard)
+    ]
 
 
 def answer(engine: FakeEngine, question: Turn) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def test_nobody_waits_for_an_answer_that_nobody_reads(way: str) -> None:
 
     async def leave(service: Service) -> None:
         session = PageSession()
-        states = answer_turn(service, session, turn("count on"), "somebody", is_heard)
+        states = answer_turn(service, session, turn("count on"), Asker("somebody"), is_heard)
         await anext(states)
         if way == "the session ends":
             session.stop_all()
@@ -148,7 +150,7 @@ def test_an_answer_ends_that_no_page_listens_to(monkeypatch: pytest.MonkeyPatch)
     engine = TalkingEngine()
 
     async def ask(service: Service) -> list[Mapping[str, Any]]:
-        states = answer_turn(service, PageSession(), turn("count on"), "somebody", lambda: False)
+        states = answer_turn(service, PageSession(), turn("count on"), Asker("somebody"), lambda: False)
         return [dict(state) async for state in states]
 
     with running_service(engine) as service:

@@ -7,6 +7,7 @@ import pytest
 
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
+from baichuan2_tpu.server.scheduling.prefix_index import Prompt
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
 from doubles.fakes import HistoryEngine
 
@@ -16,9 +17,9 @@ def new_pool(max_tokens: int = 1024, *, max_sequences: int = 4) -> tuple[PrefixP
     return PrefixPool(engine, max_tokens), engine
 
 
-def use(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
+def use(pool: PrefixPool, ids: list[int], tenant: str = "") -> TrackedSequence:
     """Take a sequence, feed it and give it back."""
-    sequence = taken(pool, ids)
+    sequence = taken(pool, ids, tenant)
     sequence.feed(ids[sequence.length :])
     pool.give_back(sequence)
     return sequence
@@ -29,8 +30,9 @@ def alone(engine: HistoryEngine, ids: list[int]) -> Chunk:
     return Chunk(engine.open_sequence(), ids)
 
 
-def taken(pool: PrefixPool, ids: list[int]) -> TrackedSequence:
-    sequence = pool.take(ids)
+def taken(pool: PrefixPool, ids: list[int], tenant: str = "") -> TrackedSequence:
+    pool.refresh()
+    sequence = pool.take(Prompt.of(ids, tenant))
     assert sequence is not None
     return sequence
 
@@ -95,18 +97,18 @@ def test_without_place_or_beginning_the_least_recently_used_makes_room() -> None
 def test_nothing_is_taken_while_all_sequences_are_in_use() -> None:
     pool, _ = new_pool(max_sequences=1)
     sequence = taken(pool, [1])
-    assert pool.take([2]) is None
+    assert pool.take(Prompt.of([2])) is None
     pool.give_back(sequence)
-    assert pool.take([2]) is not None
+    assert pool.take(Prompt.of([2])) is not None
 
 
 def test_nothing_is_taken_while_others_in_use_have_the_memory() -> None:
     pool, _ = new_pool(256)
     sequence = taken(pool, [1] * 200)
-    assert pool.take([2]) is None
+    assert pool.take(Prompt.of([2])) is None
     assert pool.held_tokens == 256
     pool.give_back(sequence)
-    assert pool.take([2]) is not None
+    assert pool.take(Prompt.of([2])) is not None
     assert pool.held_tokens == 64
 
 
@@ -143,3 +145,21 @@ def test_memory_is_given_in_blocks_up_to_the_context(length: int) -> None:
     pool, _ = new_pool()
     taken(pool, [1] * length)
     assert pool.held_tokens == min(-(-length // 64) * 64, 256)
+
+
+def test_another_tenants_sequences_are_neither_continued_nor_copied() -> None:
+    # The counts and times of an answer told one key's holder what another had asked, token by token.
+    pool, engine = new_pool()
+    prompt = [1, *range(100)]
+    idle = use(pool, prompt, "a")
+    taken(pool, prompt, "a").feed([99])
+    assert taken(pool, prompt, "b").ids == ()
+    assert taken(pool, prompt, "a").ids == idle.ids[:-1] == tuple(prompt[:-1])
+    assert engine.open_sequences == 3
+
+
+def test_another_tenants_idle_sequence_makes_room() -> None:
+    pool, engine = new_pool(max_sequences=1)
+    use(pool, [1, 2, 3], "a")
+    assert taken(pool, [1, 2, 3], "b").ids == ()
+    assert engine.open_sequences == 1

@@ -198,3 +198,33 @@ def test_chatml_marks_stop_an_answer(bpe_directory: Path, bpe_tokenizer: Tokeniz
 def test_a_model_without_chat_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="knows no chat marks"):
         open_template(tmp_path, ByteTokenizer(controls=()))
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Counts the characters that it encodes."""
+
+    encoded = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded += len(text)
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(role: str) -> None:
+    # 3 MB of digits took 10 s of a core before they were found not to fit.
+    tokenizer = CountingTokenizer()
+    template = BaichuanTemplate(tokenizer, USER_ID, ASSISTANT_ID)
+    long = "0" * 3_000_000
+    messages = [Message("system", long if role == "system" else "S"), user(long if role == "user" else "a")]
+    with pytest.raises(ContextLengthError, match=r"at least 3\d{6} tokens"):
+        template.render(messages, ROOM)
+    assert tokenizer.encoded <= 1
+
+
+def test_an_old_round_that_cannot_fit_is_dropped_before_it_is_encoded() -> None:
+    tokenizer = CountingTokenizer()
+    template = BaichuanTemplate(tokenizer, USER_ID, ASSISTANT_ID)
+    prompt = template.render([user("0" * 3_000_000), answer("b"), user("c")], ROOM)
+    assert (prompt.ids, prompt.dropped_rounds) == ((USER_ID, *b"c", ASSISTANT_ID), 1)
+    assert tokenizer.encoded == 1

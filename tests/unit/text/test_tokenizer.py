@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.text.tokenizer import StreamDecoder, Tokenizer
+from baichuan2_tpu.text.tokenizer import StreamDecoder, Tokenizer, fewest_tokens
 
 # One fixture serves all examples: tokenizers have no state.
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -92,3 +92,16 @@ def test_a_lone_surrogate_is_refused_with_its_place(tokenizer: Tokenizer) -> Non
 def test_an_ordinary_token_is_not_a_control_id(tokenizer: Tokenizer) -> None:
     assert tokenizer.control_id("a") is None
     assert tokenizer.control_id("no such token") is None
+
+
+@shared_fixture
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60) | st.text("0 1a你\n<", max_size=200))
+def test_no_text_has_fewer_tokens_than_its_length_allows(tokenizer: Tokenizer, text: str) -> None:
+    assert len(tokenizer.encode(text)) >= fewest_tokens(tokenizer, text)
+
+
+def test_the_longest_token_is_no_longer_than_a_line(tokenizer: Tokenizer) -> None:
+    assert 1 < tokenizer.longest_token <= 512
+    assert fewest_tokens(tokenizer, "") == 0
+    assert fewest_tokens(tokenizer, "0" * tokenizer.longest_token) == 1
+    assert fewest_tokens(tokenizer, "0" * (tokenizer.longest_token + 1)) == 2

@@ -15,6 +15,7 @@ from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.tenants import current_tenant
 
 __all__ = ["NO_LIMIT", "answer_settings", "make_requests"]
 
@@ -75,6 +76,7 @@ def make_requests(
             replace(settings, sampling=replace(sampling, seed=seed)),
             timeout_s=service.timeout_s,
             client=client,
+            tenant=current_tenant.get(),
         )
         for seed in seeds
     ]

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from baichuan2_tpu.server.errors import ApiError, error_response
 from baichuan2_tpu.server.page.gradio_guards import JOIN_PATH, LISTEN_PATH
 from baichuan2_tpu.server.page.texts import TEXTS, choose_language, read_part
+from baichuan2_tpu.server.tenants import ShareRule, tenant_of
 from baichuan2_tpu.server.transport.guards import BodyLimit, is_known_key
 
 __all__ = ["PageAccess"]
@@ -70,14 +71,17 @@ _HEADERS = {
 
 
 class PageAccess:
-    """Sends the page's paths to ``page``, others to ``app``; if there are ``keys``, the page asks for one."""
+    """Sends the page's paths to ``page``, others to ``app``; if there are ``keys``, the page asks for one.
 
-    def __init__(self, app: ASGIApp, page: ASGIApp, keys: Collection[str]) -> None:
+    The tenant of the key is in the state of the scope: Gradio answers turns in tasks of its own.
+    """
+
+    def __init__(self, app: ASGIApp, page: ASGIApp, keys: Collection[str], share: ShareRule = "key") -> None:
         self._app = app
         self._page = page
         self._keys = tuple(keys)
         # What the cookie holds instead of the key: it does not reveal it, and is the same after a restart.
-        self._cookie_values = tuple(_cookie_value(key) for key in self._keys)
+        self._tenants = {_cookie_value(key): tenant_of(key, share) for key in self._keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with the form for the key."""
@@ -114,7 +118,11 @@ class PageAccess:
             return error_response(ApiError("pages of other web sites may not use this page", status=403))
         if request.url.path == _SIGN_IN:
             return BodyLimit(self._sign_in, _MAX_FORM_BYTES)
-        if not self._keys or is_known_key(request.cookies.get(_COOKIE, ""), self._cookie_values):
+        cookie = request.cookies.get(_COOKIE, "")
+        if not self._keys:
+            return None
+        if is_known_key(cookie, self._tenants):
+            request.state.tenant = self._tenants[cookie]
             return None
         if request.url.path == "/":
             return _form(request, is_wrong=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import cast
 
 import gradio as gr
@@ -19,11 +19,12 @@ from gradio.themes import Default
 from pydantic import ValidationError
 from starlette.routing import Mount
 
+from baichuan2_tpu.server.app import ServerOptions
 from baichuan2_tpu.server.page.access import PageAccess
 from baichuan2_tpu.server.page.components import Components, Labels, build_components
 from baichuan2_tpu.server.page.gradio_guards import NO_EVENT, EventFilter, Listeners, ListenerWatch
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
-from baichuan2_tpu.server.page.turns import PageSession, Turn, answer_turn
+from baichuan2_tpu.server.page.turns import Asker, PageSession, Turn, answer_turn
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.server.transport.guards import BodyLimit
 
@@ -41,8 +42,8 @@ _SANS = [
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono"]
 
 
-def add_page(app: FastAPI, service: Service, *, keys: Collection[str], max_body_bytes: int) -> None:
-    """Serve the page at ``/``, to those who give one of ``keys`` if there are any.
+def add_page(app: FastAPI, service: Service, options: ServerOptions) -> None:
+    """Serve the page at ``/``, to those who give one of its keys if there are any.
 
     Side effect: the page becomes the first middleware of ``app`` and joins its lifespan; call this last.
     """
@@ -52,7 +53,8 @@ def add_page(app: FastAPI, service: Service, *, keys: Collection[str], max_body_
     # Gradio's own route would take every path that the API does not have.
     mount = cast("Mount", app.router.routes.pop())
     events = EventFilter(ListenerWatch(mount.app, listeners), inputs)
-    app.add_middleware(PageAccess, page=BodyLimit(events, max_body_bytes), keys=keys)
+    page = BodyLimit(events, options.max_body_bytes)
+    app.add_middleware(PageAccess, page=page, keys=options.api_keys, share=options.share_prefixes)
 
 
 async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[int, int]:
@@ -110,7 +112,10 @@ def _add_turns(components: Components, service: Service, listeners: Listeners) -
         if turn is None:  # no question, or an answer is still running
             return
         http = request.request
-        client = http.client.host if http and http.client else ""
+        asker = Asker(
+            http.client.host if http and http.client else "",
+            getattr(http.state, "tenant", "") if http else "",
+        )
         try:
             question = Turn.model_validate(turn)
         except ValidationError as error:
@@ -119,7 +124,7 @@ def _add_turns(components: Components, service: Service, listeners: Listeners) -
         def is_heard() -> bool:
             return listeners.has(request.session_hash or "")
 
-        async for states in answer_turn(service, session, question, client, is_heard):
+        async for states in answer_turn(service, session, question, asker, is_heard):
             yield states
 
     def stop(turn_id: str, session: PageSession) -> None:

@@ -26,7 +26,7 @@ from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message, Role, check_order
 
-__all__ = ["PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
+__all__ = ["Asker", "PageSession", "Settings", "Turn", "TurnState", "answer_turn"]
 
 _SHOW_EVERY_S = 0.08  # a browser renders a long answer from the start each time
 _UNHEARD_S = 10  # a page listens as soon as it has sent a turn
@@ -110,6 +110,14 @@ class TurnState:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose browser a turn comes from; see ``scheduling.ticket.Request``."""
+
+    client: str = ""
+    tenant: str = ""
+
+
 @dataclass(slots=True)
 class PageSession:
     """The turns of one open page."""
@@ -137,7 +145,7 @@ class PageSession:
 
 
 async def answer_turn(
-    service: Service, session: PageSession, turn: Turn, client: str, is_heard: Callable[[], bool]
+    service: Service, session: PageSession, turn: Turn, asker: Asker, is_heard: Callable[[], bool]
 ) -> AsyncGenerator[Mapping[str, object], None]:
     """Answer a turn and yield the states for the page as they change; an error is a last state, too.
 
@@ -145,7 +153,7 @@ async def answer_turn(
     """
     state = TurnState()
     try:
-        request, dropped_rounds = await run_in_threadpool(_request, service, turn, client)
+        request, dropped_rounds = await run_in_threadpool(_request, service, turn, asker)
         state = TurnState(dropped_rounds=dropped_rounds)
         with service.submit([request]) as answers:
             session.running[turn.id] = answers
@@ -187,7 +195,7 @@ async def _watch_answer(
         await asyncio.gather(reading, return_exceptions=True)
 
 
-def _request(service: Service, turn: Turn, client: str) -> tuple[Request, int]:
+def _request(service: Service, turn: Turn, asker: Asker) -> tuple[Request, int]:
     """Return the request for a turn's answer and how many of the oldest rounds it leaves out.
 
     Raises: RequestError, ContextLengthError when it cannot be answered.
@@ -199,4 +207,5 @@ def _request(service: Service, turn: Turn, client: str) -> tuple[Request, int]:
     messages = [*system, *(Message(message.role, message.content) for message in turn.messages)]
     check_order(messages)
     prompt = model.template.render(messages, prompt_budget(model.max_context, settings.max_tokens))
-    return Request(prompt.ids, settings, service.timeout_s, client), prompt.dropped_rounds
+    request = Request(prompt.ids, settings, service.timeout_s, asker.client, asker.tenant)
+    return request, prompt.dropped_rounds

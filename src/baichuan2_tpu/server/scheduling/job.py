@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import DeadlineError
 from baichuan2_tpu.generate.answer import Answer
+from baichuan2_tpu.generate.block_hashes import BlockHashes
 from baichuan2_tpu.generate.events import Stats, TextPiece
 from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence
+from baichuan2_tpu.server.scheduling.prefix_index import Prompt
 from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
 
 __all__ = ["Job"]
@@ -25,12 +27,15 @@ class Job:
 
     def __init__(self, request: Request, answer: Answer, start_s: float) -> None:
         self.client = request.client
+        self.tenant = request.tenant
         self.ticket = Ticket()
         self.start_s = start_s
         self.was_run = False
         """Whether it was ever admitted; one that waits was then preempted."""
         self.ids = list(request.prompt_ids)
         """The tokens whose keys and values the next token needs: the prompt and the answer so far."""
+        self._hashes = BlockHashes()
+        self._hashes.update(self.ids)  # now, in the thread of its client
         self._answer = answer
         self._timeout_s = math.inf if request.timeout_s is None else request.timeout_s
 
@@ -55,6 +60,11 @@ class Job:
     def is_scoring(self) -> bool:
         """Whether it needs a row of logits for every token it is fed."""
         return self._answer.is_scoring
+
+    @property
+    def prompt(self) -> Prompt:
+        """The ids as what a sequence is to hold."""
+        return Prompt(self.ids, self._hashes.update(self.ids), self.tenant)
 
     def start(self, sequence: TrackedSequence) -> None:
         """Continue from what a sequence holds of the ids, as far as it can be reused."""

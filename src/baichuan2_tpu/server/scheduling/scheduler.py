@@ -20,7 +20,6 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
 from baichuan2_tpu.generate.answer import Answer
 from baichuan2_tpu.generate.loop import check_prompt
-from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.job import Job
 from baichuan2_tpu.server.scheduling.load import Load, SchedulerSettings, Totals, max_held_tokens
@@ -55,7 +54,8 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._clock_s = clock_s
         settings = settings or SchedulerSettings()
-        self._max_jobs = settings.max_running + settings.max_waiting
+        self.max_jobs = settings.max_running + settings.max_waiting
+        """Answers that may run or wait at once."""
         max_tokens = max_held_tokens(engine, settings)
         # These two belong to the thread that calls ``step``.
         self._stepper = Stepper(engine, settings, max_tokens, clock_s=clock_s, when_over=self._count)
@@ -65,6 +65,8 @@ class Scheduler:
         self._jobs = 0  # those not over: new, waiting and running ones
         self._counts: Counter[str] = Counter()
         self._answer_s = 0.0
+        self._trials = 0  # how often the engine was used, with success or without
+        self._is_trial_due = False
         self._end_s = math.inf
         token_bytes = memory_need(engine.config).kv_bytes_per_token
         self._load = Load(
@@ -78,9 +80,9 @@ class Scheduler:
         Raises: RequestError, ContextLengthError for what can never be served; QueueFull; ShutdownError after
         ``close``.
         """
-        if len(requests) > self._max_jobs:
+        if len(requests) > self.max_jobs:
             raise RequestError(
-                f"the request asks for {len(requests)} answers at once; at most {self._max_jobs} are allowed"
+                f"the request asks for {len(requests)} answers at once; at most {self.max_jobs} are allowed"
             )
         jobs = [self._new_job(request) for request in requests]
         with self._changed:
@@ -101,6 +103,8 @@ class Scheduler:
         except Exception as exc:  # noqa: BLE001 - the boundary of requests: a fault ends them, not the server
             self._recover(exc)
             was_busy = True
+        if was_busy:
+            self._note_trial()
         self._publish()
         return was_busy
 
@@ -109,6 +113,17 @@ class Scheduler:
         with self._changed:
             waiting = self._jobs - self._load.running
             return replace(self._load, waiting=waiting, totals=Totals(**self._counts))
+
+    def prove(self) -> None:
+        """Wait until the engine was used once more, if need be for one token; from any thread.
+
+        Whether it failed is in ``load``. Returns at once after ``close``.
+        """
+        with self._changed:
+            trials = self._trials
+            self._is_trial_due = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._trials != trials or self._end_s < math.inf)
 
     def start(self) -> None:
         """Begin to serve, in a thread of its own."""
@@ -154,13 +169,13 @@ class Scheduler:
     def _check_capacity(self, count: int) -> None:
         if self._end_s < math.inf:
             raise ShutdownError("the server is shutting down and takes no new requests; try another server")
-        missing = self._jobs + count - self._max_jobs
+        missing = self._jobs + count - self.max_jobs
         if missing > 0:
             self._counts["refused"] += count
             # Little's law: of the jobs in the system one ends in that time, on average.
             retry_after_s = max(1, math.ceil(missing * self._answer_s / self._jobs))
             raise QueueFull(
-                f"{self._jobs} requests are running or waiting; at most {self._max_jobs} are allowed; "
+                f"{self._jobs} requests are running or waiting; at most {self.max_jobs} are allowed; "
                 f"try again in {retry_after_s} s",
                 retry_after_s,
             )
@@ -181,22 +196,30 @@ class Scheduler:
         self._publish()
 
     def _wait(self) -> bool:
-        """Wait for a job, or for the time to try a faulty engine; return False at the end."""
+        """Wait for a job, or for a reason to try the engine; return False at the end."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._jobs or self._end_s < math.inf, _PROBE_S if self._is_faulty else None
+                lambda: self._jobs or self._is_trial_due or self._end_s < math.inf,
+                _PROBE_S if self._is_faulty else None,
             )
             return self._clock_s() < self._end_s and (bool(self._jobs) or self._end_s == math.inf)
 
     def _probe(self) -> None:
-        """Feed a faulty engine one token: a server that is not ready may get no request to prove it works."""
+        """Feed the engine one token: a server that is not ready may get no request to prove it works."""
         try:
-            with TrackedSequence(self._engine) as sequence:
-                sequence.feed([0])
+            self._stepper.probe()
             self._is_faulty = False
-        except Exception as exc:  # noqa: BLE001 - whatever it was, the engine does not work yet
-            _log.warning("the engine still fails: %s", exc)
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the engine does not work
+            _log.warning("the engine %s: %s", "still fails" if self._is_faulty else "fails", exc)
+            self._is_faulty = True
+        self._note_trial()
         self._publish()
+
+    def _note_trial(self) -> None:
+        with self._changed:
+            self._trials += 1
+            self._is_trial_due = False
+            self._changed.notify_all()
 
     def _recover(self, fault: Exception) -> None:
         running = self._stepper.running

@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import BackendError, Baichuan2Error
 from baichuan2_tpu.generate.answer import SCORED_ROWS
-from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, common_prefix, feed_together
+from baichuan2_tpu.generate.block_hashes import BLOCK_TOKENS
+from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, feed_together
 from baichuan2_tpu.server.scheduling.job import Job
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.prefill_budget import PrefillBudget, deal_tokens
+from baichuan2_tpu.server.scheduling.prefix_index import PrefixIndex, Prompt
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
 
 __all__ = ["Stepper", "as_own_error"]
 
-_MIN_SHARED_TOKENS = 16  # a shared prefix worth waiting for: one small piece of a prompt
+_COPIED_TOKENS = 2048
+"""Once a step has copied as many, it admits no more jobs: answers wait while keys and values are copied, of a
+7B half a megabyte per token. One job is admitted in any case."""
 
 
 class Stepper:
@@ -53,6 +57,7 @@ class Stepper:
         self._prefill_budget = PrefillBudget(engine.prompt_piece, settings.max_pause_s)
         self._waiting: list[Job] = []
         self._running: dict[Job, TrackedSequence] = {}  # the oldest first
+        self._prompts: PrefixIndex[Job] = PrefixIndex()  # of those that run
         self._turns: dict[str, int] = {}  # when each client last had a job admitted
         self._turn = 0
         self._preempted = 0
@@ -96,6 +101,15 @@ class Stepper:
         self._release()
         return True
 
+    def probe(self) -> None:
+        """Feed one token while nothing runs. Raises: what the engine raises."""
+        sequence = self._pool.take(Prompt.of([0]))
+        assert sequence is not None  # noqa: S101 - idle sequences make room
+        try:
+            sequence.feed([0])
+        finally:
+            self._pool.discard(sequence)
+
     def fail(self, error: Exception) -> None:
         """End what runs with an error, and close every sequence: none is trusted after a fault."""
         for job in list(self._running):
@@ -119,14 +133,20 @@ class Stepper:
         self._release()
 
     def _admit(self) -> None:
-        """Start waiting jobs as far as there are places and memory."""
+        """Start waiting jobs as far as there are places and memory, and until much was copied for them."""
+        self._pool.refresh()
+        copied_tokens = self._pool.copied_tokens
+        awaiting: set[Job] = set()  # in this step: who starts meanwhile makes nobody stop to wait
         while len(self._running) < self._max_running:
-            ready = [job for job in self._waiting if not self._awaits_prefix(job)]
+            ready = (job for job in self._waiting if job not in awaiting)
             job = min(ready, key=self._precedence, default=None)
-            if job is None:
+            if job is None or self._pool.copied_tokens - copied_tokens >= _COPIED_TOKENS:
                 return
+            if self._awaits_prefix(job):
+                awaiting.add(job)
+                continue
             try:
-                sequence = self._pool.take(job.ids)
+                sequence = self._pool.take(job.prompt)
             except Exception as exc:  # noqa: BLE001 - the boundary of requests: a fault ends this job alone
                 job.ticket.put(as_own_error(exc))
                 self._release()
@@ -138,21 +158,25 @@ class Stepper:
     def _start(self, job: Job, sequence: TrackedSequence) -> None:
         self._waiting.remove(job)
         self._running[job] = sequence
+        self._prompts.update(job, job.prompt.block_hashes)
         self._turn += 1
         self._turns[job.client] = self._turn
         job.start(sequence)
 
     def _awaits_prefix(self, job: Job) -> bool:
-        """Tell whether a running prompt shares a prefix with this one that can be copied once it is fed."""
+        """Tell whether a running prompt will hold a longer beginning of this one than is held now."""
         if not self._engine.can_copy:
             return False
-        longest = len(job.ids) - 1
-        return any(
-            # Most answers are past their prompt, and most queues long: ids are compared where it can matter.
-            min(len(other.ids), longest) - sequence.length >= _MIN_SHARED_TOKENS
-            and common_prefix(other.ids, job.ids[:-1]) - sequence.length >= _MIN_SHARED_TOKENS
+        prompt = job.prompt
+        unfed = [
+            other
             for other, sequence in self._running.items()
-        )
+            if len(other.ids) - sequence.length >= BLOCK_TOKENS and other.tenant == job.tenant
+        ]
+        _, blocks = self._prompts.nearest(prompt.block_hashes, unfed)
+        # The prompt's last id is never shared.
+        blocks = min(blocks, (len(job.ids) - 1) // BLOCK_TOKENS)
+        return blocks > 0 and blocks > self._pool.shared_blocks(prompt)
 
     def _precedence(self, job: Job) -> tuple[bool, int]:
         """Return what orders the queue: preempted jobs come first, then clients take turns."""
@@ -165,7 +189,7 @@ class Stepper:
                 self._preempt(next(reversed(self._running)))
 
     def _preempt(self, job: Job) -> None:
-        self._pool.give_back(self._running.pop(job))
+        self._pool.give_back(self._stop(job))
         self._waiting.insert(0, job)
         self._preempted += 1
 
@@ -202,7 +226,7 @@ class Stepper:
     def _release(self) -> None:
         """Forget the jobs that are over, and keep their sequences."""
         for job in [job for job in self._running if job.is_over]:
-            self._pool.give_back(self._running.pop(job))
+            self._pool.give_back(self._stop(job))
             self._when_over(job)
         for job in [job for job in self._waiting if job.is_over]:
             self._waiting.remove(job)
@@ -214,8 +238,13 @@ class Stepper:
         """End a job and close its sequence."""
         if not job.is_over:
             job.ticket.put(error)
-        self._pool.discard(self._running.pop(job))
+        self._pool.discard(self._stop(job))
         self._when_over(job)
+
+    def _stop(self, job: Job) -> TrackedSequence:
+        """Take a job out of those that run, and return its sequence."""
+        self._prompts.discard(job)
+        return self._running.pop(job)
 
 
 def as_own_error(fault: Exception) -> Baichuan2Error:

@@ -21,14 +21,16 @@ __all__ = ["Request", "Ticket"]
 class Request:
     """A prompt to answer.
 
-    Requests of the same ``client`` take turns with those of others. ``timeout_s`` counts from ``submit`` to
-    the end of the answer.
+    Requests of the same ``client`` take turns with those of others. Only requests of the same ``tenant``
+    share kept beginnings: it stands for a key that a client cannot choose, as it can its ``client``.
+    ``timeout_s`` counts from ``submit`` to the end of the answer.
     """
 
     prompt_ids: tuple[int, ...]
     settings: GenerationSettings
     timeout_s: float | None = None
     client: str = ""
+    tenant: str = ""
 
 
 class Ticket:

@@ -1,18 +1,20 @@
-"""Listening: an address, TLS, signals, limits of connections, and a shutdown that lets answers finish.
+"""Listening: an address, TLS, signals, and a shutdown that lets answers finish.
 
-The first SIGINT or SIGTERM closes the port and gives running answers a grace period; a second one ends the
-process at once, which leaves nothing behind: a server writes no files.
-A connection on which no request begins, or whose request head arrives too slowly, is closed, and a head that
-is not complete after 64 KB is refused: limits that uvicorn leaves to a proxy in front of it.
-Not here: the app (``server.app``), limits of a body (``guards``), what a user may set (``cli.serve``).
-Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used, and its
-``H11Protocol``, the only protocol of uvicorn that limits the head; sd_notify(3) for ``tell_supervisor``.
+The first SIGINT or SIGTERM closes the port and gives running answers a grace period. If the process still
+runs some seconds after that, whatever hangs in it, it is ended with the same exit code 0; a second signal
+ends it at once. Neither leaves anything behind: a server writes no files.
+Not here: the app (``server.app``), one connection (``connection``), limits of a body (``guards``), what a
+user may set (``cli.serve``).
+Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used;
+sd_notify(3) for ``tell_supervisor``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ipaddress
+import logging
 import math
 import os
 import socket
@@ -20,24 +22,24 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.log_lines import log_event
 from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.transport.connection import Connection
 
-__all__ = ["Address", "Connection", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
+__all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
+
+_log = logging.getLogger(__name__)
 
 _READING_S = 5
-"""Time for clients to read the end of their answers."""
+"""Time for clients to read the end of their answers, and again for the process to end by itself."""
 _BACKLOG = 128
-
-_HEAD_S = 30
-"""Time to receive the head of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def serve(
 ) -> None:
     """Serve until a signal arrives and running answers are over; in the main thread.
 
-    Side effect: the service is stopped; a second signal ends the process with 128 + its number.
+    Side effect: the service is stopped. A second signal ends the process with 128 + its number; 10 s after
+    the grace period it is ended with exit code 0, whatever still runs in it.
     Units: running answers have ``grace_s`` to finish; those that do not end with an error.
     Raises: RequestError when another server took the port since ``bind``.
     """
@@ -193,47 +196,27 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
+        is_over = Event()
+        end_s = self._grace_s + 2 * _READING_S
+        ending = Thread(target=_end_process, args=(is_over, end_s), name="end", daemon=True)
+        ending.start()
+        # Called when every other thread is over: one that is left then would be seen as a leak.
+        atexit.register(ending.join)
+        atexit.register(is_over.set)
 
 
-class Connection(H11Protocol):
-    """HTTP/1.1 with a client, closed when no request arrives in time; TLS, if any, lies below."""
-
-    _closing: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
-        super().connection_made(transport)
-        self._update_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Receive part of a request, possibly of one that was answered before it was complete."""
-        super().data_received(data)
-        self._update_timer()
-
-    @property
-    def _is_answering(self) -> bool:
-        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
-        return cycle is not None and not cycle.response_complete
-
-    def _update_timer(self) -> None:
-        """Run the timer while no request is being answered."""
-        if self._is_answering or self.transport.is_closing():
-            self._stop_timer()
-        elif self._closing is None:
-            self._closing = self.loop.call_later(_HEAD_S, self._close)
-
-    def _stop_timer(self) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
-
-    def _close(self) -> None:
-        self._closing = None
-        # A request may have arrived together with the end of the previous one, and be in work now.
-        if not self._is_answering:
-            self.transport.close()
+def _end_process(is_over: Event, after_s: float) -> None:
+    """End the process after a time, unless it is over, without waiting for any thread of it."""
+    if is_over.wait(after_s):
+        return
+    fields = {"after_s": round(after_s, 1)}
+    # In a thread of its own: what hangs may hold the lock of the log.
+    ending = Thread(
+        target=log_event,
+        args=(_log, "ended although something still runs"),
+        kwargs={"level": logging.WARNING, **fields},
+        daemon=True,
+    )
+    ending.start()
+    ending.join(1)
+    os._exit(0)
