@@ -24,7 +24,9 @@ from baichuan2_tpu.compile.journal import FinishedUnit
 from baichuan2_tpu.compile.journal import Journal as CompileJournal
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.fetch.record import Record, RecordedFile
-from baichuan2_tpu.files import digest_file, read_json
+from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
+from baichuan2_tpu.fetch.transfer.part_file import PartFile, Piece
+from baichuan2_tpu.files import Digest, digest_file, read_json
 from baichuan2_tpu.generate.settings import GenerationSettings, read_settings
 from baichuan2_tpu.manifest import Manifest, NetCost
 from baichuan2_tpu.quantize import quantize
@@ -282,6 +284,23 @@ def _read_gguf_tokenizer(folder: Path) -> None:
     _read_tokenizer(folder)
 
 
+def _remote_file() -> RemoteFile:
+    return RemoteFile("a.bin", 1 << 16, Digest("sha256", "0" * 64))
+
+
+def _write_part(folder: Path) -> Path:
+    with PartFile(folder, _remote_file()) as part:
+        for start in range(0, 1 << 15, 1 << 12):
+            part.write(start, bytes(1 << 12))
+            part.add(Piece(start, start + (1 << 12)))
+    return folder / "a.bin.part.journal"
+
+
+def _read_part(folder: Path) -> None:
+    with PartFile(folder, _remote_file()) as part:
+        part.missing(1 << 12)
+
+
 READERS: dict[str, Reader] = {
     "safetensors": Reader(_write_safetensors, _read_safetensors),
     "torch": Reader(_write_torch, _read_torch),
@@ -301,6 +320,7 @@ READERS: dict[str, Reader] = {
     "tokenizer.model": Reader(_write_sentencepiece, _read_tokenizer),
     "manifest": Reader(_write_manifest, _read_manifest),
     "record": Reader(_write_record, _read_record),
+    "part of a download": Reader(_write_part, _read_part),
     "toolchain record": Reader(_write_toolchain, _read_toolchain),
     "compile journal": Reader(_write_compile_journal, lambda folder: CompileJournal.open(folder, _TASK)),
     "quantise journal": Reader(_write_quantize_journal, _read_quantize_journal),

@@ -1,6 +1,8 @@
 """A conversation answers the same with and without reuse, and changes only when an answer is there."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +229,24 @@ def test_a_conversation_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> N
             with pytest.raises(RequestError, match="cannot save to"):
                 conversation.save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_full_disk_leaves_the_old_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "chat.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with (
+        open_conversation(scripted()) as conversation,
+        pytest.raises(
+            RequestError, match=r"cannot save to .*chat\.json: No space left on device; name a file"
+        ),
+    ):
+        conversation.save(path)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
 
 
 def document(*messages: object) -> dict[str, object]:

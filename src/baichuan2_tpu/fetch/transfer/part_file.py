@@ -12,16 +12,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import Self
 
+from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch.transfer.hubs import RemoteFile
-from baichuan2_tpu.files import move_whole, write_whole
+from baichuan2_tpu.files import move_whole, read_bytes, write_whole
 
 __all__ = ["PartFile", "Piece"]
+
+_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +133,14 @@ class PartFile:
 def _read_ranges(journal: Path, head: str, nbytes: int) -> list[Piece]:
     """Return the finished ranges of the same file; none when the journal is of another one, or damaged."""
     try:
-        first, *lines = journal.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
+        first, *lines = read_bytes(journal, FetchError).decode("utf-8").split("\n")
+    except (FetchError, UnicodeDecodeError):
         return []
     if first != head:
         return []
     pieces: list[Piece] = []
     for line in lines[:-1]:  # behind the last line feed is nothing, or half a line
-        numbers = [int(word) for word in line.split(" ") if word.isascii() and word.isdigit()]
+        numbers = [int(word) for word in line.split(" ") if _NUMBER.fullmatch(word)]
         if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] <= nbytes:
             return []
         pieces.append(Piece(*numbers))

@@ -42,7 +42,9 @@ def test_half_a_line_at_the_end_is_ignored_and_does_not_join_the_next(tmp_path: 
     assert journal.read_text().splitlines()[1:] == ["0 10", "20 30"]
 
 
-@pytest.mark.parametrize("line", ["5 1", "0 101", "-1 5", "a b", "1", "1 2 3", "", "5 15", "0 ١"])
+@pytest.mark.parametrize(
+    "line", ["5 1", "0 101", "-1 5", "a b", "1", "1 2 3", "", "5 15", "0 ١", "0 " + "9" * 5000]
+)
 def test_line_that_cannot_be_makes_the_journal_none(tmp_path: Path, line: str) -> None:
     journal = write(tmp_path, Piece(0, 10))
     with journal.open("a") as file:
