@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -67,6 +71,34 @@ def test_impossible_settings_are_refused() -> None:
         BackendUnavailable, match=r"no kernels named 'avx1024' here; this processor runs .*scalar"
     ):
         CpuEngine(weights, kernels="avx1024")
+
+
+TOO_MANY_THREADS = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from models.random_model import random_weights
+from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.errors import BackendUnavailable
+weights = random_weights("rope", 4)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    CpuEngine(weights, threads=1024)
+except BackendUnavailable as error:
+    print(error)
+"""
+
+
+def test_threads_that_cannot_start_are_an_error_with_their_number() -> None:
+    """A thread that did not start ended the process by std::terminate."""
+    command = [sys.executable, "-c", TOO_MANY_THREADS, str(Path(__file__).parents[1])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(
+        r"only \d+ of 1024 threads started: .+; use fewer threads, or raise the limit\n", result.stdout
+    )
 
 
 def test_the_packed_size_is_counted() -> None:

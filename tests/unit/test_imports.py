@@ -36,7 +36,7 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
-    "engine": [{"base"}, {"checks", "device"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [{"base"}, {"checks", "device", "processors"}, {"compiled", "cpu"}, {"registry"}],
     "fetch": [
         {"cache", "catalog", "digests"},
         {"record", "transfer", "wheels"},
