@@ -56,6 +56,23 @@ def test_logits_do_not_depend_on_the_number_of_threads(bits: Literal[4, 8]) -> N
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_vector_instruction_sets_give_the_same_bits(shape: str, bits: Literal[4, 8]) -> None:
+    names = [name for name in _native.kernel_names() if name != "scalar"]
+    if len(names) < 2:
+        pytest.skip(f"this processor runs {', '.join(_native.kernel_names())}: nothing to compare")
+    weights = random_weights(shape, bits)
+    tokens = np.random.default_rng(1).integers(0, weights.config.vocabulary_size, 150).tolist()
+    for is_exact in (True, False):
+        results = []
+        for name in names:
+            with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=name) as engine:
+                results.append(run(engine, tokens))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+
+
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(
         RequestError, match="a context of 513 tokens is not possible: this model allows 1 to 512"
