@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -52,6 +56,23 @@ def test_logits_do_not_depend_on_the_number_of_threads(bits: Literal[4, 8]) -> N
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_vector_instruction_sets_give_the_same_bits(shape: str, bits: Literal[4, 8]) -> None:
+    names = [name for name in _native.kernel_names() if name != "scalar"]
+    if len(names) < 2:
+        pytest.skip(f"this processor runs {', '.join(_native.kernel_names())}: nothing to compare")
+    weights = random_weights(shape, bits)
+    tokens = np.random.default_rng(1).integers(0, weights.config.vocabulary_size, 150).tolist()
+    for is_exact in (True, False):
+        results = []
+        for name in names:
+            with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=name) as engine:
+                results.append(run(engine, tokens))
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+
+
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(
         RequestError, match="a context of 513 tokens is not possible: this model allows 1 to 512"
@@ -67,6 +88,34 @@ def test_impossible_settings_are_refused() -> None:
         BackendUnavailable, match=r"no kernels named 'avx1024' here; this processor runs .*scalar"
     ):
         CpuEngine(weights, kernels="avx1024")
+
+
+TOO_MANY_THREADS = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from models.random_model import random_weights
+from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.errors import BackendUnavailable
+weights = random_weights("rope", 4)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    CpuEngine(weights, threads=1024)
+except BackendUnavailable as error:
+    print(error)
+"""
+
+
+def test_threads_that_cannot_start_are_an_error_with_their_number() -> None:
+    """A thread that did not start ended the process by std::terminate."""
+    command = [sys.executable, "-c", TOO_MANY_THREADS, str(Path(__file__).parents[1])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(
+        r"only \d+ of 1024 threads started: .+; use fewer threads, or raise the limit\n", result.stdout
+    )
 
 
 def test_the_packed_size_is_counted() -> None:

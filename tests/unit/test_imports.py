@@ -36,7 +36,7 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
-    "engine": [{"device"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [{"device", "processors"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
     "fetch": [
         {"cache", "catalog"},
         {"record", "transfer", "wheels"},

@@ -24,7 +24,7 @@ from baichuan2_tpu.bench.timing import (
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine, check_room
-from baichuan2_tpu.engine.cpu import available_threads
+from baichuan2_tpu.engine.processors import available_threads
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.shapes import SHAPES, shape_config
 

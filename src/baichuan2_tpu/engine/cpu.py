@@ -3,13 +3,13 @@
 Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
 weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
 a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and with any number of threads.
+and with any number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels
+have the same integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
@@ -35,9 +35,10 @@ from baichuan2_tpu.engine.checks import (
     checked_context,
     checked_tokens,
 )
+from baichuan2_tpu.engine.processors import available_threads
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
-__all__ = ["CpuEngine", "available_kernels", "available_threads"]
+__all__ = ["CpuEngine", "available_kernels"]
 
 _MAX_SEQUENCES = 256
 _MAX_THREADS = 1024
@@ -93,10 +94,12 @@ class CpuSequence(Sequence):
 class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
-    ``context`` defaults to the model's own; ``threads`` to the processors this process may use; ``kernels``
-    ("avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those open.
+    ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
+    ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
+    open.
     Side effect: all weights are packed, one tensor at a time, and each is released once it is packed.
-    Raises: BackendUnavailable for kernels this processor lacks, or a shape the kernels cannot run.
+    Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
+    that the system does not start.
     """
 
     name = "cpu"
@@ -123,7 +126,7 @@ class CpuEngine(Engine):
             raise BackendUnavailable(
                 f"no kernels named {kernels!r} here; this processor runs {', '.join(_native.kernel_names())}"
             )
-        self._model: _native.Model | None = _native.Model(self._shape, self.threads, kernels or "", is_exact)
+        self._model: _native.Model | None = _open_native(self._shape, self.threads, kernels or "", is_exact)
         _load(self._model, weights)
         self.kernels = self._model.kernels
         self.weight_bytes = self._model.weight_bytes
@@ -180,11 +183,6 @@ def available_kernels() -> tuple[str, ...]:
     return tuple(_native.kernel_names())
 
 
-def available_threads() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _check_threads(threads: int | None) -> int:
     if threads is None:
         return available_threads()
@@ -197,6 +195,13 @@ def _require_quantization(config: ModelConfig) -> QuantizationConfig:
     if config.quantization is None:
         raise BackendUnavailable("the cpu engine runs quantised weights only; run baichuan2 quantize first")
     return config.quantization
+
+
+def _open_native(shape: _native.ModelShape, threads: int, kernels: str, is_exact: bool) -> _native.Model:
+    try:
+        return _native.Model(shape, threads, kernels, is_exact)
+    except RuntimeError as error:  # of the thread pool
+        raise BackendUnavailable(f"{error}; use fewer threads, or raise the limit") from error
 
 
 def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:

@@ -17,6 +17,11 @@ bool has_avx2_fma_f16c() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & kF16c) != 0;
 }
+
+bool has_avx512_vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 }  // namespace
@@ -24,7 +29,9 @@ bool has_avx2_fma_f16c() {
 std::vector<const Kernels*> available_kernels() {
     std::vector<const Kernels*> all;
 #if defined(__x86_64__)
-    if (has_avx2_fma_f16c()) all.push_back(&kAvx2Kernels);
+    const bool has_avx2 = has_avx2_fma_f16c();
+    if (has_avx2 && has_avx512_vnni()) all.push_back(&kAvx512VnniKernels);
+    if (has_avx2) all.push_back(&kAvx2Kernels);
 #endif
     all.push_back(&kScalarKernels);
     return all;

@@ -1,6 +1,8 @@
 #include "thread_pool.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 namespace baichuan2 {
 namespace {
@@ -26,10 +28,20 @@ inline void pause() {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::exception& error) {
+        const std::size_t started = workers_.size() + 1;
+        stop();
+        throw std::runtime_error("only " + std::to_string(started) + " of " + std::to_string(threads) +
+                                 " threads started: " + error.what());
+    }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         is_stopping_ = true;

@@ -17,6 +17,7 @@ namespace baichuan2 {
 
 class ThreadPool {
 public:
+    // Throws std::runtime_error with the number of threads that started, where the system refuses one.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -44,6 +45,7 @@ private:
 
     void run(Call call, void* context, std::int64_t count, std::int64_t grain);
     void work(int thread);
+    void stop();  // and join the workers there are
     void take_pieces(int thread);
 
     // The loop that is open. Atomic because a late worker may read it while the next one is written; the

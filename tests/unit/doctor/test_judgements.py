@@ -298,6 +298,12 @@ def test_slow_kernels_are_told_where_the_cpu_is_used(bundle: str) -> None:
     assert by_name(examine(machine, host, model=bundle))["processor"].status == "info"
 
 
+@pytest.mark.parametrize("kernels", ["avx512_vnni", "avx2"])
+def test_kernels_of_full_speed_pass(kernels: str) -> None:
+    host: Host = dataclasses.replace(HOST, kernels=(kernels, "scalar"))
+    assert by_name(examine(RecordedMachine(MACHINES / "none"), host))["processor"].status == "pass"
+
+
 def test_a_full_disk_is_told() -> None:
     host = dataclasses.replace(HOST, cache_free_bytes=10**9)
     finding = by_name(examine(RecordedMachine(MACHINES / "none"), host))["disk"]

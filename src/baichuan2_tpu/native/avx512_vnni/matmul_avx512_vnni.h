@@ -1,0 +1,227 @@
+// Quantised weights times quantised activations with AVX-512 VNNI: exact integer sums, a float step per group.
+//
+// A vector holds a number of each of 16 rows: one block at 4 bits, two blocks at 8 bits. They make a strip.
+//
+//   4 bits: vpdpbusd adds 4 products of a code and an 8-bit activation per row,
+//           |sum| <= 64 * 15 * 127 + 8 * 64 * 127 < 2^18
+//   8 bits: vpdpwssd adds 2 products of a code and a 16-bit activation per row, columns 0, 2 and then 1, 3,
+//           |sum| <= 64 * 255 * 32767 + 128 * 64 * 32767 < 2^30
+//
+// The sums are those of AVX2, and so is every float operation: both sets give the same bits.
+//
+// Weights are unpacked on the way, for each tile anew: 2 instructions per vector, beside up to 16 dot products.
+// That costs less than to unpack them once and read twice as much, as AVX2 does for long prompts.
+//
+// While a strip is multiplied, the next one is fetched into the second cache, in the order of memory: the two
+// blocks of a strip lie far apart, and memory is slower where they are read in turns (8 bits, 4 tokens, one
+// thread of a Zen 4: 18 against 23 GB/s).
+//
+// The inner step is assembly, as in AVX2: compilers move broadcasts ahead and spill the sums.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "avx512_vnni/activations_avx512_vnni.h"
+#include "generic/with_count.h"
+#include "kernels.h"
+
+namespace baichuan2 {
+namespace avx512_vnni {
+
+constexpr std::int64_t kStrips = 4;  // that take turns with a tile
+constexpr int kRows = 16;            // of a strip
+
+template <int Bits>
+constexpr std::int64_t kStripBlocks = Bits == 4 ? 1 : 2;
+
+// Vectors of weights that one step of packed codes makes.
+template <int Bits>
+constexpr int kStepVectors = Bits == 4 ? 1 : 2;
+
+// Where a strip's weights of the next group lie. At the end of a task a strip of 8 bits may be a single block:
+// both halves are then that block, and only the first is stored.
+template <int Bits>
+struct Strip {
+    const std::uint8_t* codes[kStripBlocks<Bits>];
+    const std::uint16_t* scales[kStripBlocks<Bits>];
+    const std::uint8_t* zeros[kStripBlocks<Bits>];
+
+    BAICHUAN2_INLINE Strip(const MatmulTask& task, std::int64_t block) {
+        for (std::int64_t i = 0; i < kStripBlocks<Bits>; ++i) {
+            const std::int64_t from = block + i < task.last_block ? block + i : block;
+            codes[i] = task.matrix->codes(from);
+            scales[i] = task.matrix->scales(from);
+            zeros[i] = task.matrix->zeros(from);
+        }
+    }
+
+    BAICHUAN2_INLINE void next_group() {
+        for (std::int64_t i = 0; i < kStripBlocks<Bits>; ++i) {
+            codes[i] += kGroupBytes;
+            scales[i] += kRows / kStripBlocks<Bits>;
+            zeros[i] += 8;
+        }
+    }
+};
+
+// Scales, and scales times (zero - bias), of a strip's rows in one group.
+struct GroupScales {
+    __m512 scale;
+    __m512 zero;
+};
+
+template <int Bits>
+BAICHUAN2_INLINE GroupScales load_scales(const Strip<Bits>& strip) {
+    __m256i halves;
+    __m128i zeros = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(strip.zeros[0]));
+    if constexpr (Bits == 4) {
+        halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip.scales[0]));
+        zeros = _mm_and_si128(_mm_unpacklo_epi64(zeros, _mm_srli_epi16(zeros, 4)), _mm_set1_epi8(15));
+    } else {
+        halves = _mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(strip.scales[1])),
+                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(strip.scales[0])));
+        zeros = _mm_unpacklo_epi64(zeros, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(strip.zeros[1])));
+    }
+    const __m512i zero =
+        _mm512_sub_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(Bits == 4 ? 8 : 128));
+    const __m512 scale = _mm512_cvtph_ps(halves);
+    return {scale, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(zero))};
+}
+
+// The weights of step `step` of the strip's group.
+template <int Bits>
+BAICHUAN2_INLINE void unpack_step(const Strip<Bits>& strip, int step,
+                                  __m512i (&weights)[kStepVectors<Bits>]) {
+    const auto load = [&](int block) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.codes[block] + step * kStepBytes));
+    };
+    if constexpr (Bits == 4) {
+        const __m512i both = _mm512_broadcast_i64x4(load(0));
+        const __m512i shifted = _mm512_mask_srli_epi32(both, 0xff00, both, 4);
+        weights[0] = _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+    } else {
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(load(0)), load(1), 1);
+        weights[0] = _mm512_and_si512(both, _mm512_set1_epi16(255));
+        weights[1] = _mm512_srli_epi16(both, 8);
+    }
+}
+
+// Add the products of one word of a token's codes.
+template <int Bits>
+BAICHUAN2_INLINE void add_products(const std::int32_t* word, __m512i weights, __m512i& sum) {
+    if (Bits == 4) {
+        __asm__ volatile("vpdpbusd %[x]%{1to16%}, %[w], %[sum]"
+                         : [sum] "+v"(sum)
+                         : [w] "v"(weights), [x] "m"(*word));
+    } else {
+        __asm__ volatile("vpdpwssd %[x]%{1to16%}, %[w], %[sum]"
+                         : [sum] "+v"(sum)
+                         : [w] "v"(weights), [x] "m"(*word));
+    }
+}
+
+// Add a group's integer sums, scaled, to the float sums.
+BAICHUAN2_INLINE __m512 add_group(__m512i sums, const GroupScales& scales, float x_scale, float x_offset,
+                                  __m512 total) {
+    // The activations' scale comes last: no part overflows where the whole does not.
+    const __m512 codes = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scales.scale);
+    const __m512 sum = _mm512_fmadd_ps(scales.zero, _mm512_set1_ps(x_offset), codes);
+    return _mm512_fmadd_ps(sum, _mm512_set1_ps(x_scale), total);
+}
+
+// The rows of a strip that a task covers: all, or those of its first block.
+template <int Bits>
+BAICHUAN2_INLINE __mmask16 rows_of(const MatmulTask& task, std::int64_t block) {
+    return block + kStripBlocks<Bits> <= task.last_block ? 0xffff : 0x00ff;
+}
+
+// One strip times one tile of T tokens.
+template <int Bits, int T>
+void multiply_strip(const MatmulTask& task, std::int64_t block, const TileArrays& tile, float* y) {
+    Strip<Bits> strip(task, block);
+    const std::int32_t* words = tile.words;
+    const auto* next = reinterpret_cast<const char*>(task.matrix->codes(block + kStripBlocks<Bits>));
+    __m512 totals[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) totals[t] = _mm512_setzero_ps();
+    for (std::int64_t group = 0; group < task.matrix->groups(); ++group) {
+        __m512i sums[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) sums[t] = _mm512_set1_epi32(tile.starts[group * T + t]);
+#pragma GCC unroll 16
+        for (int step = 0; step < kGroup / kStepColumns; ++step) {
+            __m512i weights[kStepVectors<Bits>];
+            if (Bits == 8 || step % 2 == 0) {
+                _mm_prefetch(next, _MM_HINT_T1);
+                next += 64;
+            }
+            unpack_step(strip, step, weights);
+            for (int i = 0; i < kStepVectors<Bits>; ++i, words += T) {
+#pragma GCC unroll 16
+                for (int t = 0; t < T; ++t) add_products<Bits>(words + t, weights[i], sums[t]);
+            }
+        }
+        const GroupScales scales = load_scales(strip);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+            totals[t] = add_group(sums[t], scales, tile.scales[group * T + t], tile.offsets[group * T + t],
+                                  totals[t]);
+        }
+        strip.next_group();
+    }
+    const __mmask16 rows = rows_of<Bits>(task, block);
+    float* out = y + block * (kRows / kStripBlocks<Bits>);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) _mm512_mask_storeu_ps(out + t * task.stride, rows, totals[t]);
+}
+
+// A tile is read once for a few strips, which stay in the second cache from tile to tile.
+template <int Bits>
+void matmul_bits(const MatmulTask& task, const Activations& x) {
+    constexpr std::int64_t kBlocks = kStripBlocks<Bits>;
+    for (std::int64_t first = task.first_block; first < task.last_block; first += kStrips * kBlocks) {
+        const std::int64_t last = std::min(first + kStrips * kBlocks, task.last_block);
+        for (std::int64_t index = 0; index < x.tiles(); ++index) {
+            const TileArrays tile = open_tile(x.tile(index));
+            float* y = task.y + x.tile_start(index) * task.stride;
+            with_count<kTileTokens>(tile.stride, [&](auto tokens) {
+                for (std::int64_t block = first; block < last; block += kBlocks) {
+                    multiply_strip<Bits, tokens>(task, block, tile, y);
+                }
+            });
+        }
+    }
+}
+
+inline void matmul(const MatmulTask& task, const Activations& x) {
+    if (task.matrix->bits() == 4) {
+        matmul_bits<4>(task, x);
+    } else {
+        matmul_bits<8>(task, x);
+    }
+}
+
+template <int Bits>
+void multiply_registers(std::int64_t rounds) {
+    const __m512i weights = _mm512_set1_epi8(7);
+    const std::int32_t x = 0x00010002;
+    __m512i sums[kTileTokens] = {};
+    for (std::int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+        for (int t = 0; t < kTileTokens; ++t) add_products<Bits>(&x, weights, sums[t]);
+    }
+}
+
+inline std::int64_t multiply_rounds(int bits, std::int64_t rounds) {
+    if (bits == 4) {
+        multiply_registers<4>(rounds);
+    } else {
+        multiply_registers<8>(rounds);
+    }
+    return rounds * kTileTokens * (bits == 4 ? 64 : 32);
+}
+
+}  // namespace avx512_vnni
+}  // namespace baichuan2
