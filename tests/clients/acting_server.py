@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from baichuan2_tpu.server.app import create_app
@@ -36,7 +36,8 @@ def acting_server() -> Generator[str, None, None]:
     )
     with (
         Scheduler(engine, model.tokenizer) as scheduler,
-        listening(create_app(Service(model, scheduler))) as url,
+        closing(Service(model, scheduler)) as service,
+        listening(create_app(service)) as url,
     ):
         yield url
 

@@ -30,7 +30,7 @@ class LivePage:
         settings = GenerationSettings(SamplingSettings(temperature=0), max_tokens)
         model = replace(fake_model(engine), settings=settings)
         self.scheduler = Scheduler(engine, model.tokenizer)
-        service = Service(model, self.scheduler)
+        self._service = service = Service(model, self.scheduler)
         options = ServerOptions(frozenset(keys))
         app = create_app(service, options)
         add_page(app, service, options)
@@ -49,6 +49,7 @@ class LivePage:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+        self._service.close()
 
     def __enter__(self) -> Self:
         self.scheduler.start()

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import uvicorn
@@ -52,8 +52,11 @@ def running_service(
 ) -> Generator[Service, None, None]:
     """Serve an engine with a scheduler that runs."""
     model = fake_model(engine)
-    with Scheduler(engine, model.tokenizer, settings) as scheduler:
-        yield Service(model, scheduler, timeout_s=timeout_s)
+    with (
+        Scheduler(engine, model.tokenizer, settings) as scheduler,
+        closing(Service(model, scheduler, timeout_s=timeout_s)) as service,
+    ):
+        yield service
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A client that goes away takes its answer with it, before the next token."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Semaphore
 from time import sleep
@@ -61,7 +62,8 @@ def gated() -> Iterator[Gated]:
     model = fake_model(engine)
     with (
         Scheduler(engine, model.tokenizer) as scheduler,
-        listening(create_app(Service(model, scheduler))) as url,
+        closing(Service(model, scheduler)) as service,
+        listening(create_app(service)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield Gated(engine, scheduler, client)

@@ -180,6 +180,10 @@ class Service:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
         self._scheduler.close(grace_s)
+        self.close()
+
+    def close(self) -> None:
+        """End the child process that compiles grammars; closing twice is allowed."""
         with self._grammars_lock:
             if self._grammars is not None:
                 self._grammars.close()
