@@ -3,6 +3,8 @@
 Each question is answered alone first; under load its answer must be the same, greedy or with a seed. At the
 end nothing may be lost: the server's counts must equal those of the clients, and it must exit with code 0.
 Memory must not grow once keys and values have filled their limit, which should happen in the first quarter.
+A compiled model promises the same tokens only where its choice is clear: ``--margin`` keeps answers greedy
+and ends each before its first near tie. ``--overflowing`` mixes in requests that must fail, each alone.
 All traffic stays on 127.0.0.1, and the load ends after the given time.
 """
 
@@ -33,6 +35,8 @@ MOST_GROWTH = 0.05
 """Share by which memory may grow between the second quarter of the load and the last."""
 WAYS = {"stream": 5, "whole": 3, "leave stream": 3, "give up waiting": 1}
 """How clients ask, with the weight of each way."""
+OVERFLOWING_SHARE = 0.1
+"""Share of requests with a token that overflows, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Report:
             faults.append(f"the server ended with exit code {self.exit_code}")
         if self.server_counts["running"] or self.server_counts["waiting"]:
             faults.append("requests are left in the server")
-        if self.server_counts["failed"] or self.server_counts["faults"]:
+        if self.server_counts["failed"] != self.asked.get("failed", 0) or self.server_counts["faults"]:
             faults.append("the server counts failed requests")
         ended = self.server_counts["finished"] + self.server_counts["cancelled"]
         # The server never sees a client that gives up before its request is read.
@@ -99,10 +103,18 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="demo", help="a model for baichuan2 serve (demo)")
+    parser.add_argument("--engine", default="auto", help="the engine of baichuan2 serve (auto)")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--questions", type=int, default=32, help="number of different questions (32)")
     parser.add_argument("--tokens", type=int, default=48, help="length of the longest answer (48)")
+    parser.add_argument("--repeats", type=int, default=12, help="of a question in the longest prompt (12)")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="greedy answers, each up to where the best two log probabilities are so close",
+    )
+    parser.add_argument("--overflowing", type=int, metavar="ID", help="a token whose states are no numbers")
     parser.add_argument("--kv-memory", type=float, default=0.25, metavar="GB")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the ways to ask (0)")
@@ -113,9 +125,14 @@ def parse_arguments() -> argparse.Namespace:
 def run(given: argparse.Namespace) -> Report:
     """Start the server, ask, and stop it."""
     chance = random.Random(given.seed)
-    questions = [make_question(number, given.tokens, chance) for number in range(given.questions)]
+    questions = [make_question(number, given, chance) for number in range(given.questions)]
     process, url = start_server(given)
     try:
+        solo_runs = len(questions)
+        if given.margin is not None:
+            tell(f"looking for clear answers to {len(questions)} questions")
+            questions = asyncio.run(keep_clear(url, questions, given.margin))
+            solo_runs += len(questions)
         tell(f"{len(questions)} solo runs")
         alone = asyncio.run(ask_alone(url, questions))
         tell(f"{given.clients} clients for {given.seconds:g} s")
@@ -123,7 +140,7 @@ def run(given: argparse.Namespace) -> Report:
         tally, samples = asyncio.run(load(url, process.pid, list(zip(questions, alone, strict=True)), given))
         seconds = time.perf_counter() - start_s
         counts = read_counts(url)
-        counts["finished"] -= len(questions)  # the solo runs
+        counts["finished"] -= solo_runs
         process.terminate()
         code = process.wait(60)
     finally:
@@ -141,6 +158,8 @@ def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]
         "--name",
         "served",
         "--no-page",
+        "--engine",
+        given.engine,
         "--log",
         "json",
         "--kv-memory",
@@ -162,11 +181,35 @@ def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]
     raise RuntimeError(f"the server ended with exit code {process.wait()} before it was ready")
 
 
-def make_question(number: int, tokens: int, chance: random.Random) -> dict[str, object]:
+def make_question(number: int, given: argparse.Namespace, chance: random.Random) -> dict[str, object]:
     """Return the body of a completion; many prompts begin alike, every third question samples with a seed."""
-    prompt = f"{chance.choice(STARTS)} {chance.choice(TOPICS)}, {number}? " * chance.randint(1, 12)
+    prompt = f"{chance.choice(STARTS)} {chance.choice(TOPICS)}, {number}? " * chance.randint(1, given.repeats)
     drawn = {"temperature": 0.8, "top_k": 40, "seed": number} if number % 3 == 0 else {"temperature": 0}
-    return {"model": "served", "prompt": prompt, "max_tokens": chance.randint(1, tokens), **drawn}
+    return {"model": "served", "prompt": prompt, "max_tokens": chance.randint(1, given.tokens), **drawn}
+
+
+async def keep_clear(
+    url: str, questions: Sequence[dict[str, object]], margin: float
+) -> list[dict[str, object]]:
+    """Return greedy questions whose answers end before two tokens are nearly as likely."""
+    kept: list[dict[str, object]] = []
+    async with new_client(url) as client:
+        for question in questions:
+            greedy = {name: question[name] for name in ("model", "prompt", "max_tokens")} | {"temperature": 0}
+            gaps = await ask_gaps(client, greedy)
+            count = next((place for place, gap in enumerate(gaps) if gap < margin), len(gaps))
+            if count:
+                kept.append({**greedy, "max_tokens": count})
+    return kept
+
+
+async def ask_gaps(client: httpx.AsyncClient, question: dict[str, object]) -> list[float]:
+    """Return how far the best two log probabilities of each token of an answer are apart."""
+    response = await client.post("/v1/completions", json={**question, "logprobs": 2})
+    response.raise_for_status()
+    pairs = [sorted(best.values()) for best in response.json()["choices"][0]["logprobs"]["top_logprobs"]]
+    # Two tokens with the same text are one entry: nothing is known of their distance.
+    return [pair[-1] - pair[-2] if len(pair) > 1 else 0.0 for pair in pairs]
 
 
 async def ask_alone(url: str, questions: Sequence[dict[str, object]]) -> list[Answer]:
@@ -187,7 +230,10 @@ async def load(
         chance = random.Random(f"{given.seed} {number}")
         async with new_client(url) as client:
             while time.perf_counter() < end_s:
-                await ask_once(client, *chance.choice(known), chance, tally)
+                if given.overflowing is not None and chance.random() < OVERFLOWING_SHARE:
+                    await ask_overflowing(client, given.overflowing, tally)
+                else:
+                    await ask_once(client, *chance.choice(known), chance, tally)
 
     async def watch_memory() -> None:
         while time.perf_counter() < end_s:
@@ -225,6 +271,19 @@ async def ask_once(
         alone.tokens,
     ):
         tally.wrong.append(f"{way}: {question} gave {answer.text!r} under load, {alone.text!r} alone")
+
+
+async def ask_overflowing(client: httpx.AsyncClient, token: int, tally: Tally) -> None:
+    """Ask what drives the states of its sequence beyond all numbers; it must get an error."""
+    body = {"model": "served", "prompt": [token + 5, token, token + 6], "max_tokens": 4, "temperature": 0}
+    tally.asked["failed"] += 1
+    try:
+        answer = await ask(client, body)
+    except (AnswerError, httpx.HTTPError) as error:
+        if "finite number" not in str(error):
+            tally.wrong.append(f"overflowing: {type(error).__name__}: {error}")
+    else:
+        tally.wrong.append(f"overflowing: gave {answer.text!r}")
 
 
 async def wait_until_idle(url: str) -> None:

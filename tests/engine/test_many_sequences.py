@@ -105,6 +105,25 @@ def test_answers_together_are_those_of_each_alone_in_as_many_launches_as_the_lon
         sequence.close()
 
 
+def test_a_launch_changes_no_row_of_another_sequence(engine: BmodelEngine) -> None:
+    """Nets gather new keys and values behind the history they were compiled for: a new short chat overwrote
+    rows 64 to 79 of a long one."""
+    assert engine._loop is not None
+    tensors = engine._loop.history.tensors
+
+    def read_rows() -> list[np.ndarray]:
+        return [engine._device.download(tensor)[:, other.rows] for tensor in tensors]
+
+    with engine.open_sequence() as other:
+        engine.forward([Chunk(other, random_tokens(100, seed=3), 0)])
+        before = read_rows()
+        for count in (1, 3, 20):
+            with engine.open_sequence() as sequence:
+                engine.forward([Chunk(sequence, random_tokens(count, seed=4), 0)])
+        for rows, expected in zip(read_rows(), before, strict=True):
+            np.testing.assert_array_equal(rows, expected)
+
+
 def test_a_shared_beginning_continues_in_two_ways(engine: BmodelEngine) -> None:
     prompt = PROMPTS[3]
     expected = answer_alone(engine, prompt)[0]

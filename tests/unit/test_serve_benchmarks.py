@@ -2,6 +2,7 @@
 
 import importlib
 import random
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,13 @@ def test_a_fault_is_told(load: ModuleType, changes: dict[str, object], fault: st
     assert replace(good_report(load), **changes).faults == [fault]
 
 
+def test_a_request_that_must_fail_is_no_fault_and_one_that_does_not_is(load: ModuleType) -> None:
+    report = good_report(load)
+    failing = replace(report, asked={**report.asked, "failed": 2})
+    assert failing.faults == ["the server counts failed requests"]
+    assert replace(failing, server_counts={**report.server_counts, "failed": 2}).faults == []
+
+
 @pytest.mark.parametrize(
     ("count", "fault"),
     [
@@ -95,7 +103,8 @@ def test_a_request_that_is_lost_is_told(load: ModuleType, count: dict[str, int],
 
 
 def test_questions_are_those_of_their_seed(load: ModuleType) -> None:
-    first, again = ([load.make_question(n, 48, random.Random(5)) for n in range(9)] for _ in range(2))
+    given = Namespace(tokens=48, repeats=12)
+    first, again = ([load.make_question(n, given, random.Random(5)) for n in range(9)] for _ in range(2))
     assert first == again
     assert [question for question in first if "seed" in question] == [first[0], first[3], first[6]]
     assert load.quarter_medians([1.0, 3.0, 2.0, 2.0, 5.0, 7.0, 4.0, 4.0]) == [2.0, 2.0, 6.0, 4.0]

@@ -3,6 +3,7 @@
 Not here: printing (``cli``), what the compiler's model of a chip says (``estimate``).
 """
 
+from baichuan2_tpu.bench.clients import ClientsMeasurement, clients_table
 from baichuan2_tpu.bench.compiled import BundleBenchSettings, BundleReport, prompt_lengths, run_bundle_bench
 from baichuan2_tpu.bench.cpu import (
     SHAPES,
@@ -36,12 +37,14 @@ __all__ = [
     "BundleBenchSettings",
     "BundleReport",
     "Ceilings",
+    "ClientsMeasurement",
     "Measurement",
     "PerformanceRow",
     "RandomWeights",
     "Run",
     "Traffic",
     "available_threads",
+    "clients_table",
     "measure_ceilings",
     "peak_rss_bytes",
     "performance_table",

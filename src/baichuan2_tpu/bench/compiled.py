@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from baichuan2_tpu.bench.clients import ClientsMeasurement, check_clients, measure_clients
 from baichuan2_tpu.bench.table import PerformanceRow, chip_platform
 from baichuan2_tpu.bench.timing import (
     Measurement,
@@ -34,7 +35,7 @@ class BundleBenchSettings:
     """What to measure.
 
     Units: lengths count tokens. The first token is timed for ``prompt``, which the answer follows, and for
-    prompts of each of ``lengths``.
+    prompts of each of ``lengths``. ``clients`` are the numbers of answers to compute at once.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +43,7 @@ class BundleBenchSettings:
     decode_tokens: int = 32
     warmups: int = 1
     repetitions: int = 3
+    clients: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {"decode tokens": self.decode_tokens, "repetitions": self.repetitions}
@@ -67,6 +69,7 @@ class BundleReport:
     peak_rss_bytes: int
     first_token_s: Mapping[int, Measurement]
     decode_tok_per_s: Measurement
+    clients: tuple[ClientsMeasurement, ...]
     is_simulated: bool
     """True when the times say nothing of a chip's speed."""
 
@@ -100,7 +103,8 @@ class BundleReport:
             result[f"first_token_ms{name}"] = {
                 length: getattr(value, pick) for length, value in in_ms.items()
             }
-        return result | flat_json("decode_tok_per_s", self.decode_tok_per_s)
+        result |= flat_json("decode_tok_per_s", self.decode_tok_per_s)
+        return result | {"clients": [row.to_json() for row in self.clients]}
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return the figures for a reader: what, median with spread, and a blank for a limit."""
@@ -140,13 +144,16 @@ def run_bundle_bench(
 
     ``on_step`` is called with each step as it begins. Stop ids do not end the answer, so that all runs have
     the same length.
-    Raises: ContextLengthError when the lengths do not fit the engine's context.
+    Raises: ContextLengthError when the lengths do not fit the engine's context; RequestError when it holds
+    fewer clients.
     """
     on_step("loading")
     started = time.perf_counter()
     with open_engine() as engine:
         load_s = time.perf_counter() - started
+        check_clients(engine, settings.clients, settings.decode_tokens)
         first_tokens, rates = _measure(engine, settings, on_step)
+        clients = measure_clients(engine, settings.clients, settings.decode_tokens, on_step)
         name, is_simulated = engine.name, engine.is_simulated
     # A vendor's bmodel runs on the same chip, whether it has a manifest or not.
     chip = manifest.chip if manifest else _VENDOR_CHIP
@@ -160,6 +167,7 @@ def run_bundle_bench(
         peak_rss_bytes=peak_rss_bytes(),
         first_token_s={length: Measurement.of(times) for length, times in sorted(first_tokens.items())},
         decode_tok_per_s=Measurement.of(rates),
+        clients=clients,
         is_simulated=is_simulated,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from baichuan2_tpu import _native
+from baichuan2_tpu.bench.clients import ClientsMeasurement, check_clients, measure_clients
 from baichuan2_tpu.bench.table import PerformanceRow, processor_platform
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT_IDS,
@@ -49,7 +50,8 @@ class BenchSettings:
     """What to measure.
 
     Units: lengths count tokens. The first token and the answer are timed for ``prompt``.
-    ``threads`` is for the machine's ceilings and should be the engine's.
+    ``threads`` is for the machine's ceilings and should be the engine's. ``clients`` are the numbers
+    of answers to compute at once.
     """
 
     prompt: tuple[int, ...] = VENDOR_PROMPT_IDS
@@ -58,6 +60,7 @@ class BenchSettings:
     warmups: int = 1
     repetitions: int = 3
     threads: int = field(default_factory=available_threads)
+    clients: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         counts = {
@@ -123,6 +126,7 @@ class BenchReport:
     load_s: float
     peak_rss_bytes: int
     runs: tuple[Run, ...]
+    clients: tuple[ClientsMeasurement, ...]
     traffic: Traffic | None
     ceilings: Ceilings
 
@@ -170,7 +174,7 @@ class BenchReport:
         return self.prefill_tok_per_s.scale(macs / self.settings.prefill_tokens)
 
     def to_json(self) -> dict[str, object]:
-        """Return one flat object; a measurement is its median, beside ``NAME_low`` and ``NAME_high``."""
+        """Return one object; a measurement is its median, beside ``NAME_low`` and ``NAME_high``."""
         traffic, settings = self.traffic, self.settings
         result: dict[str, object] = {
             "model": self.model,
@@ -194,6 +198,7 @@ class BenchReport:
         result |= flat_json("prefill_mac_per_s", self.prefill_mac_per_s)
         result["read_bytes_per_s_ceiling"] = self.ceilings.read_bytes_per_s
         result["multiply_mac_per_s_ceiling"] = self.ceilings.multiply_mac_per_s
+        result["clients"] = [row.to_json() for row in self.clients]
         return result
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -260,14 +265,17 @@ def run_bench(
 
     ``on_step`` is called with each step as it begins. Stop ids do not end the answer, so that all runs have
     the same length.
-    Raises: ContextLengthError when the lengths do not fit the engine's context.
+    Raises: ContextLengthError when the lengths do not fit the engine's context; RequestError when it holds
+    fewer clients.
     """
     tell = on_step or _ignore
     tell("loading")
     started = time.perf_counter()
     with open_engine() as engine:
         load_s = time.perf_counter() - started
+        check_clients(engine, settings.clients, settings.decode_tokens)
         runs = _measure(engine, settings, tell)
+        clients = measure_clients(engine, settings.clients, settings.decode_tokens, tell)
         name, config, traffic = engine.name, engine.config, _traffic(engine)
     bits = config.quantization.bits if config.quantization else 8
     # Before the machine is measured: that takes a gigabyte of its own.
@@ -283,6 +291,7 @@ def run_bench(
         load_s=load_s,
         peak_rss_bytes=peak,
         runs=runs,
+        clients=clients,
         traffic=traffic,
         ceilings=limits,
     )

@@ -6,6 +6,7 @@ Not here: measuring (``baichuan2_tpu.bench``).
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,6 +57,15 @@ def bench(
         int | None,
         typer.Option("--repetitions", min=1, help="Measured runs.", show_default="3; 1 on the simulator"),
     ] = None,
+    clients: Annotated[
+        str | None,
+        typer.Option(
+            "--clients",
+            metavar="N,N,…",
+            help="Also measure so many answers at once, such as 1,4,16,32.",
+            show_default=False,
+        ),
+    ] = None,
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
@@ -67,8 +77,9 @@ def bench(
     """Measure how fast a model answers here.
 
     Prints load, first token, prefill and decode, as median and range, with the machine's limits; for a
-    bundle, the first token by prompt length, and decode. A row of a performance table follows, in Markdown,
-    and on the last line one JSON object.
+    bundle, the first token by prompt length, and decode. With --clients, a table of several answers at
+    once follows: the time of a step, tokens per second, and what a step asks of the device. A row of a
+    performance table follows, in Markdown, and on the last line one JSON object.
     """
     from baichuan2_tpu.model import EngineSettings
 
@@ -77,7 +88,7 @@ def bench(
     if bits is not None and shape is None:
         raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
     opening = EngineSettings(engine.value, device, context, threads, exact)
-    lengths = _Lengths(prefill, decode, repetitions)
+    lengths = _Lengths(prefill, decode, repetitions, _parse_clients(clients))
     if model is None:
         report = _bench_shape(shape or "", bits or options.BitsName.FOUR, lengths, opening)
     else:
@@ -92,6 +103,7 @@ class _Lengths:
     prefill: int | None
     decode: int | None
     repetitions: int | None
+    clients: tuple[int, ...]
 
     def settings(self, prompt: tuple[int, ...], threads: int | None) -> BenchSettings:
         """Return the settings on this machine's processor."""
@@ -103,6 +115,7 @@ class _Lengths:
             decode_tokens=self.decode or 32,
             repetitions=self.repetitions or 3,
             threads=threads or available_threads(),
+            clients=self.clients,
         )
 
     def bundle_settings(
@@ -118,7 +131,17 @@ class _Lengths:
             decode_tokens=self.decode or (2 if is_simulated else 32),
             warmups=0 if is_simulated else 1,
             repetitions=self.repetitions or (1 if is_simulated else 3),
+            clients=self.clients,
         )
+
+
+def _parse_clients(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d{0,3}", word) for word in words):
+        raise typer.BadParameter(f"--clients is {text!r}, allowed are numbers from 1 such as 1,4,16,32")
+    return tuple(int(word) for word in words)
 
 
 def _bench_model(files: ModelFiles, lengths: _Lengths, opening: EngineSettings) -> BenchReport | BundleReport:
@@ -198,13 +221,15 @@ def _bench_shape(
 
 def _show(report: BenchReport | BundleReport, *, as_json: bool) -> None:
     """Print the figures, the performance table and one JSON object, or the object alone."""
-    from baichuan2_tpu.bench import performance_table
+    from baichuan2_tpu.bench import clients_table, performance_table
 
     if not as_json:
         rows = report.rows()
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         for name, figure, ceiling in rows:
             write_result(f"{name:<{widths[0]}}  {figure:<{widths[1]}}  {ceiling}".rstrip() + "\n")
-        table = performance_table([report.performance])
-        write_result("\n" + "\n".join(table) + "\n\n")
+        tables = [clients_table(report.clients)] if report.clients else []
+        for table in (*tables, performance_table([report.performance])):
+            write_result("\n" + "\n".join(table) + "\n")
+        write_result("\n")
     write_result(json.dumps(report.to_json(), ensure_ascii=False) + "\n")

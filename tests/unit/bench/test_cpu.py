@@ -93,6 +93,7 @@ def report(traffic: Traffic | None = None) -> BenchReport:
         load_s=0.5,
         peak_rss_bytes=2_000_000_000,
         runs=(Run(0.2, 5.0, 8.0), Run(0.1, 2.5, 4.0), Run(0.4, 1.0, 2.0)),
+        clients=(),
         traffic=traffic,
         ceilings=Ceilings(read_bytes_per_s=4000.0, multiply_mac_per_s=None),
     )

@@ -258,6 +258,21 @@ def test_info_for_a_reader_has_one_fact_a_line(run: Run, model: Path) -> None:
 BENCH = ("--prefill", 8, "--decode", 2, "--repetitions", 1)
 
 
+def test_bench_shows_several_answers_at_once(run: Run, model: Path) -> None:
+    done = run("bench", model, *BENCH, "--clients", "1,3")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| clients | ms per step |"))
+    assert [line.split(" | ")[0] for line in lines[start + 2 : start + 4]] == ["| 1", "| 3"]
+    assert [row["clients"] for row in json.loads(lines[-1])["clients"]] == [1, 3]
+
+
+def test_bench_refuses_clients_that_are_no_numbers(run: Run, model: Path) -> None:
+    done = run("bench", model, "--clients", "1 4")
+    assert done.code == 2
+    assert "--clients is '1 4', allowed are numbers from 1 such as 1,4,16,32" in done.err
+
+
 def test_bench_ends_with_a_json_line(run: Run, model: Path) -> None:
     done = run("bench", model, *BENCH)
     assert done.code == 0

@@ -5,6 +5,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from baichuan2_tpu.engine.base import RowUse
 from baichuan2_tpu.server.app import create_app
 from doubles.fakes import ByteTokenizer, HistoryEngine
 from running.served import MODEL, chat_body, running_service, scripted_engine, served
@@ -76,6 +77,21 @@ def test_metrics_count_what_was_served() -> None:
     assert values["baichuan2_first_token_seconds_count"] == "2.0"
     assert values["baichuan2_token_seconds_count"] == "4.0"
     assert (values["baichuan2_requests_running"], values["baichuan2_requests_waiting"]) == ("0.0", "0.0")
+
+
+class RowEngine(HistoryEngine):
+    @property
+    def row_use(self) -> RowUse:
+        return RowUse(total=512, used=40, shared=8)
+
+
+def test_metrics_tell_the_rows_that_sequences_share_where_they_do() -> None:
+    vocabulary = ByteTokenizer().vocabulary_size
+    with served(RowEngine(vocabulary)) as client:
+        rows = re.findall(r"^baichuan2_(history_rows\S*) (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert rows == [("history_rows", "512.0"), ("history_rows_used", "40.0"), ("history_rows_shared", "8.0")]
+    with served(HistoryEngine(vocabulary)) as client:
+        assert "history_rows" not in client.get("/metrics").text
 
 
 def test_the_description_needs_no_network_and_no_page_does() -> None:

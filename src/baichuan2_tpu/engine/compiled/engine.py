@@ -288,8 +288,8 @@ class BmodelEngine(Engine):
         if self.on_notice is not None:
             count = len(self._plan.layers_of_net) + 1
             self.on_notice(
-                f"the simulator took {net_s:.2g} s for the first of {count} nets: "
-                f"expect about {net_s * count:.2g} s per token"
+                f"the simulator took {net_s:.1f} s for the first of {count} nets: "
+                f"expect about {net_s * count:.1f} s for the first token, less for each after it"
             )
 
     def _open_loop(self) -> BlockLoop:

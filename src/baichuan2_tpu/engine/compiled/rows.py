@@ -25,6 +25,11 @@ class Run:
     start: int
     count: int
 
+    @property
+    def end(self) -> int:
+        """The row behind the last."""
+        return self.start + self.count
+
     def rows(self) -> NDArray[np.int32]:
         """Return the numbers of the rows."""
         return np.arange(self.start, self.start + self.count, dtype=np.int32)
@@ -42,6 +47,12 @@ class RowAllocator:
         """How many rows there are, have an owner, and have several."""
         used, shared = (int(np.count_nonzero(self._owners > owners)) for owners in (0, 1))
         return RowUse(total=len(self._owners), used=used, shared=shared)
+
+    @property
+    def end(self) -> int:
+        """The row from which on all are free."""
+        owned = np.flatnonzero(self._owners)
+        return int(owned[-1]) + 1 if len(owned) else 0
 
     def positions(self, count: int) -> NDArray[np.int32]:
         """Return the positions of the tokens in the first ``count`` rows; 0 for a free row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -270,7 +271,7 @@ def test_a_token_of_many_answers_takes_one_launch_a_net_and_no_copy(
         assert counts.launches - before.launches == nets + 1, "the block nets and the head"
 
 
-def test_a_launch_reads_the_shortest_history_that_covers_what_it_sees() -> None:
+def test_a_launch_reads_the_shortest_history_that_covers_all_rows_in_use() -> None:
     engine = open_engine(histories=(16, 64))
     device, plan = device_of(engine), engine._plan
 
@@ -286,9 +287,11 @@ def test_a_launch_reads_the_shortest_history_that_covers_what_it_sees() -> None:
         engine.forward([Chunk(high, [1], 0)])
         assert history_read() == 64
         engine.forward([Chunk(low, [1], 0)])
-        assert history_read() == 16, "others' rows above it are not looked at"
+        assert history_read() == 64, "a net of 16 rows overwrites those behind them, which the other holds"
+        low.truncate(9)
+        high.truncate(0)
         engine.forward([Chunk(low, [1], 0)])
-        assert history_read() == 64, "its newest row lies behind the other's"
+        assert history_read() == 16
 
 
 def test_a_step_tells_how_many_tokens_of_prompts_ride_along() -> None:
@@ -313,7 +316,22 @@ def test_a_simulator_says_once_how_long_a_token_takes(name: str, monkeypatch: py
     is_simulated = name.endswith("simulator")
     assert len(notices) == is_simulated
     if is_simulated:
-        assert "for the first of 3 nets: expect about" in notices[0]
+        assert re.search(r"for the first of 3 nets: expect about [\d.]+ s for the first token", notices[0])
+
+
+def test_a_launch_changes_no_row_of_another_sequence() -> None:
+    """A net of 16 rows gathered new keys and values behind them, over those of whoever held rows 16 to 23."""
+    engine = open_engine(histories=(16, 64))
+    assert engine._loop is not None
+    tensors = engine._loop.history.tensors
+    with engine.open_sequence() as other:
+        engine.forward([Chunk(other, random_tokens(30), 0)])
+        before = [device_of(engine).download(tensor)[:, other.rows] for tensor in tensors]
+        for count in (1, 3, 8):
+            with engine.open_sequence() as sequence:
+                engine.forward([Chunk(sequence, random_tokens(count))])
+        for tensor, expected in zip(tensors, before, strict=True):
+            np.testing.assert_array_equal(device_of(engine).download(tensor)[:, other.rows], expected)
 
 
 def test_how_many_sequences_fit_is_told_by_their_length(engine: BmodelEngine) -> None:

@@ -142,7 +142,7 @@ def test_scattered_free_rows_are_filled_by_copies_where_that_costs_less() -> Non
 def test_scattered_free_rows_are_filled_one_by_one_where_that_costs_less() -> None:
     memory = Memory(OWN, list(range(0, ROWS, 2)))
     works = [memory.work(1, 1), memory.work(1, 1)]
-    costs = StageCosts(OWN, {Stage(1, 32): 0.5, Stage(16, 32): 3.0, Stage(32, 32): 4.0})
+    costs = StageCosts(OWN, {Stage(1, ROWS): 0.5, Stage(16, ROWS): 3.0, Stage(32, ROWS): 4.0})
     launches = list(Step(OWN, costs, memory.allocator, works).launches())
     check(launches, works, memory)
     assert [launch.stage.tokens for launch in launches] == [1, 1]
@@ -170,7 +170,9 @@ def test_what_a_launch_was_to_fill_is_free_again_when_it_is_given_up() -> None:
     memory = Memory(OWN, [0, 1])
     step = Step(OWN, StageCosts(OWN), memory.allocator, [memory.work(5, 1)])
     next(step.launches())
-    assert [(run.start, run.count) for run in step.written] == [(2, 16)], "with the padding"
+    assert [(run.start, run.count) for run in step.written] == [(2, 16), (32, 16)], (
+        "with the padding, and what the net overwrites behind its 32 rows"
+    )
     assert memory.allocator.use.used == 7
 
 
