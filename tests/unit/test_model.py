@@ -128,8 +128,8 @@ def test_a_wrong_setting_is_refused_before_the_first_piece(
 def test_what_is_no_message_is_refused(model: Model) -> None:
     with pytest.raises(RequestError, match="a message is 'hi'; an object with the texts role and content"):
         model.chat(["hi"])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(RequestError, match="message 0 is an answer to no user message"):
-        model.chat([{"role": "assistant", "content": "hi"}])
+    with pytest.raises(RequestError, match="message 1 is a system message; it is allowed first only"):
+        model.chat([{"role": "user", "content": "hi"}, {"role": "system", "content": "Be brief."}])
 
 
 def test_a_conversation_remembers_and_computes_only_what_is_new(model: Model) -> None:

@@ -1,6 +1,6 @@
 """Values of JSON as dataclasses: every key is there, and of the type that the class says.
 
-Not here: JSON itself (``reading``); ``config.json``, whose keys are others' (``config``).
+Not here: JSON itself (``reading``); a model's own config, whose keys are others' (``config``).
 """
 
 from __future__ import annotations

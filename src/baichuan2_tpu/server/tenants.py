@@ -1,7 +1,7 @@
 """Whose a request is: the holder of one API key, under an id that does not reveal the key.
 
 Requests of one tenant share kept beginnings of prompts; without keys everybody is one tenant.
-Not here: the ``client`` of a request, who takes turns with others and may name itself
+Not here: the client of a request, who takes turns with others and may name itself
 (``api.answer_settings``); checking keys (``transport.guards``, ``page.access``).
 """
 
