@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from baichuan2_tpu.engine.base import Chunk
+from baichuan2_tpu.engine.base import Chunk, RowUse
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.server.scheduling.prefix_index import Prompt
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
@@ -129,6 +129,31 @@ def test_a_sequence_counts_with_the_most_it_ever_held() -> None:
     use(pool, [1] * 130)
     taken(pool, [1] * 66)
     assert pool.held_tokens == 192
+
+
+class RowEngine(HistoryEngine):
+    """An engine whose sequences share rows, one per token."""
+
+    @property
+    def row_use(self) -> RowUse:
+        return RowUse(total=64, used=0, shared=0)
+
+
+def test_where_sequences_share_rows_they_count_as_what_they_hold() -> None:
+    """In blocks of 64, a second short conversation found 64 rows taken by the first one's three."""
+    engine = RowEngine(300, max_context=64, max_sequences=8)
+    pool = PrefixPool(engine, 64)
+    for first in range(8):
+        taken(pool, [first, *range(100, 107)])
+    assert pool.held_tokens == 64
+
+
+def test_a_truncated_sequence_frees_its_rows() -> None:
+    pool = PrefixPool(RowEngine(300, max_context=64, max_sequences=2), 64)
+    kept = use(pool, [1, 2, 3, 4, *range(50)])
+    assert pool.held_tokens == 54
+    assert taken(pool, [1, 2, 3, 4, *range(50, 80)]) is kept
+    assert pool.held_tokens == 34
 
 
 def test_clearing_closes_what_is_idle_only() -> None:

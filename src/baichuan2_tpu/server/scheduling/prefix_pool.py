@@ -21,7 +21,8 @@ _BLOCK_TOKENS = 64
 class PrefixPool:
     """Sequences in use, and idle ones in the order of their last use.
 
-    A sequence counts as the most tokens it ever reserved: truncating frees no memory.
+    Where each sequence has memory of its own, it counts as the most tokens it ever reserved, in whole blocks:
+    truncating frees none. Where all share rows, it counts as what it holds and has reserved.
     What a sequence holds serves prompts of its tenant alone; its memory serves everybody.
     Units: ``max_tokens`` bounds the tokens of all sequences together; a full context must fit.
     """
@@ -29,6 +30,7 @@ class PrefixPool:
     def __init__(self, engine: Engine, max_tokens: int) -> None:
         self._engine = engine
         self._max_tokens = max_tokens
+        self._has_rows = engine.row_use is not None
         self._idle: list[TrackedSequence] = []
         self._sizes: dict[TrackedSequence, int] = {}
         self._tenants: dict[TrackedSequence, str] = {}
@@ -87,7 +89,9 @@ class PrefixPool:
 
         Side effect: the least recently used idle sequences are evicted as far as needed.
         """
-        more = max(0, self._size(length) - self._sizes[sequence])
+        more = self._size(length) - self._sizes[sequence]
+        if not self._has_rows:
+            more = max(0, more)
         if self.held_tokens - self._idle_tokens + more > self._max_tokens:
             return False
         self._sizes[sequence] += more
@@ -116,6 +120,8 @@ class PrefixPool:
 
     def _size(self, length: int) -> int:
         """Return the tokens of the blocks that hold ``length``; the last block ends with the context."""
+        if self._has_rows:
+            return length
         return min(-(-length // _BLOCK_TOKENS) * _BLOCK_TOKENS, self._engine.max_context)
 
     def _of_tenant(self, prompt: Prompt, sequences: Iterable[TrackedSequence]) -> list[TrackedSequence]:
