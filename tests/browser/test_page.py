@@ -29,7 +29,7 @@ def test_an_answer_is_seen_to_grow_and_ends_with_its_figures(serve: Serve, brows
     assert COUNT.startswith(more)
     assert page.is_answering
     page.wait_until_over()
-    assert page.messages("bot") == [COUNT]
+    page.wait(lambda: page.messages("bot") == [COUNT])
     assert _FIGURES.fullmatch(page.note)
 
 
@@ -54,14 +54,14 @@ def test_conversations_grow_side_by_side_and_never_meet(serve: Serve, browser: O
     page.wait(lambda: page.messages("bot"))
     page.start_new()
     assert page.answer("hello") == "Hello! How can I help?"
-    assert page.messages("user") == ["hello"]
+    page.wait(lambda: page.messages("user") == ["hello"])
     page.choose("count on")
     assert page.is_answering
     page.stop()
     page.wait_until_over()
     assert LONG_COUNT.startswith(page.messages("bot")[0])
     page.choose("hello")
-    assert page.messages("bot") == ["Hello! How can I help?"]
+    page.wait(lambda: page.messages("bot") == ["Hello! How can I help?"])
 
 
 def test_a_page_that_is_loaded_again_has_its_history(serve: Serve, browser: Open) -> None:
@@ -126,7 +126,7 @@ def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browse
     page.press("Try again")
     page.wait(lambda: page.is_answering)
     page.wait_until_over()
-    assert page.messages("bot") == ["Hello! How can I help?", "You said: the second question"]
+    page.wait(lambda: page.messages("bot") == ["Hello! How can I help?", "You said: the second question"])
 
     page.find("#chat button[title='Edit']").click()
     field = page.find("#chat .message.user textarea")
@@ -134,7 +134,7 @@ def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browse
     field.send_keys("something else")
     page.find("#chat button[title='Submit']").click()
     page.wait(lambda: page.messages("bot") == ["You said: something else"])
-    assert page.messages("user") == ["something else"]
+    page.wait(lambda: page.messages("user") == ["something else"])
 
 
 def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
@@ -144,15 +144,15 @@ def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
     page.browser.switch_to.alert.accept()
     page.wait(lambda: not page.messages("user"))
     page.open()
-    assert page.conversations == []
+    page.wait(lambda: page.conversations == [])
 
 
 def test_a_fault_is_shown_as_an_error_and_not_as_an_answer(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.ask("break")
     assert page.error == "Error: the device reported a fault; restart it"
-    assert page.messages("bot") == []
-    assert page.messages("user") == ["break"]
+    page.wait(lambda: page.messages("bot") == [])
+    page.wait(lambda: page.messages("user") == ["break"])
     assert page.answer("hello") == "Hello! How can I help?"
     assert _FIGURES.fullmatch(page.note)
 
@@ -175,7 +175,7 @@ def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
     server.stop()
     assert page.error.startswith("Error: ")
     assert not page.is_answering
-    assert page.messages("user") == ["count on"]
+    page.wait(lambda: page.messages("user") == ["count on"])
 
 
 def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, browser: Open) -> None:
@@ -185,7 +185,7 @@ def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, br
     server.stop()
     page.ask("are you there?")
     page.wait(lambda: "Connection to the server was lost." in page.find(".toast-body.error").text)
-    assert page.messages("bot") == ["Hello! How can I help?"]
+    page.wait(lambda: page.messages("bot") == ["Hello! How can I help?"])
 
 
 def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> None:
@@ -237,9 +237,9 @@ def test_the_page_calls_nobody_but_its_server(serve: Serve, browser: Open) -> No
     server = serve()
     page = ChatPage(browser(), server.url)
     page.answer("code")
-    assert page.browser.find_elements(By.CSS_SELECTOR, "#chat code .token.keyword")
+    page.wait(lambda: page.browser.find_elements(By.CSS_SELECTOR, "#chat code .token.keyword"))
     page.answer("picture")
-    assert page.browser.find_elements(By.CSS_SELECTOR, "#chat .katex")
+    page.wait(lambda: page.browser.find_elements(By.CSS_SELECTOR, "#chat .katex"))
     own = urlsplit(server.url).netloc
     requests = page.requests()
     assert server.url in requests
@@ -273,7 +273,7 @@ def test_the_page_follows_the_browser_and_can_be_switched(
     texts = {"en-US": ("Ask a question", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
     hint, new = texts.pop(language)
     assert page.find("#box textarea").get_attribute("placeholder") == hint
-    assert page.is_dark is is_dark
+    page.wait(lambda: page.is_dark is is_dark)
     page.answer("你好")
     page.answer("code")
     page.photograph(f"{language}-{'dark' if is_dark else 'light'}")
@@ -285,4 +285,4 @@ def test_the_page_follows_the_browser_and_can_be_switched(
     page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
     page.open()
     page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
-    assert page.is_dark is not is_dark
+    page.wait(lambda: page.is_dark is not is_dark)
