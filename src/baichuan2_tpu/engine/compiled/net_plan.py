@@ -191,7 +191,8 @@ def _is_block(stage: StageInfo, *, reads_history: bool) -> bool:
         batch == 1
         and [tensor.shape for tensor in inputs[1:_PLAIN_INPUTS]] == expected
         and inputs[1].dtype == "int32"
-        and all(tensor.shape == rows and tensor.dtype == inputs[0].dtype for tensor in past)
+        # The vendor's nets can take states of float32 beside a history of float16.
+        and all(tensor.shape == rows and tensor.dtype == past[0].dtype for tensor in past)
         and (len(new) == len(past) > 0 if reads_history else (not past and len(new) == _TENSORS_PER_LAYER))
         and all(shape == (1, tokens, *shape[2:]) and len(shape) == 4 for shape in new)
         and (not reads_history or all(shape[2:] == rows[2:] for shape in new))
