@@ -12,6 +12,7 @@ import ctypes
 import math
 import weakref
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from baichuan2_tpu.engine.device.bmrt_library import (
     TensorStruct,
 )
 from baichuan2_tpu.engine.device.bmrt_nets import read_nets
+from baichuan2_tpu.engine.device.c_library import quiet_c_output
 from baichuan2_tpu.engine.device.checks import (
     check_chip,
     check_copy,
@@ -169,8 +171,9 @@ class BmrtDevice(Device):
         if simulator is not None:
             prepare_simulator(simulator)
             self._total_bytes = simulator_memory_bytes()
-        self._library = BmrtLibrary(simulator or libraries)
-        self._handles = request_device(self._library, device)
+        with quiet_c_output() if simulator else nullcontext():
+            self._library = BmrtLibrary(simulator or libraries)
+            self._handles = request_device(self._library, device)
         self.counts = self._handles.counts
         self._latest_launch = ""
         # Without it the simulator's threads outlive the interpreter and crash the process at its end.

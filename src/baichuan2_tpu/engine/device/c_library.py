@@ -14,11 +14,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 
-__all__ = ["kept_float_mode", "send_c_output_to_stderr"]
+__all__ = ["drop_c_output", "kept_float_mode", "quiet_c_output", "send_c_output_to_stderr"]
 
 _STANDARD_OUTPUT = 1
-_LINE_BUFFERED = 1  # _IOLBF
 
 _ENVIRONMENT_BYTES = 64  # fenv_t has 32 on x86_64 and 8 on aarch64
 
@@ -33,6 +33,34 @@ def send_c_output_to_stderr() -> None:
     stream = ctypes.c_void_p.in_dll(libc, "stdout")
     if libc.fileno(stream) == _STANDARD_OUTPUT:
         stream.value = ctypes.c_void_p.in_dll(libc, "stderr").value
+
+
+@contextmanager
+def quiet_c_output() -> Generator[None, None, None]:
+    """Let ``printf`` of every C library print nothing until the end of the block.
+
+    For calls whose lines say only that they were made.
+    """
+    stream = ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stdout")
+    before = stream.value
+    stream.value = _null_stream()
+    try:
+        yield
+    finally:
+        stream.value = before
+
+
+def drop_c_output() -> None:
+    """Let ``printf`` of every C library print nothing from now on."""
+    ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stdout").value = _null_stream()
+
+
+@cache
+def _null_stream() -> int:
+    """Return a stream that keeps nothing; it is never closed, for another thread may print to it."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    return libc.fopen(b"/dev/null", b"w")
 
 
 @contextmanager

@@ -7,13 +7,14 @@ Source: libbmlib, libbmrt and libcmodel_bm1684x of tpu_mlir 1.30.2, and what was
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import platform
 import struct
 from pathlib import Path
 
-from baichuan2_tpu.engine.device.c_library import send_c_output_to_stderr
+from baichuan2_tpu.engine.device.c_library import drop_c_output, quiet_c_output, send_c_output_to_stderr
 from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address, text_addresses
 from baichuan2_tpu.errors import BackendUnavailable
 
@@ -27,7 +28,11 @@ _DEFAULT_MEMORY_BYTES = 1 << 32  # libbmlib's own default
 _LEAST_MEMORY_BYTES = 0x6000000  # libbmlib aborts when it opens a chip of 0x5000000
 
 _UNLOCK = "pthread_mutex_unlock"
-_CHATTER = b"[%d] do_allreduce: %d.\n"  # printed at every launch
+_CHATTER = (
+    b"[%d] do_allreduce: %d.\n",  # at every launch
+    b"[%d] load custom cmodel firmware %s\n",
+    b"mult engine c_model init\n",
+)
 _PAGE_BYTES = 4096
 _READ_WRITE, _READ_EXECUTE, _PRIVATE_ANONYMOUS = 3, 5, 0x22  # PROT_*, MAP_*
 
@@ -36,7 +41,7 @@ def prepare_simulator(folder: Path) -> None:
     """Make libbmlib of ``folder`` find the simulated chip, and make the chip's waiting threads yield.
 
     Side effect: an environment variable of this process names the chip; its library stays loaded; what C
-    libraries print goes to standard error, but for the line that this one has for every launch.
+    libraries print goes to standard error, but for the lines of this one that say nothing.
     Raises: BackendUnavailable when a library is missing, or is not one that this module knows.
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
@@ -52,13 +57,15 @@ def prepare_simulator(folder: Path) -> None:
     os.environ[_CHIP_VARIABLE] = str(chip)
     simulator_memory_bytes()
     try:
-        ctypes.CDLL(str(chip), mode=ctypes.RTLD_GLOBAL)
+        with quiet_c_output():
+            ctypes.CDLL(str(chip), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise BackendUnavailable(
             f"{chip}: cannot be loaded ({error}); run baichuan2 toolchain install"
         ) from error
     _make_threads_yield(chip)
     _silence(chip)
+    atexit.register(drop_c_output)  # libbmlib takes its leave when the process has ended
 
 
 def simulator_memory_bytes() -> int:
@@ -106,11 +113,12 @@ def _make_threads_yield(chip: Path) -> None:
 
 
 def _silence(chip: Path) -> None:
-    """Make the text of the line that the chip prints at every launch empty; its faults are still printed."""
-    for address in text_addresses(chip, _CHATTER):
-        start = load_address(chip) + address
-        _protect(start, _READ_WRITE)
-        ctypes.memset(start, 0, 1)
+    """Make the lines empty that the chip prints when nothing is wrong; its faults are still printed."""
+    for text in _CHATTER:
+        for address in text_addresses(chip, text):
+            start = load_address(chip) + address
+            _protect(start, _READ_WRITE)
+            ctypes.memset(start, 0, 1)
 
 
 def _yielding_unlock() -> bytes:

@@ -12,7 +12,6 @@ sd_notify(3) for ``tell_supervisor``.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import ipaddress
 import logging
 import math
@@ -147,7 +146,11 @@ def serve(
         ws="none",
         timeout_graceful_shutdown=math.ceil(grace_s) + 2 * _READING_S,
     )
-    _Server(config, service, grace_s, when_ready).run([listener])
+    server = _Server(config, service, grace_s, when_ready)
+    try:
+        server.run([listener])
+    finally:
+        server.is_over.set()
 
 
 def tell_supervisor(state: str) -> None:
@@ -173,6 +176,8 @@ class _Server(uvicorn.Server):
         self._service = service
         self._grace_s = grace_s
         self._when_ready = when_ready
+        self.is_over = Event()
+        """Set when nothing is left to wait for, and the process need not be ended."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -196,13 +201,8 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
-        is_over = Event()
         end_s = self._grace_s + 2 * _READING_S
-        ending = Thread(target=_end_process, args=(is_over, end_s), name="end", daemon=True)
-        ending.start()
-        # Called when every other thread is over: one that is left then would be seen as a leak.
-        atexit.register(ending.join)
-        atexit.register(is_over.set)
+        Thread(target=_end_process, args=(self.is_over, end_s), name="end", daemon=True).start()
 
 
 def _end_process(is_over: Event, after_s: float) -> None:
