@@ -36,6 +36,8 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
+    "bmodel": [{"fields", "layout"}, {"header", "weights"}],
+    "reference": [{"operations"}, {"float_model", "layer"}],
     "engine": [{"device", "processors"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
     "fetch": [
         {"cache", "catalog"},
