@@ -272,7 +272,7 @@ def test_the_page_follows_the_browser_and_can_be_switched(
     page = ChatPage(browser(language=language, is_dark=is_dark), serve().url)
     texts = {"en-US": ("Ask a question", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
     hint, new = texts.pop(language)
-    assert page.find("#box textarea").get_attribute("placeholder") == hint
+    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == hint)
     page.wait(lambda: page.is_dark is is_dark)
     page.answer("你好")
     page.answer("code")
