@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from baichuan2_tpu.checkpoint.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
+from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
 from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
 from baichuan2_tpu.checkpoint.layout import (
     EMBEDDING,
@@ -25,10 +27,8 @@ from baichuan2_tpu.checkpoint.layout import (
     llama_shapes,
     official_shapes,
 )
-from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.source import TensorSource
-from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.cli.terminal import byte_bar, notice
 from baichuan2_tpu.errors import CheckpointError, RequestError

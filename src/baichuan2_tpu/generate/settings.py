@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import find_json
-from baichuan2_tpu.generate.constraint import Grammar
+from baichuan2_tpu.generate.grammar.constraint import Grammar
 from baichuan2_tpu.quoting import quote
 
 __all__ = ["GenerationSettings", "GivenSettings", "SamplingSettings", "read_settings"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gguf_tokenizer import write_tokenizer
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import write_tokenizer
 from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig

@@ -14,8 +14,8 @@ from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.errors import ContextLengthError, ShutdownError
-from baichuan2_tpu.generate.grammar_trial import TrialLimits
-from baichuan2_tpu.generate.grammars import Grammars
+from baichuan2_tpu.generate.grammar.grammars import Grammars
+from baichuan2_tpu.generate.grammar.trial import TrialLimits
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.model import Model
 from baichuan2_tpu.server.errors import ApiError

@@ -10,8 +10,8 @@ from gguf.quants import quantize as quantize_blocks
 from tokenizers import Tokenizer
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gguf_file import GgufFile
-from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.packing import dequantize as dequantize_linear
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError

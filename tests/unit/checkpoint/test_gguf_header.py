@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.checkpoint.gguf_header import check_header
+from baichuan2_tpu.checkpoint.formats.gguf_header import check_header
 from baichuan2_tpu.errors import CheckpointError
 
 

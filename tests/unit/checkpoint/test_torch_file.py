@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baichuan2_tpu.checkpoint.torch_file import TorchFile
+from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
 from baichuan2_tpu.errors import CheckpointError
 from models.tiny_checkpoint import (
     pickled_dict,

@@ -3,7 +3,7 @@
 import pytest
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.schema_bounds import check_schema, likely_cause
+from baichuan2_tpu.generate.grammar.schema_bounds import check_schema, likely_cause
 
 Schema = dict[str, object]
 

@@ -54,7 +54,7 @@ _WEIGHTS, _INPUTS, _OUTPUTS = "weights.npz", "inputs.npz", "outputs.npz"
 # -c takes modules of the current folder first, which may be anybody's: that entry of the path is empty.
 _SIMULATION = (
     "import sys; sys.path[:] = filter(None, sys.path);"
-    "from baichuan2_tpu.doctor.prove_toolchain import simulate; simulate(*sys.argv[1:])"
+    "from baichuan2_tpu.doctor.proofs.prove_toolchain import simulate; simulate(*sys.argv[1:])"
 )
 
 

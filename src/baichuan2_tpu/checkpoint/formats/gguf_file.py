@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.gguf_header import check_header
+from baichuan2_tpu.checkpoint.formats.gguf_header import check_header
 from baichuan2_tpu.checkpoint.layout import (
     ATTENTION_NORM,
     ATTENTION_OUTPUT,
