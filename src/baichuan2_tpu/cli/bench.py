@@ -26,46 +26,54 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 
+_Shape = Annotated[
+    str | None,
+    typer.Option("--shape", help="Instead of MODEL: random weights in memory (baichuan2-7b, …)."),
+]
+_Bits = Annotated[
+    options.BitsName | None,
+    typer.Option("--bits", help="Bits per weight, with --shape.", show_default="4"),
+]
+_Prefill = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill",
+        min=1,
+        help="Tokens of the long prompt.",
+        show_default="512; several for a bundle; none on the simulator",
+    ),
+]
+_Decode = Annotated[
+    int | None,
+    typer.Option("--decode", min=1, help="Tokens of the answer.", show_default="32; 2 on the simulator"),
+]
+_Repetitions = Annotated[
+    int | None,
+    typer.Option("--repetitions", min=1, help="Measured runs.", show_default="3; 1 on the simulator"),
+]
+_Clients = Annotated[
+    str | None,
+    typer.Option(
+        "--clients",
+        metavar="N,N,…",
+        help="Also measure so many answers at once, such as 1,4,16,32.",
+        show_default=False,
+    ),
+]
+
+
 def bench(
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="Checkpoint or bundle directory, .gguf file, or known name."),
     ] = None,
     *,
-    shape: Annotated[
-        str | None,
-        typer.Option("--shape", help="Instead of MODEL: random weights in memory (baichuan2-7b, …)."),
-    ] = None,
-    bits: Annotated[
-        options.BitsName | None,
-        typer.Option("--bits", help="Bits per weight, with --shape.", show_default="4"),
-    ] = None,
-    prefill: Annotated[
-        int | None,
-        typer.Option(
-            "--prefill",
-            min=1,
-            help="Tokens of the long prompt.",
-            show_default="512; several for a bundle; none on the simulator",
-        ),
-    ] = None,
-    decode: Annotated[
-        int | None,
-        typer.Option("--decode", min=1, help="Tokens of the answer.", show_default="32; 2 on the simulator"),
-    ] = None,
-    repetitions: Annotated[
-        int | None,
-        typer.Option("--repetitions", min=1, help="Measured runs.", show_default="3; 1 on the simulator"),
-    ] = None,
-    clients: Annotated[
-        str | None,
-        typer.Option(
-            "--clients",
-            metavar="N,N,…",
-            help="Also measure so many answers at once, such as 1,4,16,32.",
-            show_default=False,
-        ),
-    ] = None,
+    shape: _Shape = None,
+    bits: _Bits = None,
+    prefill: _Prefill = None,
+    decode: _Decode = None,
+    repetitions: _Repetitions = None,
+    clients: _Clients = None,
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,

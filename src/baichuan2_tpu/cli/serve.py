@@ -177,26 +177,17 @@ def serve(
     try:
         from baichuan2_tpu.cli import serve_run
     except ModuleNotFoundError as error:
-        raise RequestError(
-            f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
-        ) from error
+        raise _missing_package(error) from error
     from baichuan2_tpu.model import EngineSettings
 
-    address = serve_run.Address(host, port, tls_certificate, tls_key)
     keys = serve_run.read_keys(api_key_file)
-    access = serve_run.ServerOptions(
-        keys,
-        tuple(cors_origin or ()),
-        tuple(allowed_host or ()),
-        int(max_body * 1e6),
-        share_prefixes.value,
-    )
+    origins, hosts = tuple(cors_origin or ()), tuple(allowed_host or ())
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,
         EngineSettings(engine.value, device, context, threads, exact),
-        address,
-        access,
+        serve_run.Address(host, port, tls_certificate, tls_key),
+        serve_run.ServerOptions(keys, origins, hosts, int(max_body * 1e6), share_prefixes.value),
         serve_run.RequestRules(strict, any_model, tools.value),
         max_running=max_running,
         max_waiting=max_queue,
@@ -207,3 +198,9 @@ def serve(
     )
     serve_run.write_logs(log.value, is_debug=debug)
     serve_run.run_server(plan)
+
+
+def _missing_package(error: ModuleNotFoundError) -> RequestError:
+    return RequestError(
+        f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
+    )
