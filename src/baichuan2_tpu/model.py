@@ -60,7 +60,8 @@ Messages = str | Sequence[Message | Mapping[str, str]]
 """A text of the user, or a conversation: each message with ``role`` and ``content``."""
 
 Notice = Callable[[str], None]
-LoadProgress = Callable[[Literal["fetching", "quantising"], int, int], None]
+ByteProgress = Callable[[int, int], None]
+LoadProgress = Callable[[Literal["fetching", "quantising", "loading"], int, int], None]
 """Is called with what is being done, the bytes done so far, and all bytes."""
 
 _log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class EngineSettings:
     context: int | None = None
     threads: int | None = None
     is_exact: bool = False
+    keep_packed: bool = True
+    """Whether the cpu's packed weights are kept in the user's cache for the next start."""
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -125,8 +128,14 @@ class ModelFiles:
         """
         return self.template or open_template(self.located.path, self.tokenizer)
 
-    def open(self, running: EngineSettings | None = None, *, notice: Notice = _log.info) -> Model:
-        """Load the weights into an engine.
+    def open(
+        self,
+        running: EngineSettings | None = None,
+        *,
+        notice: Notice = _log.info,
+        progress: ByteProgress | None = None,
+    ) -> Model:
+        """Load the weights into an engine; ``progress`` is told their bytes.
 
         What runs on this machine's processor is checked against its memory first.
         Raises: ContextLengthError with the numbers; what ``engine.registry.open_engine`` raises.
@@ -142,6 +151,9 @@ class ModelFiles:
             context=context,
             threads=running.threads,
             is_exact=running.is_exact,
+            keep_packed=running.keep_packed,
+            progress=progress,
+            notice=notice,
         )
         if engine.is_simulated:
             notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
@@ -290,6 +302,7 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     context: int | None = None,
     threads: int | None = None,
     exact: bool = False,
+    keep_packed: bool = True,
     notice: Notice | None = None,
     progress: LoadProgress | None = None,
 ) -> Model:
@@ -297,18 +310,24 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
 
     ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
     compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
-    together; the default is the model's own limit, or the one it was compiled for. ``threads`` and ``exact``
-    (activations in float32) are for the cpu. ``notice`` is called with lines of text, such as what is being
-    fetched; print will do, and the default is the log. ``progress`` is called while a model is fetched or
-    quantised.
+    together; the default is the model's own limit, or the one it was compiled for. ``threads``, ``exact``
+    (activations in float32) and ``keep_packed`` (keep the weights of a large model as the kernels read them,
+    so that the next start takes a second) are for the cpu. ``notice`` is called with lines of text, such as
+    what is being fetched; print will do, and the default is the log. ``progress`` is called while a model is
+    fetched, quantised or loaded.
 
-    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it.
+    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it; packed
+    weights are kept there too.
     Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
     ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
     """
-    running = EngineSettings(engine, device, context, threads, exact)
+    running = EngineSettings(engine, device, context, threads, exact, keep_packed)
     files = find_model(model, notice=notice or _log.info, progress=progress)
-    return files.open(running, notice=notice or _log.info)
+    return files.open(
+        running,
+        notice=notice or _log.info,
+        progress=None if progress is None else lambda done, total: progress("loading", done, total),
+    )
 
 
 def find_model(

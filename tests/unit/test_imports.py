@@ -59,7 +59,13 @@ INSIDE: dict[str, Table] = {
     ],
     "bmodel": [{"fields", "layout"}, {"header", "weights"}],
     "reference": [{"operations"}, {"float_model", "layer"}],
-    "engine": [{"device", "processors"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [
+        {"device", "packed_file", "processors"},
+        {"base"},
+        {"checks"},
+        {"compiled", "cpu"},
+        {"registry"},
+    ],
     "fetch": [
         {"cache", "catalog"},
         {"record", "transfer", "wheels"},

@@ -85,22 +85,29 @@ struct Model::Workspace {
     std::vector<Buffer> attention_scratch;
 };
 
-Model::Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact)
+Model::Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact,
+             const char* packed)
     : shape_(shape),
       qkv_(shape),
       gate_up_(shape),
       kernels_(find_kernels(kernels)),
       is_exact_(is_exact),
+      is_packed_(packed != nullptr),
       pool_(threads),
       final_norm_(static_cast<std::size_t>(shape.hidden)),
-      head_(shape.vocabulary, shape.hidden, shape.head_bits),
       work_(std::make_unique<Workspace>(shape, kernels_, threads)) {
+    const auto add_matrix = [&packed](std::int64_t rows, std::int64_t columns, int bits) {
+        PackedMatrix matrix(rows, columns, bits, packed);
+        if (packed != nullptr) packed += round_up(matrix.bytes(), kPartAlignment);
+        return matrix;
+    };
+    head_ = add_matrix(shape.vocabulary, shape.hidden, shape.head_bits);  // the order of packed_parts()
     for (std::int64_t i = 0; i < shape.layers; ++i) {
         Layer layer;
-        layer.qkv = PackedMatrix(qkv_.rows, shape.hidden, shape.bits);
-        layer.output = PackedMatrix(shape.hidden, shape.query_rows(), shape.bits);
-        layer.gate_up = PackedMatrix(gate_up_.rows, shape.hidden, shape.bits);
-        layer.down = PackedMatrix(shape.hidden, shape.intermediate, shape.bits);
+        layer.qkv = add_matrix(qkv_.rows, shape.hidden, shape.bits);
+        layer.output = add_matrix(shape.hidden, shape.query_rows(), shape.bits);
+        layer.gate_up = add_matrix(gate_up_.rows, shape.hidden, shape.bits);
+        layer.down = add_matrix(shape.hidden, shape.intermediate, shape.bits);
         layer.attention_norm.resize(static_cast<std::size_t>(shape.hidden));
         layer.mlp_norm.resize(static_cast<std::size_t>(shape.hidden));
         layers_.push_back(std::move(layer));
@@ -121,11 +128,25 @@ Model::Model(const ModelShape& shape, int threads, const std::string& kernels, b
 
 Model::~Model() = default;
 
-std::int64_t Model::weight_bytes() const {
-    std::int64_t bytes = head_.bytes();
+std::vector<const PackedMatrix*> Model::packed_parts() const {
+    std::vector<const PackedMatrix*> parts = {&head_};
     for (const Layer& layer : layers_) {
-        bytes += layer.qkv.bytes() + layer.output.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+        for (const PackedMatrix* matrix : {&layer.qkv, &layer.output, &layer.gate_up, &layer.down}) {
+            parts.push_back(matrix);
+        }
     }
+    return parts;
+}
+
+std::int64_t Model::packed_bytes() const {
+    std::int64_t bytes = 0;
+    for (const PackedMatrix* part : packed_parts()) bytes += round_up(part->bytes(), kPartAlignment);
+    return bytes;
+}
+
+std::int64_t Model::weight_bytes() const {
+    std::int64_t bytes = 0;
+    for (const PackedMatrix* part : packed_parts()) bytes += part->bytes();
     return bytes;
 }
 

@@ -71,12 +71,23 @@ enum class Norm { kAttention, kMlp, kFinal };
 
 class Model {
 public:
-    Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact);
+    // Matrices begin at multiples of this in a file of packed weights.
+    static constexpr std::int64_t kPartAlignment = 4096;
+
+    // `packed` holds packed_bytes() of what packed_parts() of such a model returned, and outlives the model;
+    // null for a model that is packed here.
+    Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact,
+          const char* packed = nullptr);
     ~Model();
 
     const ModelShape& shape() const { return shape_; }
     const char* kernels_name() const { return kernels_.name; }
     std::int64_t weight_bytes() const;  // that one token reads
+
+    // The matrices in the order of a file, in which each is padded to a multiple of kPartAlignment.
+    std::vector<const PackedMatrix*> packed_parts() const;
+    std::int64_t packed_bytes() const;
+    bool is_packed() const { return is_packed_; }  // from the start
 
     void pack(Linear which, std::int64_t layer, const GptqView& source);
     void set_norm(Norm which, std::int64_t layer, const float* weight);
@@ -109,6 +120,7 @@ private:
     const GateUpLayout gate_up_;
     const Kernels& kernels_;
     const bool is_exact_;
+    const bool is_packed_;
     ThreadPool pool_;
     std::mutex mutex_;
     std::vector<Layer> layers_;
