@@ -138,7 +138,7 @@ def find_source(
             raise RequestError(f"{model} is compiled already; give a checkpoint, such as baichuan2-7b-chat")
         return identify(known.fetch(FetchWish(notice, progress, spare_bytes)))
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():  # no name at all would be this directory
         return identify(path)
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "

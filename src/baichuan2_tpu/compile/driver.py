@@ -83,8 +83,8 @@ class BuildSettings:
 
 
 def compile_bundle(
-    checkpoint: Path,
-    destination: Path,
+    checkpoint: str | Path,
+    destination: str | Path,
     settings: CompileSettings,
     build: BuildSettings,
     *,
@@ -99,6 +99,7 @@ def compile_bundle(
     """
     if build.jobs < 1:
         raise RequestError(f"jobs is {build.jobs}, allowed is 1 or more")
+    checkpoint, destination = Path(checkpoint), Path(destination)
     if destination.exists() or destination.is_symlink():  # a link to nothing does not exist
         raise RequestError(f"{destination} exists already; remove it or name another directory")
     source = open_source(checkpoint)
