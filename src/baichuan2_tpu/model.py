@@ -31,7 +31,7 @@ from baichuan2_tpu.checkpoint.identify import Located, ModelKind
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
-from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
@@ -40,7 +40,7 @@ from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.resolve import resolve_model
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate, find_template, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class ModelFiles:
         """
         tokenizer = open_tokenizer(located.path)
         return cls(
-            name, located, tokenizer, _find_template(located.path, tokenizer), read_settings(located.path)
+            name, located, tokenizer, find_template(located.path, tokenizer), read_settings(located.path)
         )
 
     def read_config(self) -> ModelConfig:
@@ -355,14 +355,6 @@ def read_config(located: Located) -> ModelConfig:
 
 def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None]:
     return lambda event: progress("quantising", event.done_bytes, event.total_bytes)
-
-
-def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the chat template, or None; ``ModelFiles.require_template`` says why there is none."""
-    try:
-        return open_template(directory, tokenizer)
-    except CheckpointError:
-        return None
 
 
 def _read_ids(prompt: object) -> list[int]:

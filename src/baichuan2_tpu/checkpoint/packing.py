@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 
-__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
+__all__ = ["WORD_BITS", "dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
 
-_WORD_BITS = 32
+WORD_BITS = 32
+"""Bits of the words that integers are packed into."""
 
 
 def pack_linear(
@@ -80,7 +81,7 @@ def _unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
         return packed
-    values = np.empty((words.shape[0], words.shape[1] * _WORD_BITS // bits), np.uint8)
+    values = np.empty((words.shape[0], words.shape[1] * WORD_BITS // bits), np.uint8)
     values[:, 0::2] = packed & np.uint8(15)
     values[:, 1::2] = packed >> np.uint8(4)
     return values

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["info"]
 
-_WEIGHT_FILES = ("*.safetensors", "*.bin")
-
 
 def info(
     model: options.Model,
@@ -98,6 +96,7 @@ def _locate(model: str) -> Located:
 
 def _describe(located: Located, context: int | None, assumed: QuantizationConfig) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
+    from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
     from baichuan2_tpu.model import read_config
 
@@ -105,7 +104,7 @@ def _describe(located: Located, context: int | None, assumed: QuantizationConfig
     quantization = stored.quantization or assumed
     need = memory_need(replace(stored, quantization=quantization))
     tokens = context or stored.max_context
-    files = [file for kind in _WEIGHT_FILES for file in located.path.glob(kind)]
+    files = [file for kind in WEIGHT_FILES for file in located.path.glob(kind)]
     return {
         "path": str(located.path),
         "is_quantized": stored.quantization is not None,

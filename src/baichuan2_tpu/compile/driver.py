@@ -21,6 +21,7 @@ import numpy as np
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.bmodel.weights import copy_range, detach_weights, read_stages
+from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES
 from baichuan2_tpu.compile.assemble import (
     BundleFacts,
     copy_assets,
@@ -50,7 +51,7 @@ from baichuan2_tpu.toolchain import Toolchain
 __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]
 
 _KEPT = ("units", "bundle")
-_SOURCE_FILES = ("*.json", "*.safetensors", "*.bin")
+_SOURCE_FILES = ("*.json", *WEIGHT_FILES)
 _WEIGHTS = "weights.npz"  # where nets.WEIGHT_FILE points to
 _SIGNATURE = re.compile(r"tensor<((?:\d+x)+)")
 

@@ -18,12 +18,10 @@ from baichuan2_tpu.evaluate.passages import (
     RowCollector,
     readings_of,
 )
+from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, common_prefix, feed_together
 
 __all__ = ["EngineScorer"]
-
-_ROWS_AT_ONCE = 64
-"""Rows of logits taken at once of one passage: 32 MB by Baichuan2's vocabulary."""
 
 _READ_TOGETHER = 8
 """Ends read at once: a decoding step reads every weight, however many sequences it is for."""
@@ -118,7 +116,7 @@ class EngineScorer:
         collectors: Sequence[RowCollector],
     ) -> None:
         """Read what is behind the shared ids, and hand out the rows."""
-        step = _ROWS_AT_ONCE if len(group) == 1 else self._engine.prompt_piece
+        step = SCORED_ROWS if len(group) == 1 else self._engine.prompt_piece
         for start in range(shared, max(len(reading.ids) for reading in group), step):
             feeds: list[Feed] = []
             takers: list[RowCollector] = []

@@ -5,7 +5,6 @@ Not here: what is done with them (``gptq_run``), how the model writes (``generat
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import hash_blocks
 from baichuan2_tpu.quantize.generated_text import BEGINNINGS, generate_windows
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import Plan
@@ -66,7 +66,7 @@ class Windows:
 
     def describe(self) -> dict[str, object]:
         """Describe them for a journal: two runs of the same description use the same tokens."""
-        text = None if self.given is None else hashlib.sha256(self.given.astype("<i4").tobytes()).hexdigest()
+        text = None if self.given is None else hash_blocks([self.given.astype("<i4").tobytes()])
         return {"windows": self.count, "tokens": self.length, "text": text}
 
 
