@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from baichuan2_tpu.checkpoint.packing import WORD_BITS
 from baichuan2_tpu.checkpoint.source import TensorInfo
+from baichuan2_tpu.checkpoint.weights import WORD_BITS
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote

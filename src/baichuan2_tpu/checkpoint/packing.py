@@ -9,12 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.checkpoint.weights import WORD_BITS, PackedLinear
 
-__all__ = ["WORD_BITS", "dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
-
-WORD_BITS = 32
-"""Bits of the words that integers are packed into."""
+__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
 
 
 def pack_linear(
