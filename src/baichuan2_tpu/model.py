@@ -149,7 +149,9 @@ class ModelFiles:
             is_exact=running.is_exact,
         )
         if engine.is_simulated:
-            notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
+            notice(
+                "running on the simulator of a BM1684X: the same tokens, slowly; not a measure of its speed"
+            )
         return Model(self, engine)
 
 

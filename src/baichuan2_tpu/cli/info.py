@@ -37,10 +37,10 @@ def info(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a model is and what it will take.
+    """Show what a model is and how much memory it will take.
 
-    Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
-    and --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
+    Nothing is loaded or quantised: a float checkpoint is counted as if it were quantised to --bits and
+    --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
     """
     from baichuan2_tpu.config import QuantizationConfig
 

@@ -98,7 +98,7 @@ def _more_memory(machine: Machine, tpu: Tpu, regions: Regions, device_bytes: int
         most = limits.largest
         return (f"this board gives at most {most.total} MiB ({_written(most)}); {smaller}",)
     told = "" if limits.is_read else ", if memory_edit.sh -p allows them: the device tree is not as known"
-    return (f"divide the memory anew{told}:", *_commands(planned), *_left(machine, now, planned))
+    return (f"divide the memory again{told}:", *_commands(planned), *_left(machine, now, planned))
 
 
 def _commands(planned: Layout) -> tuple[str, ...]:

@@ -75,8 +75,8 @@ class EngineScorer:
         if engine.candidates < engine.config.vocabulary_size:
             known = "token" if engine.candidates == 1 else f"{engine.candidates} tokens"
             raise RequestError(
-                f"engine {engine.name} knows only the likeliest {known} of each step, and a score needs the "
-                "logits of all; use the checkpoint, or a bundle compiled with --head-output logits"
+                f"engine {engine.name} knows only the most likely {known} of each step, and a score needs "
+                "the logits of all; use the checkpoint, or a bundle compiled with --head-output logits"
             )
 
     def _groups(self, readings: Sequence[Reading], together: int) -> Iterator[tuple[list[Reading], int]]:

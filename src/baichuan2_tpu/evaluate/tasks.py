@@ -206,7 +206,7 @@ def _check_metrics(what: str, task: Task) -> None:
         metric = one["metric"]
         if isinstance(metric, str) and (metric not in metric_registry or one.get("hf_evaluate") is True):
             raise RequestError(
-                f"{what} wants the metric {metric!r}, which would be downloaded as code; "
+                f"{what} asks for the metric {metric!r}, which would be downloaded as code; "
                 "only lm-evaluation-harness's own metrics are run"
             )
 

@@ -70,7 +70,7 @@ def test_a_header_of_every_kind_of_entry_is_read(tmp_path: Path) -> None:
         (header(text("a") + ARRAY + ARRAY + MANY, entries=1), "'a' is an array of arrays"),
         (
             header(text("a") + UINT8[:0] + struct.pack("<I", 77), entries=1),
-            "'a' is of type 77, which is none",
+            "'a' is of type 77, which is unknown",
         ),
         (header(text(b"\xff\xfe"), entries=1), "a name is not UTF-8"),
         (header(text("a") + ARRAY + UINT32 + struct.pack("<Q", 9), entries=1), "it ends within its header"),

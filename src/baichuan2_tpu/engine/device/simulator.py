@@ -80,7 +80,7 @@ def simulator_memory_bytes() -> int:
         nbytes = int(text, 0)
     except ValueError as error:
         raise BackendUnavailable(
-            f"{_MEMORY_VARIABLE}={text}: is no number of bytes; give one like 0x100000000"
+            f"{_MEMORY_VARIABLE}={text}: is not a number of bytes; give one like 0x100000000"
         ) from error
     if nbytes < _LEAST_MEMORY_BYTES:
         raise BackendUnavailable(
