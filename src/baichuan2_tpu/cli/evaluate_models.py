@@ -5,7 +5,6 @@ Not here: the options (``evaluate``), scoring (``baichuan2_tpu.evaluate``).
 
 from __future__ import annotations
 
-import tempfile
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.cli.terminal import byte_bar, notice
 from baichuan2_tpu.errors import RequestError
@@ -122,17 +120,12 @@ class FloatCandidate:
 
     @classmethod
     def find(cls, name: str, source: Path) -> FloatCandidate:
-        """Open the files at ``source``; the tokenizer of a GGUF file is written out to be read.
+        """Open the files at ``source``.
 
         Raises: CheckpointError.
         """
         checkpoint = FloatCheckpoint.open(source)
-        with tempfile.TemporaryDirectory(prefix="baichuan2-tokenizer-") as scratch:
-            directory = source
-            if checkpoint.metadata is not None:
-                directory = Path(scratch)
-                check_tokenizer(source, checkpoint.metadata)
-                write_tokenizer(checkpoint.metadata, directory)
+        with checkpoint.tokenizer_files() as directory:
             tokenizer = open_tokenizer(directory)
             return cls(name, checkpoint, tokenizer, find_template(directory, tokenizer))
 

@@ -5,7 +5,6 @@ Not here: what is done with them (``gptq_run``), how the model writes (``generat
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import write_tokenizer
 from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig
@@ -85,7 +83,7 @@ def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windo
     name, text = user_text_name(calibration.file), read_user_text(calibration.file)
     if not text.strip():
         raise RequestError(f"{name} is empty; give a text to calibrate with")
-    ids = _tokenizer(checkpoint).encode(text)
+    ids = _open_tokenizer(checkpoint).encode(text)
     if len(ids) < count * length:
         raise RequestError(
             f"{name} holds {len(ids)} tokens, {count * length} are needed; give a longer text, "
@@ -101,7 +99,7 @@ def write_windows(
     checkpoint: FloatCheckpoint, plan: Plan, windows: Windows, notice: Notice
 ) -> NDArray[np.int32]:
     """Let the model itself, rounded quickly to the bits of ``plan``, write the windows. Shapes: -> (W, T)."""
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = _open_tokenizer(checkpoint)
     beginnings = [tokenizer.encode(text) for text in BEGINNINGS]
     for ids in beginnings:
         _check_ids(checkpoint, ids)
@@ -152,13 +150,9 @@ class _QuickWeights:
         self._checkpoint.release(name)
 
 
-def _tokenizer(checkpoint: FloatCheckpoint) -> Tokenizer:
-    """Open the tokenizer of a float checkpoint, which in a GGUF is part of the metadata."""
-    if checkpoint.metadata is None:
-        return open_tokenizer(checkpoint.path)
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(checkpoint.metadata, Path(folder))
-        return open_tokenizer(Path(folder))
+def _open_tokenizer(checkpoint: FloatCheckpoint) -> Tokenizer:
+    with checkpoint.tokenizer_files() as folder:
+        return open_tokenizer(folder)
 
 
 def _check_ids(checkpoint: FloatCheckpoint, ids: list[int]) -> None:

@@ -43,8 +43,10 @@ def test_a_header_of_every_kind_of_entry_is_read(tmp_path: Path) -> None:
         text("d") + ARRAY + UINT8 + struct.pack("<Q", 3) + bytes(3),
     ]
     path = tmp_path / "m.gguf"
-    path.write_bytes(header(*entries, tensor(), tensor((8,)), entries=4, tensors=2))
+    content = header(*entries, tensor(), tensor((8,)), entries=4, tensors=2)
+    path.write_bytes(content)
     check_header(path)
+    assert "it ends within its header" in refusal(path, content[:-1])  # so all of it was read
 
 
 @pytest.mark.parametrize(
