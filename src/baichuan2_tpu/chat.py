@@ -154,7 +154,7 @@ class Conversation:
         """Forget all messages but the system message."""
         self._rounds = ()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the messages to a file, as JSON.
 
         Side effect: ``path`` is replaced in one step, once everything is written.
@@ -162,18 +162,18 @@ class Conversation:
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         try:
-            write_json(path, {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
+            write_json(Path(path), {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
         except OSError as exc:
             raise RequestError(
                 f"cannot save to {path}: {exc.strerror or exc}; name a file in a directory you can write to"
             ) from exc
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Replace the messages by those of a saved conversation.
 
         Raises: RequestError, and nothing changes, if the file cannot be read or is not a saved conversation.
         """
-        content = read_json(path, RequestError, "name a saved file")
+        content = read_json(Path(path), RequestError, "name a saved file")
         try:
             messages = _messages(content)
         except RequestError as exc:

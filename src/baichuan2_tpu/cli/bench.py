@@ -64,7 +64,7 @@ _Clients = Annotated[
     typer.Option(
         "--clients",
         metavar="N,N,…",
-        help="Also measure so many answers at once, such as 1,4,16,32.",
+        help="Also measure this many answers at once, such as 1,4,16,32.",
         show_default=False,
     ),
 ]
@@ -104,11 +104,11 @@ def bench(
 ) -> None:
     """Measure how fast a model answers here.
 
-    Prints load, first token, prefill and decode, as median and range, with the machine's limits; for a
-    bundle, the first token by prompt length, and decode. With --clients, a table of several answers at
-    once follows: the time of a step, tokens per second, and what a step asks of the device. A row of a
-    performance table follows, in Markdown, and on the last line one JSON object. With --profile, tables of
-    the kinds of work for a prompt, and for answers after a short and a long one, are all that is printed.
+    Prints the times of loading, first token, prefill and decode, as median and range, with the machine's
+    limits; for a bundle, the time to the first token by prompt length, and decode. --clients adds a table of
+    several answers at once: time per step, tokens per second, and what a step asks of the device. Then
+    follow a row of a performance table, in Markdown, and on the last line one JSON object. --profile prints
+    tables of the kinds of work instead: for a prompt, and for answers after a short and after a long one.
     """
     from baichuan2_tpu.model import EngineSettings
 
@@ -258,7 +258,7 @@ def _shape_opener(source: _RandomModel, opening: EngineSettings) -> tuple[ModelC
     from baichuan2_tpu.shapes import shape_config
 
     if opening.engine not in ("auto", "cpu"):
-        raise typer.BadParameter("--shape runs on the cpu engine alone")
+        raise typer.BadParameter("--shape runs only on the cpu engine")
     config = shape_config(source.shape, source.bits.bits)
     fit_context(config, opening.context, notice)
     weights = RandomWeights(config)

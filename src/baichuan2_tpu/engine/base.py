@@ -102,7 +102,7 @@ class Engine(ABC):
     """Sequences that can be open at once."""
 
     candidates: int
-    """The likeliest tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
+    """The most likely tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
     compiled head returns only its best tokens or the best one."""
 
     prompt_piece: int = 128

@@ -35,7 +35,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class PassageScore:
-    """The loss of every token that is scored, in nats, and the token that was the likeliest there.
+    """The loss of every token that is scored, in nats, and the token that was the most likely there.
 
     Shapes: both (T,).
     """
@@ -49,7 +49,7 @@ class PassageScore:
         return float(self.losses.sum())
 
     def is_greedy(self, passage: Passage) -> bool:
-        """Tell whether always taking the likeliest token would have written them."""
+        """Tell whether always taking the most likely token would have written them."""
         return bool((self.best == passage.tokens[passage.first :]).all())
 
 

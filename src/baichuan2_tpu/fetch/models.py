@@ -319,7 +319,7 @@ def _weight_names(files: Mapping[str, RemoteFile], where: str) -> list[str]:
         if index in files and shards:
             return [index, *shards]
     raise FetchError(
-        f"{where}: holds no whole set of weights, neither model.safetensors nor pytorch_model.bin nor all "
+        f"{where}: holds no complete set of weights, neither model.safetensors nor pytorch_model.bin nor all "
         "shards of one with its .index.json; take another --revision or --source"
     )
 

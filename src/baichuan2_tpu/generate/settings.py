@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -192,9 +193,9 @@ def _check_names(given: Collection[str]) -> None:
 def _convert(name: str, value: object) -> object:
     """Return a value that was given by keyword as the classes above hold it."""
     if name == "grammar":
-        return value
+        return _grammar(value)
     if name == "ignore_eos":
-        return value is True
+        return _flag(name, value)
     if name == "stop":
         return _stop_strings(value)
     if name in ("stop_ids", "own_stop_ids"):
@@ -202,6 +203,18 @@ def _convert(name: str, value: object) -> object:
     if name == "logit_bias":
         return _biases(value)
     return _integer({name: value}, name, 0) if name in _INTEGERS else _number({name: value}, name, 0)
+
+
+def _grammar(value: object) -> object:
+    if hasattr(value, "start"):
+        return value
+    raise RequestError(f"grammar is {quote(value)}; a compiled grammar is allowed")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise RequestError(f"{name} is {quote(value)}; True or False is allowed")
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:
@@ -233,7 +246,7 @@ def _number(values: Mapping[str, object], name: str, default: float) -> float:
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are some too
         raise RequestError(f"{name} is {quote(value)}; a number is allowed")
     try:
         return float(value)
@@ -245,9 +258,9 @@ def _integer(values: Mapping[str, object], name: str, default: int) -> int:
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name} is {quote(value)}; a whole number is allowed")
-    return value
+    return int(value)
 
 
 def _stop_ids(name: str, value: object) -> frozenset[int]:
