@@ -177,19 +177,19 @@ def describe_class(name: str, kind: type) -> Iterator[str]:
 
 def signature(name: str, function: Callable[..., Any]) -> str:
     """Write a signature as the code does, on one line or with a line for each parameter."""
-    found = inspect.signature(function)
-    words = [str(word) for word in parameters(found) if word != "self"]
-    end = f" -> {annotation(found.return_annotation)}"
+    call = inspect.signature(function)
+    words = [str(word) for word in parameters(call) if word != "self"]
+    end = f" -> {annotation(call.return_annotation)}"
     line = f"{name}({', '.join(words)}){end}"
     return (
         line if len(line) <= WIDTH else f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){end}"
     )
 
 
-def parameters(found: inspect.Signature) -> Iterator[str]:
+def parameters(call: inspect.Signature) -> Iterator[str]:
     """Yield every parameter with its type and default, and the star before those that go by name."""
     is_starred = False
-    for parameter in found.parameters.values():
+    for parameter in call.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not is_starred:
             is_starred = True
             yield "*"
@@ -257,8 +257,8 @@ def definition(source: str, name: str) -> str:
 def error_tree() -> str:
     """Return the drawing of all errors."""
     text, _, drawing = (errors.__doc__ or "").partition("::\n")
-    said = text.split("\n\n")[1]
-    return f"`baichuan2_tpu.errors` has them all. {said}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n"
+    sentence = text.split("\n\n")[1]
+    return f"`baichuan2_tpu.errors` has them all. {sentence}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n"
 
 
 def main() -> int:

@@ -58,8 +58,8 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     if not path.is_dir():
         if path.suffix == ".bmodel" and path.exists():
             raise CheckpointError(f"{path}: is one file of a model; name its folder")
-        seen = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
+        state = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {state}, allowed is a directory or a .gguf file")
     if is_bundle(path):
         return Located(path, "bundle")
     bmodel = find_bmodel(path)

@@ -272,10 +272,10 @@ def _show(facts: dict[str, object], *, as_json: bool) -> None:
         write_result(json.dumps(facts) + "\n")
         return
     for name, value in facts.items():
-        write_result(f"{name:<24}{_shown(name, value)}\n")
+        write_result(f"{name:<24}{_format_value(name, value)}\n")
 
 
-def _shown(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     """Write a value for a person."""
     if isinstance(value, int) and name.endswith("_bytes"):
         return f"{value / 1e9:.2f} GB"

@@ -57,10 +57,10 @@ def info(
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
         return
     for name, value in facts.items():
-        write_result(f"{name:<24}{_shown(name, value)}\n")
+        write_result(f"{name:<24}{_format_value(name, value)}\n")
 
 
-def _shown(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     """Write a value for a person."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -89,7 +89,7 @@ class EngineScorer:
         for reading in readings:
             if group:
                 wished = min(shared, reading.first_row, common_prefix(group[0].ids, reading.ids))
-                new_tokens = sum(len(one.ids) - wished for one in (*group, reading))
+                new_tokens = sum(len(member.ids) - wished for member in (*group, reading))
                 if len(group) < together and new_tokens <= self._engine.prompt_piece:
                     group.append(reading)
                     shared = wished
