@@ -1,6 +1,6 @@
 """An opened model: what a script, the command line, the server, evaluation and the benchmark all use.
 
-``load`` does everything at once. Who must check more between the files and the weights takes two steps:
+``load`` does everything at once. Code that must check more between files and weights takes two steps:
 ``find_model``, which opens tokenizer, template and settings, and then ``ModelFiles.open``. Nothing else opens
 an engine. Not here: many requests on one engine (``server``), float weights that are scored as they are
 (``reference.float_model``).
@@ -208,7 +208,7 @@ class Model:
 
     @property
     def settings(self) -> GenerationSettings:
-        """The settings of an answer that no keyword replaces."""
+        """The model's default settings of an answer."""
         return self.files.settings
 
     @property
@@ -345,7 +345,7 @@ def find_model(
 ) -> ModelFiles:
     """Find the quantised checkpoint or the compiled model behind ``model``, and read what is beside it.
 
-    A path that is no text is never taken for a known name.
+    A ``Path`` is never taken for a known name.
     Side effect: what is not here yet is fetched and quantised into the user's cache.
     Raises: RequestError, FetchError, CheckpointError.
     """

@@ -2,7 +2,7 @@
 
 A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
 they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
-files, the bits and the group size. Who finds everything in place imports neither HTTP nor the quantiser.
+files, the bits and the group size. If everything is in place, neither HTTP nor the quantiser is imported.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening the model (``model``).
 """
 

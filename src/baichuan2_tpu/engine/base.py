@@ -60,7 +60,7 @@ class Sequence(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New tokens of one sequence, and how many of its last rows want logits.
+    """New tokens of one sequence, and how many of its last rows need logits.
 
     ``logit_rows`` is 0 for a piece of a prompt, 1 to continue from here, ``len(tokens)`` to check or score
     every token.

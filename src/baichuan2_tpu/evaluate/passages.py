@@ -82,11 +82,11 @@ class Reading:
 
     @property
     def first_row(self) -> int:
-        """The first id behind which logits are wanted."""
+        """The first id after which logits are needed."""
         return self.first - 1
 
     def rows_until(self, start: int, stop: int) -> int:
-        """Return how many rows of logits are wanted at the end of a chunk of ids ``start`` to ``stop``."""
+        """Return how many rows of logits are needed at the end of a chunk of ids ``start`` to ``stop``."""
         return max(0, stop - max(start, self.first_row))
 
 

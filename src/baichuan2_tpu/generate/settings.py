@@ -79,7 +79,7 @@ class SamplingSettings:
 
 
 class GivenSettings(TypedDict, total=False):
-    """What a caller may give over a model's own settings, by keyword; None leaves the model's own.
+    """The keywords that override a model's own settings; None keeps the model's own.
 
     ``stop`` is one text or several, ``logit_bias`` maps token ids to what is added to their logits.
     """
@@ -109,10 +109,10 @@ class GenerationSettings:
     """How tokens are chosen and when the answer ends.
 
     ``logprobs`` asks for the log probability of each token and of that many most likely ones;
-    ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused. ``grammar`` is
-    what the whole answer must follow; one that its ``max_tokens`` cut is a beginning of that.
-    ``min_tokens`` come before any id that ends the answer, unless a grammar allows only its end. With
-    ``ignore_eos`` only ``own_stop_ids`` and stop strings end it, and no other id that would is chosen.
+    ``prompt_logprobs`` asks the same for the tokens of the prompt, which is then computed without reuse.
+    ``grammar`` constrains the complete answer; an answer cut by ``max_tokens`` is the beginning of one. No
+    id ends the answer before ``min_tokens``, unless a grammar allows only its end. With ``ignore_eos`` only
+    ``own_stop_ids`` and stop strings end it; other stop ids are never chosen.
 
     Units: ``max_tokens`` counts the answer's tokens; 0 is for ``prompt_logprobs`` alone.
     Raises: RequestError naming the value and the range that is allowed.
@@ -139,7 +139,7 @@ class GenerationSettings:
             raise RequestError("a stop string is empty; one character or more is allowed")
 
     def override(self, **given: Unpack[GivenSettings]) -> GenerationSettings:
-        """Return these settings with what is given in their place.
+        """Return a copy of these settings with the given values.
 
         Raises: RequestError naming a setting that does not exist, or a value and what is allowed.
         """

@@ -1,6 +1,6 @@
 """The messages of a conversation, and the order they may come in.
 
-Not here: how a model wants them written (``template``).
+Not here: the form that a model expects (``template``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side said.
+    """One message of a conversation.
 
     Raises: RequestError for an unknown role, or content that is not a text of Unicode.
     """

@@ -1,4 +1,4 @@
-"""How each family of models wants a conversation written as token ids.
+"""How each family of models expects a conversation as token ids.
 
 Roles are control ids, put here by id; what people wrote goes through ``Tokenizer.encode``, which yields none.
 Not here: keeping a conversation (``chat``). The templates are code, not Jinja out of the checkpoint: a

@@ -52,7 +52,7 @@ class DownloadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Hears of a download: the bytes that came, less than 0 where some are given up, and long waits."""
+    """Receives the progress of a download: bytes that came, below 0 for discarded ones, and long waits."""
 
     report: Callable[[int], None]
     notice: Callable[[str], None]
