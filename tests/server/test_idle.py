@@ -22,7 +22,7 @@ def wake_ups(pid: int) -> int:
 def test_an_idle_server_hardly_wakes_up(
     model_directory: Path, tmp_path: Path, options: list[str], most_per_s: float
 ) -> None:
-    # It was 10 times per second, and 1,100 times with the page, which took 4 % of a core.
+    # It was 10 times per second, and more than 500 times with the page, which took 4 % of a core.
     with ServerProcess(model_directory, tmp_path, "--threads", 1, *options) as server:
         time.sleep(1)
         before = wake_ups(server.process.pid)
