@@ -2,8 +2,10 @@
 
 import re
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from running.server_process import ServerProcess
@@ -28,3 +30,6 @@ def test_an_idle_server_hardly_wakes_up(
         before = wake_ups(server.process.pid)
         time.sleep(_IDLE_S)
         assert wake_ups(server.process.pid) - before <= most_per_s * _IDLE_S
+        asked_s = time.time()
+        date = httpx2.get(f"{server.url}/health/live").headers["date"]
+        assert parsedate_to_datetime(date).timestamp() >= asked_s - 1, "a server that sleeps knows the time"

@@ -58,7 +58,7 @@ KeepAlive = Annotated[bool, Depends(_is_kept_alive)]
 async def send_answers(
     request: Request, answers: Answers, writer: Writer, *, is_stream: bool, is_kept_alive: bool
 ) -> Response:
-    """Return the response to a request for answers in OpenAI's first form; see the functions below."""
+    """Return the response to a request for answers, as a stream or all at once; see the functions below."""
     if is_stream:
         return send_events(answers, _events(answers, writer))
     return await send_whole(request, answers, writer.write_all, is_kept_alive=is_kept_alive)

@@ -126,7 +126,7 @@ class ListenerWatch:
 class QueuePace:
     """Lets Gradio look at its queue seldom while no page is open; ASGI middleware.
 
-    Gradio looks a thousand times per second, which takes 5 % of a core. An open page always has a request in
+    Gradio looks a thousand times per second, which takes 4 % of a core. An open page always has a request in
     work: Gradio's heartbeat.
     """
 

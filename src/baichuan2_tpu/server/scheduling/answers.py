@@ -54,7 +54,8 @@ class Answers:
     @property
     def progress(self) -> Progress | None:
         """How far all prompts together are that have begun; None while all wait."""
-        begun = [ticket.progress for ticket in self._tickets if ticket.progress is not None]
+        all_progress = [ticket.progress for ticket in self._tickets]  # each looked at once: it may change
+        begun = [progress for progress in all_progress if progress is not None]
         if not begun:
             return None
         read_tokens = sum(progress.read_tokens for progress in begun)
