@@ -169,7 +169,7 @@ def test_a_long_prompt_shows_how_much_of_it_is_read(serve: Serve, browser: Open)
     page = ChatPage(browser(), serve(step_s=1).url)
     page.ask("x" * 500)  # five steps
     page.wait(lambda: re.fullmatch(r"reading [2-9]\d %", page.note))
-    page.find("#language").click()
+    page.click("#language")
     page.wait(lambda: re.fullmatch(r"正在读取 [2-9]\d %", page.note))
 
 
