@@ -190,6 +190,7 @@ class Stepper:
 
     def _preempt(self, job: Job) -> None:
         self._pool.give_back(self._stop(job))
+        job.preempt()
         self._waiting.insert(0, job)
         self._preempted += 1
 
@@ -216,6 +217,7 @@ class Stepper:
 
     def _advance(self, job: Job, logits: NDArray[np.float32]) -> None:
         """Score a job's prompt or choose its next token; logits that are not finite end this job alone."""
+        job.note_fed(self._running[job])
         if not len(logits) or job.is_over:
             return
         try:
