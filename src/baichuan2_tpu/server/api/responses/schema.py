@@ -203,4 +203,4 @@ class ResponseRequest(SamplingInput):
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
     metadata: Metadata | None = None
     safety_identifier: str | None = Field(None, description="Same as ``user``.")
-    n: Whole | None = Field(None, ge=1, le=1, description="A response has one answer.")
+    n: Whole | None = Field(None, ge=1, le=1)
