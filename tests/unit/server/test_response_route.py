@@ -10,6 +10,7 @@ from httpx2 import Response
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.api.responses import input as response_input
 from baichuan2_tpu.server.app import ServerOptions, create_app
 from baichuan2_tpu.server.service import RequestRules
@@ -215,6 +216,7 @@ def test_of_allowed_tools_the_model_is_told_of_no_other() -> None:
     [
         {"type": "json_schema", "name": "n", "schema": {"enum": [{"a": 1}]}, "strict": True},
         {"type": "json_object"},
+        {"type": "json_schema", "name": "n"},
     ],
 )
 def test_a_text_follows_its_format(text_format: dict[str, Any]) -> None:
@@ -408,12 +410,35 @@ def test_input_items_come_in_pages_in_either_order() -> None:
         newest = client.get(path, params={"limit": 1}).json()
         behind_all = client.get(path, params={"order": "asc", **after}).json()
         unknown = client.get(path, params={"after": "msg_1"})
-        wrong = [client.get(path, params=query) for query in ({"limit": 0}, {"limit": 101}, {"order": "x"})]
+        queries = ({"limit": 0}, {"limit": 101}, {"order": "x"}, {"limit": "a"})
+        wrong = [client.get(path, params=query).json()["error"] for query in queries]
     assert seen == list("01234")
     assert (newest["data"][0]["content"][0]["text"], newest["has_more"]) == ("4", True)
     assert (behind_all["data"], behind_all["has_more"]) == ([], False)
     assert unknown.status_code == 400
-    assert {response.status_code for response in wrong} == {422}
+    # The errors were about a body that is no JSON object.
+    assert [(error["param"], error["message"]) for error in wrong] == [
+        ("limit", 'limit is "0"; 1 or more is allowed'),
+        ("limit", 'limit is "101"; 100 or less is allowed'),
+        ("order", "order is \"x\"; 'asc' or 'desc' is allowed"),
+        ("limit", 'limit is "a"; a whole number is needed'),
+    ]
+
+
+def test_items_that_share_an_id_are_told_apart() -> None:
+    # Clients give all items one id that they made up, and pages of them would never have ended.
+    items = [{"role": "user", "content": str(number), "id": "__fake_id__"} for number in range(3)]
+    with served(scripted_engine("ok", "ok")) as client:
+        first = ask(client, items).json()
+        listed = client.get(f"{RESPONSES}/{first['id']}/input_items").json()["data"]
+        reference = {"type": "item_reference", "id": "__fake_id__"}
+        second = ask(client, [reference], previous_response_id=first["id"]).json()
+        again = client.get(f"{RESPONSES}/{second['id']}/input_items").json()["data"]
+    assert [item["content"][0]["text"] for item in listed] == ["2", "1", "0"]
+    assert [item["content"][0]["text"] for item in again] == ["0", "ok", "2", "1", "0"]
+    for data in (listed, again):
+        assert len({item["id"] for item in data}) == len(data)
+        assert data[-1]["id"] == "__fake_id__"
 
 
 def test_a_stored_response_is_not_streamed() -> None:
@@ -427,14 +452,22 @@ def test_a_stored_response_is_not_streamed() -> None:
     [
         (ServerOptions(), {"store": False}),
         (ServerOptions(stored_responses=0), {}),
+        (ServerOptions(stored_responses=0), {"store": True}),
         (ServerOptions(stored_bytes=100), {}),
     ],
 )
 def test_a_response_that_is_not_stored_says_so(options: ServerOptions, fields: dict[str, Any]) -> None:
     with served(scripted_engine("ok"), options) as client:
-        response = ask(client, **fields).json()
-        assert client.get(f"{RESPONSES}/{response['id']}").status_code == 404
-    assert response["store"] is False
+        response = ask(client, **fields)
+        assert client.get(f"{RESPONSES}/{response.json()['id']}").status_code == 404
+    assert response.json()["store"] is False
+    assert response.headers.get("x-ignored-fields") == ("store" if fields.get("store") else None)
+
+
+@pytest.mark.parametrize("limits", [{"stored_responses": -1}, {"stored_bytes": -1}])
+def test_limits_of_stored_responses_are_not_negative(limits: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="0 or more is allowed"):
+        ServerOptions(**limits)
 
 
 def test_a_conversation_may_be_as_large_as_a_body() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic_core import to_json
 
@@ -84,7 +84,7 @@ def read_conversation(body: ResponseRequest, store: ResponseStore, holder: str) 
     Raises: ApiError for what is not stored, and where it is more than a body may have.
     """
     before = _previous_items(body, store, holder)
-    items = (*before, *_new_items(body, store, holder))
+    items = tuple(_with_own_ids((*before, *_new_items(body, store, holder))))
     if not items:
         raise ApiError("input is empty; give a text or a message", param="input")
     if len(items) > _MAX_ITEMS:
@@ -172,6 +172,22 @@ def _new_items(body: ResponseRequest, store: ResponseStore, holder: str) -> Iter
             yield _stored(item)
 
 
+def _with_own_ids(items: Iterable[StoredItem]) -> Iterator[StoredItem]:
+    """Yield items, with a new id in place of one that another item has; some clients give all the same."""
+    taken: set[str] = set()
+    for item in items:
+        if item.id in taken:
+            fields = cast("dict[str, object]", json.loads(item.content))
+            yield _write(new_id(str(fields["type"])), fields)
+        else:
+            taken.add(item.id)
+            yield item
+
+
+def _write(item_id: str, fields: Mapping[str, object]) -> StoredItem:
+    return StoredItem(item_id, json.dumps({**fields, "id": item_id}, ensure_ascii=False).encode())
+
+
 def _referred(item: ItemReference, store: ResponseStore, holder: str) -> StoredItem:
     stored = store.item(holder, item.id)
     if stored is None:
@@ -185,8 +201,7 @@ def _referred(item: ItemReference, store: ResponseStore, holder: str) -> StoredI
 
 def _stored(item: MessageItem | FunctionCallItem | FunctionOutputItem) -> StoredItem:
     """Return an item as it is kept and listed: complete, with an id, and without what is not read."""
-    item_id = item.id or new_id(item.type)
-    fields: dict[str, object] = {"id": item_id, "type": item.type, "status": "completed"}
+    fields: dict[str, object] = {"id": "", "type": item.type, "status": "completed"}
     match item:
         case MessageItem():
             fields |= {"role": item.role, "content": _parts(item)}
@@ -194,7 +209,7 @@ def _stored(item: MessageItem | FunctionCallItem | FunctionOutputItem) -> Stored
             fields |= {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
         case FunctionOutputItem():
             fields |= {"call_id": item.call_id, "output": _output(item.output)}
-    return StoredItem(item_id, json.dumps(fields, ensure_ascii=False).encode())
+    return _write(item.id or new_id(item.type), fields)
 
 
 def _parts(item: MessageItem) -> list[dict[str, object]]:

@@ -102,7 +102,9 @@ def _ask(
 ) -> _Asked:
     service.check_model(body.model)
     check_text(body)
-    headers = ignored_header(fields.check(body, REFUSED_OF_RESPONSES))
+    ignored = fields.check(body, REFUSED_OF_RESPONSES)
+    if body.store and not store.limits.responses:
+        ignored.append("store")
     holder = current_holder.get()
     items = read_conversation(body, store, holder)
     try:
@@ -113,7 +115,7 @@ def _ask(
     except (ApiError, ContextLengthError) as error:
         raise blame_response(error) from error
     writer = ResponseWriter(body, chat, request, service, Keeping(store, holder, items))
-    return _Asked(answers, writer, {**headers, **left_out_header(asked, chat)})
+    return _Asked(answers, writer, {**ignored_header(ignored), **left_out_header(asked, chat)})
 
 
 def _place(items: list[StoredItem], after: str | None) -> int:

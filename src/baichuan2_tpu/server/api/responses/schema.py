@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, cast
 
-from pydantic import BeforeValidator, Field, JsonValue, TypeAdapter
+from pydantic import BeforeValidator, Field, JsonValue, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from baichuan2_tpu.server.api.schema import Many, Names, OpenInput, SamplingInput, Whole
@@ -157,6 +157,12 @@ class FormatSchema(NamedSchema):
     """JSON that follows a schema."""
 
     type: Literal["json_schema"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare(cls, value: object) -> object:
+        """Return the value as it is: its own type stands beside the schema."""
+        return value
 
 
 class TextSettings(OpenInput):
