@@ -1,6 +1,7 @@
 """A response through the app: what is asked for is done or refused, and what was said before is read."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -480,6 +481,48 @@ def test_a_conversation_may_be_as_large_as_a_body() -> None:
         second = ask(client, items, truncation="auto").json()
         third = ask(client, items, truncation="auto", previous_response_id=second["id"])
     assert (third.status_code, third.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_many_references_to_a_large_item_are_counted_before_they_are_copied() -> None:
+    # 4,096 references to an item of a megabyte are a body of 200 KB, and were 4 GB of memory.
+    item = {"role": "user", "content": "a" * 100_000, "id": "large"}
+    with served(scripted_engine("ok"), ServerOptions(max_body_bytes=300_000)) as client:
+        items = [item, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+        assert ask(client, items, truncation="auto").status_code == 200
+        tracemalloc.start()
+        references = [{"type": "item_reference", "id": "large"}] * 4000
+        response = ask(client, references, truncation="auto")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    assert peak_bytes < 50_000_000
+
+
+def test_log_probabilities_are_no_part_of_what_is_continued() -> None:
+    # With 20 of them a token took 2 KB of a conversation, which is bounded.
+    with served(scripted_engine("b" * 20, "d")) as client:
+        first = ask(client, "a", top_logprobs=20).json()
+        second = ask(client, "c", previous_response_id=first["id"]).json()
+        answer = client.get(f"{RESPONSES}/{second['id']}/input_items").json()["data"][1]
+        assert client.get(f"{RESPONSES}/{first['id']}").json() == first
+    assert answer["content"] == [{"type": "output_text", "text": "b" * 20, "annotations": []}]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("levels", [230, 245, 250, 251, 252])
+def test_a_field_that_could_not_be_repeated_is_refused_before_anything_is_sent(
+    levels: int, is_stream: bool
+) -> None:
+    # A stream ended after its head, since 251 levels in the request are 255 in an event.
+    parameters: dict[str, Any] = {}
+    for _ in range(levels):
+        parameters = {"a": parameters}
+    tool = {**CLOCK, "parameters": {"type": "object", "default": parameters}}
+    with served(scripted_engine("ok", max_context=4096)) as client:
+        response = ask(client, tools=[tool], tool_choice="none", stream=is_stream)
+    assert response.status_code == (200 if levels == 230 else 422)
+    if is_stream and levels == 230:
+        assert "event: response.completed" in response.text
 
 
 def test_a_conversation_may_have_as_many_items_as_a_body(monkeypatch: pytest.MonkeyPatch) -> None:

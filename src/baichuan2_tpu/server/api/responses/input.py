@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Literal, cast
 
 from pydantic_core import to_json
@@ -58,6 +59,8 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | None
 
 _MAX_ITEMS = 4096  # as many as a body may have, see ``transport.body_counts``
 
+_LEVELS_OUTSIDE = 10  # of a field in a response in an event; pydantic writes 255 levels in all
+
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 _FIELDS = {"messages": "input", "response_format": "text", "max_tokens": "max_output_tokens"}
 """What a field of a chat is called here."""
@@ -68,7 +71,7 @@ def check_text(body: ResponseRequest) -> None:
     name = next((name for name in type(body).model_fields if not _is_writable(getattr(body, name))), None)
     if name is not None:
         raise ApiError(
-            f"{name} holds what JSON in UTF-8 cannot: half of a surrogate pair, or more than 250 levels; "
+            f"{name} holds what JSON in UTF-8 cannot: half of a surrogate pair, or more than 240 levels; "
             "send Unicode text, and simpler values",
             status=422,
             param=name,
@@ -84,26 +87,21 @@ def read_conversation(body: ResponseRequest, store: ResponseStore, holder: str) 
     Raises: ApiError for what is not stored, and where it is more than a body may have.
     """
     before = _previous_items(body, store, holder)
-    items = tuple(_with_own_ids((*before, *_new_items(body, store, holder))))
+    items: list[StoredItem] = []
+    taken: set[str] = set()
+    size_bytes, most_bytes = 0, store.limits.conversation_bytes
+    for item in chain(before, _new_items(body, store, holder)):
+        size_bytes += len(item.content)
+        # Before anything is copied: references to one item are short, and each stands for all of it.
+        if size_bytes > most_bytes:
+            raise _too_large(f"more than the {most_bytes} bytes that are allowed", 413, "body_too_large")
+        if len(items) == _MAX_ITEMS:
+            raise _too_large(f"more than {_MAX_ITEMS} items", 422, "too_many_values")
+        items.append(_renamed(item) if item.id in taken else item)
+        taken.add(item.id)
     if not items:
         raise ApiError("input is empty; give a text or a message", param="input")
-    if len(items) > _MAX_ITEMS:
-        raise ApiError(
-            f"the conversation has more than {_MAX_ITEMS} items; begin a new one, or leave the oldest out",
-            status=422,
-            param="input",
-            code="too_many_values",
-        )
-    size_bytes, most_bytes = sum(len(item.content) for item in items), store.limits.conversation_bytes
-    if size_bytes > most_bytes:
-        raise ApiError(
-            f"the conversation is {size_bytes} bytes with what is stored of it, {most_bytes} are allowed; "
-            "begin a new one, or leave the oldest out",
-            status=413,
-            param="input",
-            code="body_too_large",
-        )
-    return items
+    return tuple(items)
 
 
 def as_chat(body: ResponseRequest, items: Sequence[StoredItem]) -> ChatRequest:
@@ -142,8 +140,11 @@ def new_id(kind: str) -> str:
 
 
 def _is_writable(value: object) -> bool:
+    inside = value
+    for _ in range(_LEVELS_OUTSIDE):
+        inside = [inside]
     try:
-        to_json(value)
+        to_json(inside)
     except ValueError:
         return False
     return True
@@ -172,16 +173,19 @@ def _new_items(body: ResponseRequest, store: ResponseStore, holder: str) -> Iter
             yield _stored(item)
 
 
-def _with_own_ids(items: Iterable[StoredItem]) -> Iterator[StoredItem]:
-    """Yield items, with a new id in place of one that another item has; some clients give all the same."""
-    taken: set[str] = set()
-    for item in items:
-        if item.id in taken:
-            fields = cast("dict[str, object]", json.loads(item.content))
-            yield _write(new_id(str(fields["type"])), fields)
-        else:
-            taken.add(item.id)
-            yield item
+def _too_large(what: str, status: int, code: str) -> ApiError:
+    return ApiError(
+        f"the conversation has {what}, with what is stored of it; begin a new one, or leave the oldest out",
+        status=status,
+        param="input",
+        code=code,
+    )
+
+
+def _renamed(item: StoredItem) -> StoredItem:
+    """Return an item with an id of its own: some clients give all the same."""
+    fields = cast("dict[str, object]", json.loads(item.content))
+    return _write(new_id(str(fields["type"])), fields)
 
 
 def _write(item_id: str, fields: Mapping[str, object]) -> StoredItem:

@@ -22,6 +22,7 @@ from baichuan2_tpu.server.api.responses.input import new_id
 from baichuan2_tpu.server.api.responses.items import AnswerItems, Event
 from baichuan2_tpu.server.api.responses.objects import (
     IncompleteDetails,
+    OutputItem,
     ResponseError,
     ResponseObject,
     ResponseUsage,
@@ -118,7 +119,7 @@ class ResponseWriter:
         )
         if not response.store:
             return response
-        answer = tuple(StoredItem(item.id, item.model_dump_json().encode()) for item in response.output)
+        answer = tuple(map(_to_stored, response.output))
         keeping = self._keeping
         stored = StoredResponse(
             self._id, response.model_dump_json().encode(), keeping.items + answer, len(keeping.items)
@@ -159,6 +160,12 @@ class ResponseWriter:
         """Return an event as it is sent, with its number."""
         content = to_json({**event, "sequence_number": next(self._numbers)}).decode()
         return f"event: {event['type']}\ndata: {content}\n\n"
+
+
+def _to_stored(item: OutputItem) -> StoredItem:
+    """Return an item of an answer as later answers read it, without log probabilities."""
+    content = item.model_dump_json(exclude={"content": {"__all__": {"logprobs"}}})
+    return StoredItem(item.id, content.encode())
 
 
 def _echo(value: BaseModel | str | None) -> JsonValue:
