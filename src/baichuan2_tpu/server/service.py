@@ -5,6 +5,7 @@ Not here: HTTP routes and what a client may ask for (``server.api``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.model import Model
 from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.log_lines import log_answer
+from baichuan2_tpu.server.log_lines import log_answer, log_event, request_path
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.readiness import Readiness
 from baichuan2_tpu.server.scheduling.answers import Answers
@@ -30,6 +31,8 @@ from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
+
+_log = logging.getLogger(__name__)
 
 ToolRule = Literal["off", "fit", "all"]
 
@@ -170,11 +173,12 @@ class Service:
             )
 
     def submit(self, requests: Sequence[Request]) -> Answers:
-        """Queue all requests, or none; from any thread.
+        """Queue all requests, or none, and log that they were taken; from any thread.
 
         Raises: what ``Scheduler.submit`` raises.
         """
         tickets = self._scheduler.submit(requests)
+        _log_start(requests)
         return Answers(tickets, lambda events: log_answer(self.metrics.observe(events)))
 
     def stop(self, grace_s: float) -> None:
@@ -188,3 +192,14 @@ class Service:
         with self._grammars_lock:
             if self._grammars is not None:
                 self._grammars.close()
+
+
+def _log_start(requests: Sequence[Request]) -> None:
+    prompts = {request.prompt_ids for request in requests}
+    log_event(
+        _log,
+        "start",
+        path=request_path.get(),
+        prompt_tokens=sum(map(len, prompts)),
+        answers=len(requests),
+    )

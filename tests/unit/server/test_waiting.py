@@ -107,6 +107,19 @@ def test_openai_reads_past_the_comments_and_raises_a_late_fault(engine: GatedEng
             list(late)
 
 
+def test_metrics_count_prompts_while_they_are_read(engine: GatedEngine) -> None:
+    with (
+        live(engine) as client,
+        client.stream("POST", CHAT, json=BODIES[CHAT] | {"stream": True}) as response,
+    ):
+        lines = response.iter_lines()
+        engine.gate.release()
+        wait_for(lines, ": reading 16 of 42")
+        values = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines())
+        assert values["baichuan2_prompt_tokens_computed_total"] == "16.0"
+        assert (values["baichuan2_requests_running"], values["baichuan2_requests_reading"]) == ("1.0", "1.0")
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_a_whole_answer_is_kept_alive_by_white_space_when_asked(engine: GatedEngine, path: str) -> None:
     body = BODIES[path] | {"max_tokens": 2}
