@@ -73,6 +73,13 @@ CLIENTS = (
         "npm",
     ),
     Client(
+        "vercel-openai",
+        "Vercel AI SDK, provider for OpenAI",
+        ("vercel_responses.mjs",),
+        ("@ai-sdk/openai@3.0.141", "ai@7.0.173", "zod@4.6.7"),
+        "npm",
+    ),
+    Client(
         "autogen",
         "AutoGen",
         ("autogen_client.py",),
