@@ -120,6 +120,12 @@ def test_the_model_reads_instructions_and_all_items_as_it_does_in_a_chat() -> No
     assert engine.prompts == [[*b"S\n\nD", *rounds]]
 
 
+def test_a_last_answer_is_continued() -> None:
+    items = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "be"}]
+    response = answer(scripted_engine("gun"), items)
+    assert (text_of(response), response["usage"]["input_tokens"]) == ("gun", len("a") + len("be") + 2)
+
+
 def test_an_output_after_a_question_still_knows_its_call() -> None:
     engine = PromptEngine("ok")
     items = [
