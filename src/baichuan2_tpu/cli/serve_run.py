@@ -39,7 +39,16 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.base import Engine
 
-__all__ = ["Address", "RequestRules", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+__all__ = [
+    "Address",
+    "EngineSettings",
+    "RequestRules",
+    "ServePlan",
+    "ServerOptions",
+    "read_keys",
+    "run_server",
+    "write_logs",
+]
 
 _log = logging.getLogger(__name__)
 

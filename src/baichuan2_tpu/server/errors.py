@@ -175,11 +175,15 @@ def _describe_validation(error: RequestValidationError) -> Fault:
     first = faults[0]
     if first["type"] == "json_invalid":
         return _describe_json(first)
+    where, *inside = cast("Sequence[str | int]", first["loc"])
+    if where != "body":  # in the query
+        name = str(inside[0])
+        message, _ = explain_faults([{**first, "loc": (name,)}], {name: first.get("input")})
+        return Fault(422, message, param=name, code="invalid_value")
     body = cast("object", error.body)
     if not isinstance(body, dict):
         message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
         return Fault(422, message, code="invalid_value")
-    # The first part of each location is "body".
     below = [{**fault, "loc": cast("Sequence[str | int]", fault["loc"])[1:]} for fault in faults]
     message, place = explain_faults(below, cast("object", body))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"

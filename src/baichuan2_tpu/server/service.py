@@ -19,6 +19,7 @@ from baichuan2_tpu.generate.grammar.grammars import Grammars
 from baichuan2_tpu.generate.grammar.trial import TrialLimits
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.model import Model
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.log_lines import log_answer, log_event, request_path
 from baichuan2_tpu.server.metrics import Metrics
@@ -152,7 +153,7 @@ class Service:
             return
         if name.lower().removesuffix(":latest") != self.model.name.lower().removesuffix(":latest"):
             raise ApiError(
-                f"the model {name!r} is not served here; ask for {self.model.name!r}",
+                f"the model {quote(name)} is not served here; ask for {self.model.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",

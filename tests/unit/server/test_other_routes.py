@@ -19,6 +19,15 @@ def test_the_model_is_listed_and_shown_by_its_name() -> None:
     assert (listed["id"], listed["max_model_len"]) == (MODEL, 256)
 
 
+def test_an_unknown_model_is_named_in_short() -> None:
+    # A name of 100,000 characters came back whole.
+    with served(scripted_engine()) as client:
+        error = client.post("/detokenize", json={"model": "x\n" * 50_000, "tokens": []}).json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 200
+
+
 def test_text_becomes_tokens_and_text_again() -> None:
     with served(scripted_engine()) as client:
         tokens = client.post("/tokenize", json={"prompt": "你"}).json()

@@ -48,8 +48,10 @@ _MAX_PATTERNS = 16  # of a faulty schema that are tried
 _ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 
-def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Request]:
-    """Return a request for each requested answer.
+def chat_requests(
+    body: ChatRequest, service: Service, client: str, *, is_trimmed: bool = False
+) -> list[Request]:
+    """Return a request for each requested answer; ``is_trimmed`` leaves out old rounds that do not fit.
 
     Raises: ApiError, RequestError for what is not supported.
     """
@@ -61,7 +63,8 @@ def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Requ
         logprobs=_logprobs(body),
         grammar=chat_grammar(body, tools, service),
     )
-    ids = chat_tokens(body.messages, service, tools)
+    budget = prompt_budget(service.model.max_context, settings.max_tokens) if is_trimmed else None
+    ids = chat_tokens(body.messages, service, tools, budget)
     if len(ids) > service.model.max_context:
         raise _too_long(len(ids), body, tools, service)
     return make_requests(ids, settings, body, service, body.safety_identifier or client)
@@ -115,13 +118,15 @@ def _too_long(total: int, body: ChatRequest, tools: Sequence[Tool], service: Ser
 
 
 def chat_tokens(
-    messages: Sequence[ChatMessage], service: Service, tools: Sequence[Tool] = ()
+    messages: Sequence[ChatMessage], service: Service, tools: Sequence[Tool] = (), budget: int | None = None
 ) -> tuple[int, ...]:
-    """Render a conversation as the model reads it; nothing is dropped, however long it is.
+    """Render a conversation as the model reads it; only with a ``budget`` of tokens is anything dropped.
 
     Raises: RequestError when the order of roles is not allowed; ContextLengthError where it cannot fit.
     """
     conversation = add_tools(read_messages(messages), tools)
+    if budget is not None:
+        return service.model.template.render(conversation, budget).ids
     service.check_length(message.content for message in conversation)
     return service.model.template.render(conversation, sys.maxsize).ids
 

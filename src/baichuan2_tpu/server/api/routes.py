@@ -18,7 +18,8 @@ from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens, fit_
 from baichuan2_tpu.server.api.chat_output import ChatWriter
 from baichuan2_tpu.server.api.completion import CompletionWriter, completion_requests
 from baichuan2_tpu.server.api.event_stream import KeepAlive, send_answers
-from baichuan2_tpu.server.api.fields import IgnoredFields, header_value
+from baichuan2_tpu.server.api.fields import IgnoredFields
+from baichuan2_tpu.server.api.headers import ignored_header, left_out_header
 from baichuan2_tpu.server.api.output import Writer
 from baichuan2_tpu.server.api.schema import (
     Detokenized,
@@ -78,29 +79,21 @@ async def _send(request: Request, asked: _Asked, *, is_stream: bool, is_kept_ali
 
 def _ask_chat(body: ChatRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
     service.check_model(body.model)
-    headers = _ignored_header(fields.check(body))
-    offered = len(body.tools or ())
-    body = fit_tools(body, service)
-    left_out = offered - len(body.tools or ())
-    if left_out:
-        headers["x-tools-left-out"] = f"{left_out} of {offered}"
-    answers = service.submit(chat_requests(body, service, client))
-    return _Asked(answers, ChatWriter(body, service), headers)
+    headers = ignored_header(fields.check(body))
+    fitted = fit_tools(body, service)
+    answers = service.submit(chat_requests(fitted, service, client))
+    return _Asked(answers, ChatWriter(fitted, service), {**headers, **left_out_header(body, fitted)})
 
 
 def _ask_completion(body: CompletionRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
     service.check_model(body.model)
-    headers = _ignored_header(fields.check(body))
+    headers = ignored_header(fields.check(body))
     requests = completion_requests(body, service, client)
     try:
         writer = CompletionWriter(body, service, requests)
         return _Asked(service.submit(requests), writer, headers)
     except ContextLengthError as error:
         raise ApiError(str(error), param="prompt", code="context_length_exceeded") from error
-
-
-def _ignored_header(names: list[str]) -> dict[str, str]:
-    return {"x-ignored-fields": header_value(names)} if names else {}
 
 
 def _client(request: Request) -> str:
