@@ -167,10 +167,9 @@ class BmodelEngine(Engine):
 
     def spare_tokens(self, answers: int) -> int:
         """Return how many tokens of prompts lengthen a step of ``answers`` tokens by a fifth at most."""
-        rows = self._rows.use.used
-        allowed_ms = _SPARE_SHARE * self._costs.cheapest(answers, rows)
+        allowed_ms = _SPARE_SHARE * self._step_ms(answers)
         sizes = {stage.tokens for stage in self._plan.stages if stage.tokens > answers}
-        cheap = [size for size in sizes if self._costs.cheapest(size, rows) <= allowed_ms]
+        cheap = [size for size in sizes if self._step_ms(size) <= allowed_ms]
         return max(cheap, default=answers) - answers
 
     def open_sequence(self) -> BmodelSequence:
@@ -230,6 +229,10 @@ class BmodelEngine(Engine):
             sequence.close()
         self._loop = None
         self._device.close()
+
+    def _step_ms(self, tokens: int) -> float:
+        """Return about what the layers of a net take for ``tokens`` new tokens, where they would lie now."""
+        return self._costs.cheapest(tokens, self._rows.reach(tokens))
 
     def _compute_apart(self, loop: BlockLoop, works: Items[Work]) -> list[Work]:
         """Compute all works together; where any state is no number, each alone. Return those that failed.

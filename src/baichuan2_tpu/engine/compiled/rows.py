@@ -54,6 +54,14 @@ class RowAllocator:
         owned = np.flatnonzero(self._owners)
         return int(owned[-1]) + 1 if len(owned) else 0
 
+    def reach(self, count: int) -> int:
+        """Return the row from which on all are free once the lowest run of ``count`` rows is taken.
+
+        Where no run is so long, new rows may come to lie anywhere: then it is the number of all rows.
+        """
+        run = self.free_runs().lowest(count)
+        return max(self.end, run.end) if run else len(self._owners)
+
     def positions(self, count: int) -> NDArray[np.int32]:
         """Return the positions of the tokens in the first ``count`` rows; 0 for a free row."""
         return np.where(self._owners[:count] > 0, self._positions[:count], np.int32(0))
