@@ -98,10 +98,6 @@ class FreeRuns:
         self._longest_first = np.argsort(-self._counts, kind="stable")
         self._covered = np.cumsum(self._counts[self._longest_first])
 
-    def all(self) -> list[Run]:
-        """Return every run, the lowest first."""
-        return [Run(int(start), int(count)) for start, count in zip(self._starts, self._counts, strict=True)]
-
     def lowest(self, count: int) -> Run | None:
         """Return ``count`` rows at the start of the first run that is long enough, or None."""
         places = np.flatnonzero(self._counts >= count)
