@@ -41,6 +41,7 @@ class RowAllocator:
     def __init__(self, rows: int) -> None:
         self._owners = np.zeros(rows, np.int32)
         self._positions = np.zeros(rows, np.int32)
+        self._free_runs: FreeRuns | None = None  # until rows are taken or released
 
     @property
     def use(self) -> RowUse:
@@ -68,13 +69,16 @@ class RowAllocator:
 
     def free_runs(self) -> FreeRuns:
         """Return all free rows."""
-        return FreeRuns(np.flatnonzero(self._owners == 0))
+        if self._free_runs is None:
+            self._free_runs = FreeRuns(np.flatnonzero(self._owners == 0))
+        return self._free_runs
 
     def take(self, rows: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Give free rows their first owner. Shapes: rows, positions (T,)."""
         if self._owners[rows].any():
             raise AssertionError(f"rows {rows[self._owners[rows] > 0]} have an owner already")
         self._owners[rows] = 1
+        self._free_runs = None
         self._positions[rows] = positions
 
     def share(self, rows: NDArray[np.int32]) -> None:
@@ -86,6 +90,7 @@ class RowAllocator:
         if not self._owners[rows].all():
             raise AssertionError(f"rows {rows[self._owners[rows] == 0]} have no owner")
         self._owners[rows] -= 1
+        self._free_runs = None
 
 
 class FreeRuns:

@@ -31,18 +31,18 @@ _EXACT_MULTIPLE = 4
 class StageCosts:
     """The costs of a plan's stages.
 
-    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those
-    of the head by rows.
+    Units: milliseconds of the first block net. ``blocks`` are its costs by stage, ``heads`` those of the head
+    by rows, as far as they are known.
     """
 
     def __init__(
         self,
         plan: NetPlan,
-        measured: Mapping[Stage, float] | None = None,
-        head_measured: Mapping[int, float] | None = None,
+        blocks: Mapping[Stage, float] | None = None,
+        heads: Mapping[int, float] | None = None,
     ) -> None:
         layers = plan.layers_of_net[0]
-        known, known_heads = measured or {}, head_measured or {}
+        known, known_heads = blocks or {}, heads or {}
         self._stages: dict[BlockStage, float] = {
             stage: known.get(
                 Stage(stage.tokens, stage.history), layers * _formula_ms(stage.tokens, stage.history)
