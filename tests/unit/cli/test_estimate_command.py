@@ -41,6 +41,7 @@ prompt tokens   in launches of   first token ms   roofline ms   KV cache MB
 64                          64              9.0           8.0           0.1
 128                      64 x2             17.0          16.0           0.1
 
+rows in use: at most so many, of all sequences together and with what the step writes
 roofline: 54.0 GB/s, the cycle model's own limit; 16 TFLOPS in half precision, the data sheet of the BM1684X
 left out:
 - the host: choosing a token, gathering embeddings, building masks, starting every launch

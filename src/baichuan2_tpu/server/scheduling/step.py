@@ -196,9 +196,8 @@ class Stepper:
 
     def _reserve_memory(self) -> None:
         """Reserve memory for the next token of every answer; the youngest are preempted for the others."""
-        for job, sequence in list(self._running.items()):
-            while job in self._running and not self._pool.reserve(sequence, len(job.ids)):
-                self._preempt(next(reversed(self._running)))
+        while not self._pool.reserve({sequence: len(job.ids) for job, sequence in self._running.items()}):
+            self._preempt(next(reversed(self._running)))
 
     def _preempt(self, job: Job) -> None:
         self._pool.give_back(self._stop(job))
