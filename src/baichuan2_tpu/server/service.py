@@ -179,6 +179,8 @@ class Service:
     def stop(self, grace_s: float) -> None:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
+        if self._grammars is not None:  # without the lock: one that is being built is closed below
+            self._grammars.close()
         self._scheduler.close(grace_s)
         self.close()
 
