@@ -49,7 +49,7 @@ class PrefixPool:
 
     @property
     def copied_tokens(self) -> int:
-        """Tokens copied from one sequence to another since the start."""
+        """Tokens copied between sequences since the start; none where copies share their memory."""
         return self._copied_tokens
 
     def refresh(self) -> None:
@@ -147,7 +147,7 @@ class PrefixPool:
             if source is not None and self._engine.can_copy:
                 sequence.copy_prefix(source, prompt.ids)
             stack.pop_all()
-        self._copied_tokens += sequence.length
+        self._copied_tokens += 0 if self._engine.copies_share else sequence.length
         self._sizes[sequence] = 0
         self._tenants[sequence] = prompt.tenant
         return sequence
