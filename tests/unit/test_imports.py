@@ -48,7 +48,7 @@ INSIDE: dict[str, Table] = {
     "server": [
         {"scheduling", "known_paths", "request_faults"},
         {"errors", "log_lines", "metrics", "readiness", "tenants"},
-        {"service"},
+        {"callers", "service"},
         {"api", "transport"},
         {"app"},
         {"page"},
