@@ -48,6 +48,9 @@ _log = logging.getLogger(__name__)
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+_UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for what is no JSON in a way that it does not expect."""
+_WHY_UNREADABLE = "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has a number of thousands of digits"
 
 
 class Output(BaseModel):
@@ -122,6 +125,8 @@ def describe(error: Exception) -> Fault:
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     if isinstance(error, StarletteHTTPException):
+        if error.detail == _UNREADABLE:
+            return Fault(400, _WHY_UNREADABLE, code="invalid_json")
         return Fault(error.status_code, str(error.detail), code=_code(error.status_code))
     if isinstance(error, Baichuan2Error):
         return _describe_own(error)

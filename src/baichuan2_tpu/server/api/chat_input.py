@@ -151,11 +151,21 @@ def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> 
     Raises: ApiError naming the part of a schema that is not supported.
     """
     schema = _answer_schema(body)
-    grammar = None if schema is None else _compile(schema, "response_format", "", service)
     if not tools:
-        return grammar
-    for tool in tools:
-        _compile(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
+        return None if schema is None else _compile(schema, "response_format", "", service)
+    try:
+        return service.grammars.lark(_call_rules(body, tools, schema), current_caller.get())
+    except RequestError as exc:
+        # Each alone, to name the one that is to blame.
+        if schema is not None:
+            _compile(schema, "response_format", "", service)
+        for tool in tools:
+            _compile(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
+        raise ApiError(str(exc), param="tools", code="invalid_json_schema") from exc
+
+
+def _call_rules(body: ChatRequest, tools: Sequence[Tool], schema: Mapping[str, object] | None) -> str:
+    """Return the grammar of text or JSON that may be, or be followed by, calls of tools."""
     more = "" if body.parallel_tool_calls is False else f' (", " call){{0,{_MAX_CALLS - 1}}}'
     rules = [
         *_start(body, schema),
@@ -166,7 +176,7 @@ def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> 
         begin = json.dumps(call_begin(tool.function.name))
         rules.append(f'call_{index}: {begin} arguments_{index} "}}"')
         rules.append(f"arguments_{index}: {json_rule(parameters(tool))}")
-    return service.grammars.lark("\n".join(rules), current_caller.get())
+    return "\n".join(rules)
 
 
 def _compile(schema: Mapping[str, object], param: str, what: str, service: Service) -> Grammar:
