@@ -50,7 +50,9 @@ _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _UNREADABLE = "There was an error parsing the body"
 """FastAPI's words for what is no JSON in a way that it does not expect."""
-_WHY_UNREADABLE = "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has a number of thousands of digits"
+_WHY_UNREADABLE = (
+    "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has a number of too many digits"
+)
 
 
 class Output(BaseModel):
