@@ -219,6 +219,38 @@ def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> N
     assert page.answer("something") == "You s"
 
 
+BLOCKED = """for (const name of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
+}"""
+
+
+def test_the_page_works_where_the_browser_blocks_storage(serve: Serve, browser: Open) -> None:
+    # The page stayed empty: what it shows was kept in storage first.
+    opened = browser()
+    opened.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": BLOCKED})
+    page = ChatPage(opened, serve().url)
+    assert page.answer("hello") == "Hello! How can I help?"
+    page.open()
+    assert page.answer("again") == "You said: again"
+
+
+def test_the_page_works_on_damaged_settings_and_conversations(serve: Serve, browser: Open) -> None:
+    # A stored setting that was no JSON, or a conversation without texts, left the page empty.
+    page = ChatPage(browser(), serve().url)
+    damage = {
+        "baichuan2.settings": "{no",
+        "baichuan2.language": "klingon",
+        "baichuan2.theme": "{}",
+        "baichuan2.conversation.x": '{"id": "x", "messages": [null, {"role": "user"}]}',
+    }
+    for settings in ("{no", "[1, 2]", '["a", null, {}, 4, 5, 6, 7, 8]'):
+        for key, value in (damage | {"baichuan2.settings": settings}).items():
+            page.browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+        page.open()
+        assert page.answer("hello") == "Hello! How can I help?"
+        page.start_new()
+
+
 def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.click("#settings button")

@@ -43,6 +43,7 @@ def estimate(
     """
     from baichuan2_tpu.estimate import draw, to_json
     from baichuan2_tpu.estimate import estimate as add_up
+    from baichuan2_tpu.files import write_whole
     from baichuan2_tpu.manifest import Manifest
 
     figures = add_up(Manifest.read(bundle))
@@ -51,7 +52,7 @@ def estimate(
     else:
         _show(figures)
     if picture is not None:
-        picture.write_text(draw(figures, title=_title(figures.manifest)), "utf-8")
+        write_whole(picture, draw(figures, title=_title(figures.manifest)))
         notice(f"[picture: {picture}]")
 
 

@@ -140,7 +140,8 @@ _Grace = Annotated[
         min=0,
         max=1_000_000,
         metavar="SECONDS",
-        help="Time that running answers have to finish when the server stops.",
+        help="Time in which the server ends after a signal; answers still running shortly before it end with "
+        "an error.",
     ),
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Refuse requests with fields that would be ignored.")]

@@ -115,6 +115,9 @@ class Engine(ABC):
     can_copy: bool = False
     """Whether ``Sequence.copy_prefix`` works, which then is much faster than to feed the same tokens."""
 
+    copies_share: bool = False
+    """Whether a copied prefix takes neither time nor memory: the sequences that have it own it together."""
+
     on_notice: Callable[[str], None] | None = None
     """What is told a line for the user when there is one, such as how slow a simulator is. Set it after
     opening."""

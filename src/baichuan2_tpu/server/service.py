@@ -52,6 +52,8 @@ class RequestRules:
 
 _FAR_TOO_LONG = 4
 """Times the context: a text of so many of Baichuan2's longest tokens, 0.5 MB, takes 2 s to encode."""
+_SAMPLED = 16
+"""Characters per token of the context that are encoded to see that a longer text cannot fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +162,31 @@ class Service:
             )
 
     def check_length(self, texts: Iterable[str]) -> None:
-        """Check that a prompt of these texts is not far too long, as far as their characters tell.
+        """Check that a prompt of these texts is not far too long, by their characters and beginnings.
 
         One that is a little too long is encoded, so that its error can say what takes how much of it.
         Raises: ContextLengthError before many seconds are spent on tokens that cannot fit.
         """
+        texts = list(texts)
+        max_context = self.model.max_context
         fewest = sum(fewest_tokens(self.model.tokenizer, text) for text in texts)
-        if fewest > _FAR_TOO_LONG * self.model.max_context:
-            raise ContextLengthError(
-                f"the prompt has {fewest} tokens at least, {self.model.max_context} are allowed; "
-                "send a shorter one, or serve with a larger --context"
-            )
+        if fewest > _FAR_TOO_LONG * max_context:
+            raise self._too_long(fewest)
+        sample = max_context * _SAMPLED
+        if sum(map(len, texts)) <= sample:
+            return
+        tokens = 0
+        for text in texts:
+            tokens += len(self.model.tokenizer.encode(text[:sample]))
+            sample -= min(sample, len(text))
+        if tokens > 2 * max_context:  # the cut may have added a few
+            raise self._too_long(tokens)
+
+    def _too_long(self, fewest: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"the prompt has {fewest} tokens at least, {self.model.max_context} are allowed; "
+            "send a shorter one, or serve with a larger --context"
+        )
 
     def submit(self, requests: Sequence[Request]) -> Answers:
         """Queue all requests, or none, and log that they were taken; from any thread.
@@ -184,6 +200,8 @@ class Service:
     def stop(self, grace_s: float) -> None:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
+        if self._grammars is not None:  # without the lock: one that is being built is closed below
+            self._grammars.close()
         self._scheduler.close(grace_s)
         self.close()
 

@@ -126,6 +126,7 @@ class BmodelEngine(Engine):
     """
 
     can_copy = True
+    copies_share = True
 
     def __init__(
         self,

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from baichuan2_tpu.errors import ContextLengthError
@@ -31,12 +30,15 @@ from baichuan2_tpu.server.api.schema import (
 )
 from baichuan2_tpu.server.api.schema_chat import ChatAnswer, ChatRequest, ChatTokenizeRequest
 from baichuan2_tpu.server.api.schema_completion import CompletionAnswer, CompletionRequest
+from baichuan2_tpu.server.callers import CallerThreads
 from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["answer_routes", "model_routes"]
 
+_THREADS = 80
+"""Requests that are prepared at once, of which about half may wait for their schemas to be compiled."""
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
@@ -44,17 +46,18 @@ def answer_routes(service: Service) -> APIRouter:
     """Return the routes for answers."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["answers"])
     fields = IgnoredFields(is_strict=service.rules.is_strict)
+    threads = CallerThreads(_THREADS)
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
     async def complete_chat(body: ChatRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a conversation."""
-        asked = await run_in_threadpool(_ask_chat, body, service, fields, _client(request))
+        asked = await threads.run(request, _ask_chat, body, service, fields, _client(request))
         return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
     async def complete(body: CompletionRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a text or tokens as they are."""
-        asked = await run_in_threadpool(_ask_completion, body, service, fields, _client(request))
+        asked = await threads.run(request, _ask_completion, body, service, fields, _client(request))
         return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     return router

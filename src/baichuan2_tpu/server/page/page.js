@@ -37,7 +37,8 @@ window.baichuan2 = (() => {
     }
   };
 
-  let language = read("language") ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+  const isLanguage = (name) => Object.hasOwn(TEXTS, name ?? "");
+  let language = isLanguage(read("language")) ? read("language") : (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
   const text = (name, value) => TEXTS[language][name].replace("{0}", value ?? "");
   const update = (properties) => ({ __type__: "update", ...properties });
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("");
@@ -45,10 +46,12 @@ window.baichuan2 = (() => {
 
   // Conversations ----------------------------------------------------------------------------------------
 
+  const isMessage = (message) => typeof message.role === "string" && typeof message.content === "string";
+
   function parse(key, value) {
     try {
       const record = JSON.parse(value);
-      if (record.id === key.slice(PREFIX.length) && Array.isArray(record.messages)) return record;
+      if (record.id === key.slice(PREFIX.length) && record.messages.every(isMessage)) return record;
     } catch {
       // an item of something else, or a damaged one
     }
@@ -171,11 +174,37 @@ window.baichuan2 = (() => {
       content: [{ type: "text", text: content }],
     }));
 
+  function keepPlace() {
+    try {
+      sessionStorage.setItem("baichuan2.current", current ?? "");
+    } catch {
+      // storage is disabled: a page that is loaded again begins anew
+    }
+  }
+
+  function keptPlace() {
+    try {
+      return sessionStorage.getItem("baichuan2.current"); // of this tab, before it was reloaded
+    } catch {
+      return null;
+    }
+  }
+
+  function keptSettings(defaults) {
+    try {
+      const kept = JSON.parse(read("settings"));
+      const isWhole = kept.length === defaults.length;
+      return isWhole && kept.every((value, index) => typeof value === typeof defaults[index]) ? kept : defaults;
+    } catch {
+      return defaults; // none, or damaged ones
+    }
+  }
+
   // The values of Components.view: chatbot, box, note, retry, system.
   function view() {
     const record = records.get(current);
     const isRunning = runningTurn(current) !== undefined;
-    sessionStorage.setItem("baichuan2.current", current ?? "");
+    keepPlace();
     drawList();
     return [
       record ? shownMessages(record) : [],
@@ -289,10 +318,9 @@ window.baichuan2 = (() => {
       // The page was closed before the answer was complete.
       if (record.note && !record.note.is_over) record.note = null;
     }
-    const here = sessionStorage.getItem("baichuan2.current"); // of this tab, before it was reloaded
+    const here = keptPlace();
     current = records.has(here) ? here : null;
-    const kept = JSON.parse(read("settings") ?? "null");
-    return [...view(), ...(kept?.length === defaults.length ? kept : defaults), ...translate(), sidebar()];
+    return [...view(), ...keptSettings(defaults), ...translate(), sidebar()];
   }
 
   return {

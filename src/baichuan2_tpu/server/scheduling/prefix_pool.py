@@ -44,7 +44,7 @@ class PrefixPool:
 
     @property
     def copied_tokens(self) -> int:
-        """Tokens copied from one sequence to another since the start."""
+        """Tokens copied between sequences since the start; none where copies share their memory."""
         return self._copied_tokens
 
     def refresh(self) -> None:
@@ -165,6 +165,6 @@ class PrefixPool:
             if growth.source is not None:
                 sequence.copy_prefix(growth.source, growth.kept)
             stack.pop_all()
-        self._copied_tokens += sequence.length
+        self._copied_tokens += 0 if self._engine.copies_share else sequence.length
         self._tenants[sequence] = prompt.tenant
         return sequence
