@@ -325,7 +325,7 @@ void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t to
     Workspace& work = *work_;
     const std::int64_t x_stride = matrix.groups() * kGroup;
     if (!is_exact_) {
-        work.activations.reshape(tokens, matrix.columns(), matrix.bits());
+        work.activations.reshape(tokens, matrix.columns(), matrix.bits(), &matrix == &head_);
         pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
                 work.activations.store(i, x + i * x_stride, matrix.columns());
