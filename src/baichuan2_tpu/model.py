@@ -28,9 +28,9 @@ from baichuan2_tpu.chat import (
     read_result,
 )
 from baichuan2_tpu.checkpoint.identify import Located, ModelKind
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import KvBits, ModelConfig, choose_kv_bits
 from baichuan2_tpu.engine.base import Engine
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.registry import CpuSettings, open_engine
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
@@ -78,6 +78,8 @@ class EngineSettings:
     context: int | None = None
     threads: int | None = None
     is_exact: bool = False
+    kv: KvBits | None = None
+    """Bits of keys and values on the cpu."""
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -87,6 +89,8 @@ class EngineSettings:
         ):
             if number is not None and number < least:
                 raise RequestError(f"{name} is {number}; {least} or more is allowed")
+        if self.kv not in (None, 8, 16):
+            raise RequestError(f"kv is {self.kv}; 8 and 16 bits are allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +138,14 @@ class ModelFiles:
         running = running or EngineSettings()
         context = running.context
         if running.engine in ("auto", "cpu") and not self.located.is_compiled:
-            context = fit_context(self.read_config(), context, notice)
+            kv_bits = choose_kv_bits(running.kv, is_exact=running.is_exact)
+            context = fit_context(self.read_config(), context, notice, kv_bits=kv_bits)
         engine = open_engine(
             self.located,
             engine=running.engine,
             device=running.device,
             context=context,
-            threads=running.threads,
-            is_exact=running.is_exact,
+            cpu=CpuSettings(running.threads, running.is_exact, running.kv),
         )
         if engine.is_simulated:
             notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
@@ -290,6 +294,7 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     context: int | None = None,
     threads: int | None = None,
     exact: bool = False,
+    kv: KvBits | None = None,
     notice: Notice | None = None,
     progress: LoadProgress | None = None,
 ) -> Model:
@@ -297,16 +302,16 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
 
     ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
     compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
-    together; the default is the model's own limit, or the one it was compiled for. ``threads`` and ``exact``
-    (activations in float32) are for the cpu. ``notice`` is called with lines of text, such as what is being
-    fetched; print will do, and the default is the log. ``progress`` is called while a model is fetched or
-    quantised.
+    together; the default is the model's own limit, or the one it was compiled for. ``threads``, ``exact``
+    (activations in float32) and ``kv`` (bits of keys and values, 8 or 16) are for the cpu. ``notice`` is
+    called with lines of text, such as what is being fetched; print will do, and the default is the log.
+    ``progress`` is called while a model is fetched or quantised.
 
     Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it.
     Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
     ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
     """
-    running = EngineSettings(engine, device, context, threads, exact)
+    running = EngineSettings(engine, device, context, threads, exact, kv)
     files = find_model(model, notice=notice or _log.info, progress=progress)
     return files.open(running, notice=notice or _log.info)
 

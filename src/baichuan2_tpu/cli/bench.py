@@ -71,6 +71,7 @@ def bench(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -87,7 +88,7 @@ def bench(
         raise typer.BadParameter("give either MODEL or --shape")
     if bits is not None and shape is None:
         raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
-    opening = EngineSettings(engine.value, device, context, threads, exact)
+    opening = EngineSettings(engine.value, device, context, threads, exact, kv.bits if kv else None)
     lengths = _Lengths(prefill, decode, repetitions, _parse_clients(clients))
     if model is None:
         report = _bench_shape(shape or "", bits or options.BitsName.FOUR, lengths, opening)
@@ -202,6 +203,7 @@ def _bench_shape(
     """Make random weights before the clock runs; the load time is then the engine's own."""
     from baichuan2_tpu.bench import run_bench, vendor_prompt_ids
     from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+    from baichuan2_tpu.config import choose_kv_bits
     from baichuan2_tpu.engine.cpu import CpuEngine
     from baichuan2_tpu.memory import fit_context
     from baichuan2_tpu.shapes import shape_config
@@ -209,11 +211,18 @@ def _bench_shape(
     if opening.engine not in ("auto", "cpu"):
         raise typer.BadParameter("--shape runs on the cpu engine alone")
     config = shape_config(shape, bits.bits)
-    fit_context(config, opening.context, notice)
+    kv_bits = choose_kv_bits(opening.kv, is_exact=opening.is_exact)
+    fit_context(config, opening.context, notice, kv_bits=kv_bits)
     weights = RandomWeights(config)
 
     def open_engine() -> Engine:
-        return CpuEngine(weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact)
+        return CpuEngine(
+            weights,
+            context=opening.context,
+            threads=opening.threads,
+            is_exact=opening.is_exact,
+            kv_bits=kv_bits,
+        )
 
     settings = lengths.settings(vendor_prompt_ids(config), opening.threads)
     return run_bench(open_engine, settings, model=f"{shape} (random weights)", on_step=notice)

@@ -46,6 +46,7 @@ def chat(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
     debug: options.Debug = False,
 ) -> None:
     """Hold a conversation; /help shows what can be typed.
@@ -55,7 +56,7 @@ def chat(
     from baichuan2_tpu.generate.settings import GivenSettings
     from baichuan2_tpu.model import EngineSettings
 
-    running = EngineSettings(engine.value, device, context, threads, exact)
+    running = EngineSettings(engine.value, device, context, threads, exact, kv.bits if kv else None)
     given = GivenSettings(
         temperature=temperature,
         top_p=top_p,

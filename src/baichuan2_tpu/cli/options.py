@@ -23,6 +23,8 @@ __all__ = [
     "GroupSize",
     "HeadBits",
     "Json",
+    "Kv",
+    "KvName",
     "MaxTokens",
     "MinP",
     "Model",
@@ -55,6 +57,18 @@ class EngineName(str, Enum):
     BMRT = "bmrt"
     SAIL = "sail"
     SIMULATOR = "simulator"
+
+
+class KvName(str, Enum):
+    """Widths of keys and values on the cpu."""
+
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+    @property
+    def bits(self) -> Literal[8, 16]:
+        """The width as a number."""
+        return 8 if self is KvName.EIGHT else 16
 
 
 class BitsName(str, Enum):
@@ -111,6 +125,14 @@ Threads = Annotated[
 Context = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens a conversation can hold.", show_default=_FROM_MODEL),
+]
+Kv = Annotated[
+    KvName | None,
+    typer.Option(
+        "--kv",
+        help="Bits of keys and values on the cpu: int8 takes half the memory, float16 is exact.",
+        show_default="8; 16 with --exact",
+    ),
 ]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Compute activations in float32: slow, a reference for the fast mode.")

@@ -167,6 +167,7 @@ def serve(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
     debug: options.Debug = False,
 ) -> None:
     """Serve a model over HTTP as OpenAI does, with a web page at /.
@@ -194,7 +195,7 @@ def serve(
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,
-        EngineSettings(engine.value, device, context, threads, exact),
+        EngineSettings(engine.value, device, context, threads, exact, kv.bits if kv else None),
         address,
         access,
         serve_run.RequestRules(strict, any_model, tools.value),

@@ -1,10 +1,11 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
 Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
-weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
-a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and with any number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels
-have the same integers, but no fused multiply-add of floats.
+weights; exact mode keeps them in float32. Keys and values are held in int8, one scale per head and token, or
+in float16, as in exact mode unless it is told otherwise. All of it is batch-invariant: a sequence's logits
+are the same bits whatever else is in the batch, however its tokens are cut into chunks, and with any number
+of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels have the same
+integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
 
@@ -26,7 +27,7 @@ from baichuan2_tpu.checkpoint.layout import (
     layer_prefix,
 )
 from baichuan2_tpu.checkpoint.weights import Weights
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
+from baichuan2_tpu.config import KvBits, ModelConfig, QuantizationConfig, alibi_slopes, choose_kv_bits
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
 from baichuan2_tpu.engine.checks import (
     check_distinct,
@@ -94,9 +95,9 @@ class CpuSequence(Sequence):
 class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
-    ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
-    ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
-    open.
+    ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kv_bits`` to 8,
+    or 16 in exact mode; ``kernels`` ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding
+    stays in ``weights``, so keep those open.
     Side effect: all weights are packed, one tensor at a time, and each is released once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
     that the system does not start.
@@ -112,6 +113,7 @@ class CpuEngine(Engine):
         context: int | None = None,
         threads: int | None = None,
         is_exact: bool = False,
+        kv_bits: KvBits | None = None,
         kernels: str | None = None,
     ) -> None:
         self.config = weights.config
@@ -120,8 +122,9 @@ class CpuEngine(Engine):
         self.candidates = self.config.vocabulary_size
         self.threads = _check_threads(threads)
         self.is_exact = is_exact
+        self.kv_bits = choose_kv_bits(kv_bits, is_exact=is_exact)
         self._sequences: set[CpuSequence] = set()
-        self._shape = _native_shape(self.config, self.max_context)
+        self._shape = _native_shape(self.config, self.max_context, self.kv_bits)
         if kernels is not None and kernels not in _native.kernel_names():
             raise BackendUnavailable(
                 f"no kernels named {kernels!r} here; this processor runs {', '.join(_native.kernel_names())}"
@@ -130,11 +133,6 @@ class CpuEngine(Engine):
         _load(self._model, weights)
         self.kernels = self._model.kernels
         self.weight_bytes = self._model.weight_bytes
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes."""
-        return 2 * self.config.layers * self.config.kv_heads * self.config.head_size * 2
 
     def open_sequence(self) -> CpuSequence:
         """Return a new, empty sequence."""
@@ -204,7 +202,7 @@ def _open_native(shape: _native.ModelShape, threads: int, kernels: str, is_exact
         raise BackendUnavailable(f"{error}; use fewer threads, or raise the limit") from error
 
 
-def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
+def _native_shape(config: ModelConfig, context: int, kv_bits: KvBits) -> _native.ModelShape:
     quantization = _require_quantization(config)
     if config.head_size % 8 or config.head_size > _MAX_HEAD_SIZE:
         raise BackendUnavailable(
@@ -229,6 +227,7 @@ def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
         alibi_slopes=alibi_slopes(config.heads) if config.position == "alibi" else [],
         bits=quantization.bits,
         head_bits=quantization.head_bits,
+        kv_bits=kv_bits,
     )
 
 

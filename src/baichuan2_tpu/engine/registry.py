@@ -8,9 +8,11 @@ memory (``memory``, which ``model`` asks first).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from baichuan2_tpu.checkpoint.identify import Located
+from baichuan2_tpu.config import KvBits
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import Manifest
@@ -20,10 +22,19 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
 
-__all__ = ["ENGINES", "device_opener", "open_engine"]
+__all__ = ["ENGINES", "CpuSettings", "device_opener", "open_engine"]
 
 ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
 """What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu, and a bundle on a TPU by bmrt."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSettings:
+    """What only the cpu engine has; None leaves it to the engine."""
+
+    threads: int | None = None
+    is_exact: bool = False
+    kv_bits: KvBits | None = None
 
 
 def open_engine(
@@ -32,21 +43,19 @@ def open_engine(
     engine: str = "auto",
     device: int = 0,
     context: int | None = None,
-    threads: int | None = None,
-    is_exact: bool = False,
+    cpu: CpuSettings | None = None,
 ) -> Engine:
     """Open the model that was located.
 
-    ``device`` is the number of a TPU; ``threads`` and ``is_exact`` are for the cpu alone. ``context`` None is
-    the model's own, or the compiled one.
+    ``device`` is the number of a TPU. ``context`` None is the model's own, or the compiled one.
     Raises: CheckpointError or ArtifactError for what cannot be read; RequestError for an engine that cannot
     run it, or a setting that this engine does not have; ContextLengthError; BackendError where it cannot run.
     """
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if located.is_compiled:
-        if threads is not None or is_exact:
-            raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
+        if cpu is not None and cpu != CpuSettings():
+            raise RequestError("threads, kv and the exact mode are for the cpu engine alone; leave them out")
         if located.bmodel is not None:
             return _open_vendor(located.bmodel, engine, device=device, context=context)
         return _open_bundle(located.path, engine, device=device, context=context)
@@ -57,15 +66,14 @@ def open_engine(
         )
     if device != 0:
         raise RequestError(f"the cpu engine has no device {device}; leave --device out")
-    return _open_checkpoint(located.path, context=context, threads=threads, is_exact=is_exact)
-
-
-def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is_exact: bool) -> Engine:
     from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint  # noqa: PLC0415
     from baichuan2_tpu.engine.cpu import CpuEngine  # noqa: PLC0415
 
-    weights = QuantizedCheckpoint(path)
-    return CpuEngine(weights, context=context, threads=threads, is_exact=is_exact)
+    cpu = cpu or CpuSettings()
+    weights = QuantizedCheckpoint(located.path)
+    return CpuEngine(
+        weights, context=context, threads=cpu.threads, is_exact=cpu.is_exact, kv_bits=cpu.kv_bits
+    )
 
 
 def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -> Engine:

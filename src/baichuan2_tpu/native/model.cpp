@@ -236,6 +236,7 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
 void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) {
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size, half = size / 2;
+    const KvConversions convert = {kernels_.to_half, kernels_.to_int8};
     pool_.parallel_for(
         static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
@@ -251,8 +252,8 @@ void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) 
                     }
                 }
                 for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                    row.sequence->cache.store(kernels_.to_half, layer, h, row.position,
-                                              qkv + qkv_.keys + h * size, qkv + qkv_.values + h * size);
+                    row.sequence->cache.store(convert, layer, h, row.position, qkv + qkv_.keys + h * size,
+                                              qkv + qkv_.values + h * size);
                 }
             }
         });
@@ -265,6 +266,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
         std::int64_t count;
     };
     Workspace& work = *work_;
+    const auto attend = shape_.kv_bits == 8 ? kernels_.attend_int8 : kernels_.attend;
     const std::int64_t size = shape_.head_size;
     const std::int64_t heads_per_kv_head = shape_.heads / shape_.kv_heads;
     const std::int64_t tile_tokens = std::max<std::int64_t>(1, kMaxQueries / heads_per_kv_head);
@@ -302,7 +304,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
                         shape_.alibi_slopes.empty() ? 0.0f : shape_.alibi_slopes[static_cast<std::size_t>(h)];
                 }
             }
-            kernels_.attend(
+            attend(
                 {cache.keys(layer, kv_head), cache.values(layer, kv_head), size, queries, query, out,
                  position, slope, 1.0f / std::sqrt(static_cast<float>(size)),
                  reinterpret_cast<float*>(work.attention_scratch[static_cast<std::size_t>(thread)].data())});
