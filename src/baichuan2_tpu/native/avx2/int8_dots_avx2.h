@@ -41,8 +41,8 @@ private:
         }
         const std::uint8_t* codes = task.codes + lane * 4;
         for (std::int64_t step = 0; step < task.steps; ++step, codes += task.step_lanes * 4) {
-            // Few rows wait for memory: the next block's codes are fetched while these are multiplied.
-            if (Rows < kRows) _mm_prefetch(codes + task.ahead, _MM_HINT_T0);
+            // Few rows wait for memory: codes to come are fetched while these are multiplied.
+            if (Rows < kRows) _mm_prefetch(codes + task.ahead, _MM_HINT_T1);
             __m256i column[Vectors];
             for (int v = 0; v < Vectors; ++v) {
                 const auto* from = reinterpret_cast<const __m128i*>(codes + v * 16);

@@ -87,8 +87,8 @@ private:
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) {
                 column[v] = _mm512_maskz_loadu_epi32(mask, codes + v * kLanes * 4);
-                // Few rows wait for memory: the next block's codes are fetched while these are multiplied.
-                if (IsFirst && Rows < kRows) _mm_prefetch(codes + v * kLanes * 4 + task.ahead, _MM_HINT_T0);
+                // Few rows wait for memory: codes to come are fetched while these are multiplied.
+                if (IsFirst && Rows < kRows) _mm_prefetch(codes + v * kLanes * 4 + task.ahead, _MM_HINT_T1);
             }
 #pragma GCC unroll 8
             for (int a = 0; a < Rows; ++a) {

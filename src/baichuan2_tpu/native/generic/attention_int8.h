@@ -60,7 +60,7 @@ private:
     void run_block(std::int64_t first, std::int64_t count) {
         const std::int64_t start = first / kKeyBlock * Int8Block::bytes(size_);
         const Int8Block keys(task_.keys + start, size_), values(task_.values + start, size_);
-        const std::int64_t stride = sum_stride(size_), ahead = Int8Block::bytes(size_);
+        const std::int64_t stride = sum_stride(size_), ahead = 2 * Int8Block::bytes(size_);
         for (std::int64_t i = 0; i < task_.queries; i += Dots::kRows) {
             const std::int64_t left = task_.queries - i;
             const std::int64_t rows = left < Dots::kRows ? left : Dots::kRows;

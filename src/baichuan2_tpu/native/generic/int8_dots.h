@@ -27,7 +27,7 @@ struct Int8DotTask {
     std::int64_t steps;       // of the rows; all numbers behind them are 0
     std::int64_t step_lanes;  // from one step to the next
     std::int64_t lanes;       // to compute: a multiple of 8
-    std::int64_t ahead;       // where the codes lie that are needed next, in bytes behind these
+    std::int64_t ahead;       // where the codes lie that are fetched meanwhile, in bytes behind these
     std::int32_t* sums;       // [row][lane], of number * (code - kZeroCode); a row is sum_stride long
     std::int64_t sum_stride;
 };
