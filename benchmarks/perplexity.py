@@ -16,7 +16,7 @@ from pathlib import Path
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.checkpoint.weights import Weights
-from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.config import KvBits, QuantizationConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
 from baichuan2_tpu.markdown import markdown_table
@@ -27,8 +27,9 @@ from plain_rounding import RoundedWeights
 
 FLOAT = "float32"
 
-Versions = dict[str, tuple[Callable[[], Weights], bool]]
-"""By name: a function that opens the weights, and whether they run in the engine's exact mode."""
+Versions = dict[str, tuple[Callable[[], Weights], bool, KvBits]]
+"""By name: a function that opens the weights, whether they run in the engine's exact mode, and the bits of
+keys and values."""
 
 
 def main() -> None:
@@ -41,9 +42,9 @@ def main() -> None:
     tell("scoring the float weights")
     scores = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
     every = versions(directories, checkpoint) | calibrated_versions(given.calibrated)
-    for name, (weights, is_exact) in every.items():
+    for name, (weights, is_exact, kv_bits) in every.items():
         tell(f"scoring {name}")
-        scores[name] = score_weights(weights(), text, is_exact=is_exact)
+        scores[name] = score_weights(weights(), text, is_exact=is_exact, kv_bits=kv_bits)
     rows = {name: compare(score, scores[FLOAT]) for name, score in scores.items()}
     print(
         f"{source.name}: {scores[FLOAT].scored_tokens} tokens of {text.name}, window {text.window}, ", end=""
@@ -91,11 +92,13 @@ def versions(directories: dict[int, Path], checkpoint: FloatCheckpoint) -> Versi
     """
     eight, four = (partial(QuantizedCheckpoint, directories[bits]) for bits in (8, 4))
     return {
-        "8 bits": (eight, False),
-        "8 bits, float activations": (eight, True),
-        "4 bits": (four, False),
-        "4 bits, float activations": (four, True),
-        "4 bits, plain rounding": (partial(RoundedWeights, checkpoint, QuantizationConfig(4)), False),
+        "8 bits": (eight, False, 8),
+        "8 bits, float16 keys and values": (eight, False, 16),
+        "8 bits, float activations": (eight, True, 16),
+        "4 bits": (four, False, 8),
+        "4 bits, float16 keys and values": (four, False, 16),
+        "4 bits, float activations": (four, True, 16),
+        "4 bits, plain rounding": (partial(RoundedWeights, checkpoint, QuantizationConfig(4)), False, 8),
     }
 
 
@@ -105,14 +108,14 @@ def calibrated_versions(directory: Path | None) -> Versions:
         return {}
     calibrated = partial(QuantizedCheckpoint, directory)
     return {
-        "4 bits, calibrated": (calibrated, False),
-        "4 bits, calibrated, float activations": (calibrated, True),
+        "4 bits, calibrated": (calibrated, False, 8),
+        "4 bits, calibrated, float activations": (calibrated, True, 16),
     }
 
 
-def score_weights(weights: Weights, text: ScoredText, *, is_exact: bool) -> Perplexity:
+def score_weights(weights: Weights, text: ScoredText, *, is_exact: bool, kv_bits: KvBits) -> Perplexity:
     """Score quantised weights in the CPU engine."""
-    with CpuEngine(weights, context=text.window, is_exact=is_exact) as engine:
+    with CpuEngine(weights, context=text.window, is_exact=is_exact, kv_bits=kv_bits) as engine:
         return Perplexity.of(EngineScorer(engine).score(text.passages()))
 
 

@@ -22,14 +22,19 @@ from baichuan2_tpu.quoting import quote
 __all__ = [
     "GROUP_MULTIPLE",
     "HEAD_BITS",
+    "KvBits",
     "Method",
     "ModelConfig",
     "Position",
     "QuantizationConfig",
     "alibi_slopes",
+    "choose_kv_bits",
 ]
 
 Position = Literal["rope", "alibi"]
+
+KvBits = Literal[8, 16]
+"""Bits of keys and values on the cpu: int8 with a scale, or float16."""
 
 Method = Literal["search", "gptq"]
 """How integers are chosen: by the range search alone, or calibrated."""
@@ -42,6 +47,7 @@ GROUP_MULTIPLE = 64
 
 _BAICHUAN1_VOCABULARY = 64_000
 _BAICHUAN1_ARCHITECTURES = ["BaiChuanForCausalLM"]  # version 2 spells it BaichuanForCausalLM
+_SCALE_BYTES = 4  # float32: Int8Block of native/layout/kv_cache.h
 _DEFAULT_ROPE_THETA = 10_000.0
 _FOLDED_KEY = "norm_head_folded"
 """Our own key: true when the rows of the head are divided by their norm already."""
@@ -146,6 +152,11 @@ class ModelConfig:
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
 
+    def kv_bytes_per_token(self, bits: KvBits) -> int:
+        """Return the bytes of a token's keys and values in all layers; in int8 a head's have a scale."""
+        head_bytes = 2 * self.head_size if bits == 16 else self.head_size + _SCALE_BYTES
+        return 2 * self.layers * self.kv_heads * head_bytes
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the dimensions from a ``config.json``.
@@ -219,6 +230,11 @@ class ModelConfig:
         if self.quantization is not None:
             values["quantization_config"] = self.quantization.to_json()
         return values
+
+
+def choose_kv_bits(bits: KvBits | None, *, is_exact: bool = False) -> KvBits:
+    """Return the bits of keys and values on the cpu; None is int8, and float16 in the exact mode."""
+    return bits or (16 if is_exact else 8)
 
 
 def alibi_slopes(heads: int) -> list[float]:

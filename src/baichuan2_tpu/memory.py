@@ -1,7 +1,7 @@
 """How much memory a model takes, from its dimensions alone, and how much the machine has.
 
 Not here: measuring what a process really holds (``bench``), the memory of a TPU (``doctor.tpu_memory``).
-Source: the sizes of GPTQ form (``checkpoint.layout``); the KV cache is float16 (engine.cpu).
+Source: the sizes of GPTQ form (``checkpoint.layout``), those of keys and values (``config``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.layout import HEAD, layer_linears
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import KvBits, ModelConfig
 from baichuan2_tpu.errors import ContextLengthError
 
 __all__ = [
@@ -56,8 +56,11 @@ class MemoryNeed:
         return max(0, limit_bytes - self.weight_bytes) // self.kv_bytes_per_token
 
 
-def memory_need(config: ModelConfig) -> MemoryNeed:
-    """Count the bytes of a model; one that is not quantised yet is counted in float16."""
+def memory_need(config: ModelConfig, kv_bits: KvBits = 16) -> MemoryNeed:
+    """Count the bytes of a model; one that is not quantised yet is counted in float16.
+
+    ``kv_bits`` are those of keys and values; a compiled model has 16.
+    """
     linears = {HEAD: (config.vocabulary_size, config.hidden_size)}
     for layer in range(config.layers):
         linears |= layer_linears(config, layer)
@@ -65,7 +68,7 @@ def memory_need(config: ModelConfig) -> MemoryNeed:
         linear_bytes=sum(_linear_bytes(config, name, *size) for name, size in linears.items()),
         norm_bytes=(2 * config.layers + 1) * config.hidden_size * _FLOAT32_BYTES,
         embedding_bytes=config.vocabulary_size * config.hidden_size * _FLOAT16_BYTES,
-        kv_bytes_per_token=2 * config.layers * config.kv_heads * config.head_size * _FLOAT16_BYTES,
+        kv_bytes_per_token=config.kv_bytes_per_token(kv_bits),
     )
 
 
@@ -76,27 +79,29 @@ def machine_memory_bytes() -> int:
     return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
-def fit_context(config: ModelConfig, context: int | None, notice: Callable[[str], None]) -> int:
+def fit_context(
+    config: ModelConfig, context: int | None, notice: Callable[[str], None], *, kv_bits: KvBits
+) -> int:
     """Return the context to open a model with; None asks for the model's own, or the longest that fits.
 
     Side effect: ``notice`` is told of a context that is shorter than the model's own for want of memory.
     Raises: ContextLengthError with the numbers when a context that was asked for cannot fit.
     """
     limit = machine_memory_bytes()
-    longest = max(1, memory_need(config).longest_context(limit))
+    longest = max(1, memory_need(config, kv_bits).longest_context(limit))
     chosen = min(config.max_context, longest) if context is None else context
-    check_context(config, chosen, limit)
+    check_context(config, chosen, limit, kv_bits=kv_bits)
     if context is None and chosen < config.max_context:
         notice(f"context shortened to {chosen} of the model's {config.max_context} tokens: memory is short")
     return chosen
 
 
-def check_context(config: ModelConfig, context: int, limit_bytes: int) -> None:
+def check_context(config: ModelConfig, context: int, limit_bytes: int, *, kv_bits: KvBits) -> None:
     """Check that the weights and a full KV cache fit into ``limit_bytes``, before anything is loaded.
 
     Raises: ContextLengthError with every number, and the longest context that fits.
     """
-    need = memory_need(config)
+    need = memory_need(config, kv_bits)
     if need.total_bytes(context) <= limit_bytes:
         return
     longest = min(need.longest_context(limit_bytes), config.max_context)

@@ -28,9 +28,9 @@ from baichuan2_tpu.chat import (
     read_result,
 )
 from baichuan2_tpu.checkpoint.identify import Located, ModelKind
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import KvBits, ModelConfig, choose_kv_bits
 from baichuan2_tpu.engine.base import Engine
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.registry import CpuSettings, open_engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.loop import ReadProgress, Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
@@ -80,6 +80,8 @@ class EngineSettings:
     context: int | None = None
     threads: int | None = None
     is_exact: bool = False
+    kv: KvBits | None = None
+    """Bits of keys and values on the cpu."""
     keep_packed: bool = True
     """Whether the cpu's packed weights are kept in the user's cache for the next start."""
 
@@ -95,6 +97,8 @@ class EngineSettings:
                 raise RequestError(f"{name} is {quote(number)}; a whole number is allowed")
             if number < least:
                 raise RequestError(f"{name} is {number}; {least} or more is allowed")
+        if self.kv not in (None, 8, 16):
+            raise RequestError(f"kv is {self.kv}; 8 and 16 bits are allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +152,14 @@ class ModelFiles:
         running = running or EngineSettings()
         context = running.context
         if running.engine in ("auto", "cpu") and not self.located.is_compiled:
-            context = fit_context(self.read_config(), context, notice)
+            kv_bits = choose_kv_bits(running.kv, is_exact=running.is_exact)
+            context = fit_context(self.read_config(), context, notice, kv_bits=kv_bits)
         engine = open_engine(
             self.located,
             engine=running.engine,
             device=running.device,
             context=context,
-            threads=running.threads,
-            is_exact=running.is_exact,
-            keep_packed=running.keep_packed,
+            cpu=CpuSettings(running.threads, running.is_exact, running.kv, running.keep_packed),
             progress=progress,
             notice=notice,
         )
@@ -319,6 +322,7 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     context: int | None = None,
     threads: int | None = None,
     exact: bool = False,
+    kv: KvBits | None = None,
     keep_packed: bool = True,
     notice: Notice | None = None,
     progress: LoadProgress | None = None,
@@ -328,17 +332,17 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
     compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
     together; the default is the model's own limit, or the one it was compiled for. ``threads``, ``exact``
-    (activations in float32) and ``keep_packed`` (keep the weights of a large model as the kernels read them,
-    so that the next start takes a second) are for the cpu. ``notice`` is called with lines of text, such as
-    what is being fetched; print will do, and the default is the log. ``progress`` is called while a model is
-    fetched, quantised or loaded.
+    (activations in float32), ``kv`` (bits of keys and values, 8 or 16) and ``keep_packed`` (keep the weights
+    of a large model as the kernels read them, so that the next start takes a second) are for the cpu.
+    ``notice`` is called with lines of text, such as what is being fetched; print will do, and the default is
+    the log. ``progress`` is called while a model is fetched, quantised or loaded.
 
     Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it; packed
     weights are kept there too.
     Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
     ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
     """
-    running = EngineSettings(engine, device, context, threads, exact, keep_packed)
+    running = EngineSettings(engine, device, context, threads, exact, kv, keep_packed)
     files = find_model(model, notice=notice or _log.info, progress=progress)
     return files.open(
         running,

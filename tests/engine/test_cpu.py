@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu import _native
+from baichuan2_tpu.config import KvBits
 from baichuan2_tpu.engine.base import Chunk
-from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.engine.cpu import CpuEngine, _native_shape  # pyright: ignore[reportPrivateUsage]
 from baichuan2_tpu.errors import BackendUnavailable, RequestError
 from models.random_model import SHAPES, float_weights, random_weights
 from models.reference import reference_logits
@@ -38,8 +39,10 @@ def test_logits_are_the_references(
     expected = reference_logits(weights.config, float_weights(weights), tokens, kv_dtype=np.float16)
     spread = expected.std()
     # Beside 4-bit weights the fast mode has 8-bit activations, and nothing after the head evens them out.
-    for is_exact, allowed in [(True, 3e-4), (False, 0.08 if head_bits == 4 else 0.06)]:
-        with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=kernels) as engine:
+    fast = 0.08 if head_bits == 4 else 0.06
+    modes: list[tuple[bool, KvBits, float]] = [(True, 16, 3e-4), (True, 8, 0.04), (False, 8, fast)]
+    for is_exact, kv_bits, allowed in modes:
+        with CpuEngine(weights, threads=2, is_exact=is_exact, kv_bits=kv_bits, kernels=kernels) as engine:
             error = np.abs(run(engine, tokens) - expected).max() / spread
         assert error < allowed
 
@@ -64,7 +67,7 @@ def test_the_vector_instruction_sets_give_the_same_bits(shape: str, bits: Litera
         pytest.skip(f"this processor runs {', '.join(_native.kernel_names())}: nothing to compare")
     weights = random_weights(shape, bits)
     tokens = np.random.default_rng(1).integers(0, weights.config.vocabulary_size, 150).tolist()
-    for is_exact in (True, False):
+    for is_exact in (True, False):  # with keys and values in float16, and in int8
         results = []
         for name in names:
             with CpuEngine(weights, threads=2, is_exact=is_exact, kernels=name) as engine:
@@ -95,7 +98,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from models.random_model import random_weights
-from baichuan2_tpu.engine.cpu import CpuEngine
+from baichuan2_tpu.engine.cpu import CpuEngine, _native_shape  # pyright: ignore[reportPrivateUsage]
 from baichuan2_tpu.errors import BackendUnavailable
 weights = random_weights("rope", 4)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -118,6 +121,27 @@ def test_threads_that_cannot_start_are_an_error_with_their_number() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_bytes_of_keys_and_values_are_those_of_the_cache(shape: str) -> None:
+    weights = random_weights(shape, 4)
+    widths: tuple[KvBits, ...] = (8, 16)
+    for kv_bits in widths:
+        native = _native_shape(weights.config, 64, kv_bits)
+        assert native.kv_bytes_per_token == weights.config.kv_bytes_per_token(kv_bits)
+
+
+@pytest.mark.parametrize("kv_bits", [8, 16])
+def test_a_copied_beginning_continues_as_its_source_would(kv_bits: KvBits) -> None:
+    tokens = np.random.default_rng(2).integers(0, 300, 140).tolist()
+    with CpuEngine(random_weights("grouped", 4), threads=2, kv_bits=kv_bits) as engine:
+        expected = run(engine, tokens)
+        with engine.open_sequence() as source, engine.open_sequence() as sequence:
+            engine.forward([Chunk(source, [*tokens[:90], 7, 8, 9])])
+            sequence.copy_prefix(source, 90)
+            continued = engine.forward([Chunk(sequence, tokens[90:], 50)])[0]
+    np.testing.assert_array_equal(continued, expected[90:])
+
+
 def test_the_packed_size_is_counted() -> None:
     """Every 64 weights take a float16 scale and, at 4 bits, half a byte of zero."""
     weights = random_weights("rope", 4)
@@ -125,4 +149,4 @@ def test_the_packed_size_is_counted() -> None:
         block = 4 * 128 * 128 + 3 * 128 * 192
         head = 320 * 128
         assert engine.weight_bytes == 2 * block // 64 * (32 + 2) + 2 * block // 128 + head // 64 * (64 + 3)
-        assert engine.kv_bytes_per_token == 2 * 2 * 128 * 2
+        assert engine.kv_bytes_per_token == 2 * 2 * engine.config.kv_heads * (engine.config.head_size + 4)

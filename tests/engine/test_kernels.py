@@ -186,13 +186,32 @@ def test_activations_are_the_same_integers_on_every_instruction_set(*, bits: int
             np.testing.assert_array_equal(array, expected_array)
 
 
+def hadamard(size: int) -> NDArray[np.float64]:
+    """Return the matrix of the transform: blocks as long as the greatest power of two in ``size``."""
+    block = np.ones((1, 1))
+    while size % (2 * len(block)) == 0:
+        block = np.block([[block, block], [block, -block]])
+    return np.kron(np.eye(size // len(block)), block).astype(np.float64)
+
+
+def hold(x: NDArray[np.float32], kv_bits: int, kernels: str) -> NDArray[np.float64]:
+    """Return what keys or values (S, heads, D) are once a cache holds them."""
+    if kv_bits == 16:
+        return x.astype(np.float16).astype(np.float64)
+    size = x.shape[-1]
+    codes, scales = _native.quantize_head_rows(kernels, x.reshape(-1, size))
+    transform = hadamard(size)
+    rows = (codes.astype(np.float64) - 128) * scales[:, None].astype(np.float64) @ transform
+    return rows.reshape(x.shape) / (size & -size)
+
+
 def plain_attention(
     queries: NDArray[np.float32],
-    keys: NDArray[np.float32],
-    values: NDArray[np.float32],
+    keys: NDArray[np.float64],
+    values: NDArray[np.float64],
     slopes: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    held = [array.astype(np.float16).astype(np.float64) for array in (keys, values)]
+    held = [keys, values]
     tokens, heads, size = queries.shape
     context, kv_heads, _ = keys.shape
     out = np.empty(queries.shape, np.float64)
@@ -216,6 +235,7 @@ def plain_attention(
     heads=st.sampled_from([(1, 1), (4, 4), (6, 2)]),
     size=st.sampled_from([8, 24, 64, 72, 128]),
     is_alibi=st.booleans(),
+    kv_bits=st.sampled_from([8, 16]),
     tile_tokens=st.integers(1, 16),
     seed=st.integers(0, 100),
 )
@@ -227,6 +247,7 @@ def test_attention_is_the_float64_softmax_whatever_the_tiles(
     heads: tuple[int, int],
     size: int,
     is_alibi: bool,
+    kv_bits: int,
     tile_tokens: int,
     seed: int,
 ) -> None:
@@ -236,21 +257,76 @@ def test_attention_is_the_float64_softmax_whatever_the_tiles(
         random.normal(0, 1, (history + tokens, heads[1], size)).astype(np.float32) for _ in range(2)
     )
     slopes = (2.0 ** -np.arange(1, heads[0] + 1)).astype(np.float32) if is_alibi else np.empty(0, np.float32)
-    result = _native.attend(kernels, queries, keys, values, slopes, tile_tokens)
-    error = np.abs(result - plain_attention(queries, keys, values, slopes)).max()
-    assert error < 5e-6, f"{error:.1e}"
-    one_by_one = _native.attend(kernels, queries, keys, values, slopes, 1)
+    held = hold(keys, kv_bits, kernels), hold(values, kv_bits, kernels)
+    result = _native.attend(kernels, queries, keys, values, slopes, tile_tokens, kv_bits)
+    error = np.abs(result - plain_attention(queries, *held, slopes)).max()
+    assert error < (5e-6 if kv_bits == 16 else 3e-4), f"{error:.1e}"
+    one_by_one = _native.attend(kernels, queries, keys, values, slopes, 1, kv_bits)
     np.testing.assert_array_equal(result, one_by_one)
 
 
 @each_kernel
-def test_an_infinite_key_or_value_does_not_reach_earlier_tokens(kernels: str) -> None:
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.sampled_from([8, 24, 64, 128, 256]),
+    magnitude=st.sampled_from([0.0, 1e-38, 1e-30, 1e-3, 1.0, 1e4, 3e38]),
+    seed=st.integers(0, 100),
+)
+def test_codes_of_a_head_are_within_half_a_step_and_in_range_at_any_magnitude(
+    kernels: str, size: int, magnitude: float, seed: int
+) -> None:
+    x = (np.random.default_rng(seed).uniform(-1, 1, (5, size)) * magnitude).astype(np.float32)
+    codes, scales = _native.quantize_head_rows(kernels, x)
+    assert codes.min() >= 1
+    assert np.isfinite(scales).all()
+    transformed = np.clip(x, -65504, 65504).astype(np.float64) @ hadamard(size)
+    step = scales[:, None].astype(np.float64)
+    error = np.abs((codes.astype(np.float64) - 128) * step - transformed)
+    assert (error <= step * 0.501 + np.abs(transformed).max() * 1e-5 + 1e-28).all()
+
+
+def test_codes_of_a_head_are_the_same_on_every_instruction_set() -> None:
+    x = np.random.default_rng(0).normal(0, 3, (23, 72)).astype(np.float32)
+    expected = _native.quantize_head_rows("scalar", x)
+    for kernels in KERNELS:
+        for array, expected_array in zip(_native.quantize_head_rows(kernels, x), expected, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
+
+
+@pytest.mark.parametrize("size", [8, 64, 72, 128, 256])
+def test_attention_over_int8_has_the_same_integers_on_every_instruction_set(size: int) -> None:
+    """A set without fused multiply-add differs in the last digits; a wrong sum would differ more."""
+    random = np.random.default_rng(0)
+    queries = random.normal(0, 2, (9, 6, size)).astype(np.float32)
+    keys, values = (random.normal(0, 1, (150, 2, size)).astype(np.float32) for _ in range(2))
+    no_slopes = np.empty(0, np.float32)
+    expected = _native.attend("scalar", queries, keys, values, no_slopes, 4, 8)
+    results = [_native.attend(name, queries, keys, values, no_slopes, 4, 8) for name in KERNELS[:-1]]
+    for result in results:
+        np.testing.assert_allclose(result, expected, atol=2e-5)
+        np.testing.assert_array_equal(result, results[0])
+
+
+@each_kernel
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_no_sum_of_attention_overflows_at_the_ends_of_the_range(kernels: str, sign: float) -> None:
+    """A spike becomes a constant by the transform: all codes and all numbers of the queries at their ends."""
+    spike = np.zeros((1, 1, 256), np.float32)
+    spike[..., 0] = 3.0
+    keys, values = np.repeat(sign * spike, 64, axis=0), np.repeat(spike, 64, axis=0)
+    result = _native.attend(kernels, spike, keys, values, np.empty(0, np.float32), 1, 8)
+    np.testing.assert_allclose(result, spike, atol=1e-3)
+
+
+@each_kernel
+@pytest.mark.parametrize("kv_bits", [8, 16])
+def test_an_infinite_key_or_value_does_not_reach_earlier_tokens(kernels: str, kv_bits: int) -> None:
     """Values that leave float16's range are stored as its ends: 0 * infinity would spoil masked tokens."""
     random = np.random.default_rng(0)
     queries, keys, values = (random.normal(0, 1, (12, 2, 32)).astype(np.float32) for _ in range(3))
-    clean = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12)
+    clean = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12, kv_bits)
     values[8:], keys[8:] = np.inf, np.nan
-    spoiled = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12)
+    spoiled = _native.attend(kernels, queries, keys, values, np.empty(0, np.float32), 12, kv_bits)
     np.testing.assert_array_equal(spoiled[:8], clean[:8])
 
 

@@ -12,7 +12,6 @@ from baichuan2_tpu.errors import DeadlineError
 from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import common_prefix
-from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
@@ -71,7 +70,7 @@ def courses(context: int) -> st.SearchStrategy[Course]:
 def check_course(course: Course, engine: Engine, alone: Callable[[], Engine], tokenizer: Tokenizer) -> None:
     """Run a course on one engine, and check that each answer is that of an engine for itself."""
     clock = Clock()
-    kv_bytes = int(course.contexts * engine.max_context * memory_need(engine.config).kv_bytes_per_token)
+    kv_bytes = int(course.contexts * engine.max_context * engine.kv_bytes_per_token)
     settings = SchedulerSettings(max_running=course.max_running, kv_bytes=kv_bytes, max_pause_s=3)
     scheduler = Scheduler(engine, tokenizer, settings, clock_s=clock)
     tickets: list[Ticket] = []

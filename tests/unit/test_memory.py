@@ -14,8 +14,10 @@ from baichuan2_tpu.memory import check_context, machine_memory_bytes, memory_nee
 from baichuan2_tpu.shapes import SHAPES, shape_config
 
 
-def test_kv_cache_of_the_7b_is_half_a_mebibyte_a_token() -> None:
-    assert memory_need(shape_config("baichuan2-7b", 4)).kv_bytes_per_token == 512 * 1024
+def test_kv_cache_of_the_7b_is_half_a_mebibyte_per_token_in_float16_and_52_percent_of_it_in_int8() -> None:
+    config = shape_config("baichuan2-7b", 4)
+    assert memory_need(config).kv_bytes_per_token == 512 * 1024
+    assert memory_need(config, 8).kv_bytes_per_token == 2 * 32 * 32 * (128 + 4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -39,15 +41,15 @@ def test_float_model_counts_two_bytes_a_weight() -> None:
 def test_context_that_fits_to_the_byte_is_accepted() -> None:
     config = shape_config("tiny", 4)
     need = memory_need(config)
-    check_context(config, 100, need.total_bytes(100))
+    check_context(config, 100, need.total_bytes(100), kv_bits=16)
     with pytest.raises(ContextLengthError, match="use --context 99 or less"):
-        check_context(config, 100, need.total_bytes(100) - 1)
+        check_context(config, 100, need.total_bytes(100) - 1, kv_bits=16)
 
 
 def test_context_that_does_not_fit_names_every_number() -> None:
     config = shape_config("baichuan2-7b", 4)
     with pytest.raises(ContextLengthError) as caught:
-        check_context(config, 100_000, 24 * 10**9)
+        check_context(config, 100_000, 24 * 10**9, kv_bits=16)
     assert str(caught.value) == (
         "a context of 100000 tokens needs 52.43 GB of KV cache beside 5.06 GB of weights, "
         "this machine has 24.00 GB; use --context 4096 or less"
@@ -57,14 +59,14 @@ def test_context_that_does_not_fit_names_every_number() -> None:
 def test_longest_context_fits_to_the_token() -> None:
     config = replace(shape_config("baichuan2-7b", 4), max_context=10**6)
     with pytest.raises(ContextLengthError, match="use --context 36123 or less"):
-        check_context(config, 36_124, 24 * 10**9)
-    check_context(config, 36_123, 24 * 10**9)
+        check_context(config, 36_124, 24 * 10**9, kv_bits=16)
+    check_context(config, 36_123, 24 * 10**9, kv_bits=16)
 
 
 def test_weights_that_do_not_fit_ask_for_another_machine() -> None:
     config = shape_config("baichuan2-7b", 4)
     with pytest.raises(ContextLengthError, match="use fewer bits or a larger machine"):
-        check_context(config, 1, 10**9)
+        check_context(config, 1, 10**9, kv_bits=16)
 
 
 def test_container_limit_counts_when_it_is_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

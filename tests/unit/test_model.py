@@ -214,7 +214,7 @@ def test_a_context_that_was_not_asked_for_is_shortened_with_a_notice(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with load(checkpoint, threads=1) as model:
-        need = memory.memory_need(model.config)
+        need = memory.memory_need(model.config, model.engine.kv_bits)
     monkeypatch.setattr(memory, "machine_memory_bytes", lambda: need.total_bytes(40))
     notices: list[str] = []
     with load(checkpoint, threads=1, notice=notices.append) as model:

@@ -99,6 +99,8 @@ def bench(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
+    keep_packed: options.KeepPacked = True,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -116,7 +118,9 @@ def bench(
         raise typer.BadParameter("give either MODEL or --shape")
     if bits is not None and shape is None:
         raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
-    opening = EngineSettings(engine.value, device, context, threads, exact)
+    opening = EngineSettings(
+        engine.value, device, context, threads, exact, kv.bits if kv else None, keep_packed
+    )
     if picture is not None and not profile:
         raise typer.BadParameter("--picture needs --profile")
     lengths = _Lengths(prefill, decode, repetitions, _parse_clients(clients))
@@ -253,6 +257,7 @@ def _bench_shape(source: _RandomModel, lengths: _Lengths, opening: EngineSetting
 def _shape_opener(source: _RandomModel, opening: EngineSettings) -> tuple[ModelConfig, Callable[[], Engine]]:
     """Make random weights before the clock runs; the load time is then the engine's own."""
     from baichuan2_tpu.checkpoint.random_weights import RandomWeights
+    from baichuan2_tpu.config import choose_kv_bits
     from baichuan2_tpu.engine.cpu import CpuEngine
     from baichuan2_tpu.memory import fit_context
     from baichuan2_tpu.shapes import shape_config
@@ -260,11 +265,20 @@ def _shape_opener(source: _RandomModel, opening: EngineSettings) -> tuple[ModelC
     if opening.engine not in ("auto", "cpu"):
         raise typer.BadParameter("--shape runs only on the cpu engine")
     config = shape_config(source.shape, source.bits.bits)
-    fit_context(config, opening.context, notice)
+    kv_bits = choose_kv_bits(opening.kv, is_exact=opening.is_exact)
+    fit_context(config, opening.context, notice, kv_bits=kv_bits)
     weights = RandomWeights(config)
-    return config, lambda: CpuEngine(
-        weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact
-    )
+
+    def open_engine() -> Engine:
+        return CpuEngine(
+            weights,
+            context=opening.context,
+            threads=opening.threads,
+            is_exact=opening.is_exact,
+            kv_bits=kv_bits,
+        )
+
+    return config, open_engine
 
 
 def _profile(source: _RandomModel | ModelFiles, lengths: _Lengths, opening: EngineSettings) -> ProfileReport:

@@ -46,6 +46,8 @@ def chat(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
+    keep_packed: options.KeepPacked = True,
     debug: options.Debug = False,
 ) -> None:
     """Chat in the terminal; /help lists the commands.
@@ -55,7 +57,9 @@ def chat(
     from baichuan2_tpu.generate.settings import GivenSettings
     from baichuan2_tpu.model import EngineSettings
 
-    running = EngineSettings(engine.value, device, context, threads, exact)
+    running = EngineSettings(
+        engine.value, device, context, threads, exact, kv.bits if kv else None, keep_packed
+    )
     given = GivenSettings(
         temperature=temperature,
         top_p=top_p,

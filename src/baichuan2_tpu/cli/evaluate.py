@@ -112,6 +112,7 @@ def evaluate(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -129,7 +130,7 @@ def evaluate(
         raise typer.BadParameter("--against-engine needs --against")
     asked_text = _AskedText(text, tokens, window, stride)
     work = _work(asked_text, _AskedTasks(task or [], task_file or [], limit, few_shot, chat))
-    own = EngineSettings(engine.value, device, context, threads, exact)
+    own = EngineSettings(engine.value, device, context, threads, exact, kv.bits if kv else None)
     first, reference = find_subject(model, own, is_compared=against is not None), None
     if against is not None:
         reference = find_reference(against, replace(own, engine=against_engine.value))

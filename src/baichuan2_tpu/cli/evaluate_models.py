@@ -186,7 +186,7 @@ def _is_known_bmodel(model: str) -> bool:
 def _leave_out(running: EngineSettings, located: Located) -> EngineSettings:
     """Leave out what only the other kind of engine has."""
     if located.is_compiled:
-        return replace(running, threads=None, is_exact=False)
+        return replace(running, threads=None, is_exact=False, kv=None)
     return replace(running, device=0)
 
 

@@ -44,6 +44,8 @@ def generate(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
+    keep_packed: options.KeepPacked = True,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -59,7 +61,9 @@ def generate(
     text = _read_prompt(prompt, file)
     if not text.strip():
         raise RequestError("the prompt is empty; write something to answer")
-    running = EngineSettings(engine.value, device, context, threads, exact)
+    running = EngineSettings(
+        engine.value, device, context, threads, exact, kv.bits if kv else None, keep_packed
+    )
     given = GivenSettings(
         temperature=temperature,
         top_p=top_p,

@@ -97,12 +97,13 @@ def _locate(model: str) -> Located:
 def _describe(located: Located, context: int | None, assumed: QuantizationConfig) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
     from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES
+    from baichuan2_tpu.config import choose_kv_bits
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
     from baichuan2_tpu.model import read_config
 
     stored = read_config(located)
     quantization = stored.quantization or assumed
-    need = memory_need(replace(stored, quantization=quantization))
+    need = memory_need(replace(stored, quantization=quantization), choose_kv_bits(None))
     tokens = context or stored.max_context
     files = [file for kind in WEIGHT_FILES for file in located.path.glob(kind)]
     return {

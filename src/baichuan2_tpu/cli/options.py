@@ -23,6 +23,9 @@ __all__ = [
     "GroupSize",
     "HeadBits",
     "Json",
+    "KeepPacked",
+    "Kv",
+    "KvName",
     "MaxTokens",
     "MinP",
     "Model",
@@ -55,6 +58,18 @@ class EngineName(str, Enum):
     BMRT = "bmrt"
     SAIL = "sail"
     SIMULATOR = "simulator"
+
+
+class KvName(str, Enum):
+    """Widths of keys and values on the cpu."""
+
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+    @property
+    def bits(self) -> Literal[8, 16]:
+        """The width as a number."""
+        return 8 if self is KvName.EIGHT else 16
 
 
 class BitsName(str, Enum):
@@ -112,8 +127,24 @@ Context = Annotated[
     int | None,
     typer.Option("--context", min=1, help="Tokens a conversation can hold.", show_default=_FROM_MODEL),
 ]
+Kv = Annotated[
+    KvName | None,
+    typer.Option(
+        "--kv",
+        help="Bits of keys and values on the cpu: int8 takes half the memory, float16 is exact.",
+        show_default="8; 16 with --exact",
+    ),
+]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Compute activations in float32: slow, a reference for the fast mode.")
+]
+
+KeepPacked = Annotated[
+    bool,
+    typer.Option(
+        "--keep-packed/--no-keep-packed",
+        help="Keep a large model's weights in the cache as the kernels read them: quick starts on the cpu.",
+    ),
 ]
 
 System = Annotated[str | None, typer.Option("--system", help="System message.")]

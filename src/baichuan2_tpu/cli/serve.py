@@ -5,6 +5,8 @@ Not here: what they lead to (``serve_run``, which imports the server's packages)
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +155,9 @@ _Tools = Annotated[
         help="Which of a client's tools are described to the model: none, the newest that fit, or all.",
     ),
 ]
-_Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]
+_Log = Annotated[
+    _LogForm, typer.Option("--log", help="Form of the lines on standard error, which hold no message text.")
+]
 
 
 def serve(
@@ -186,24 +190,24 @@ def serve(
     engine: options.Engine = options.EngineName.AUTO,
     device: options.Device = 0,
     exact: options.Exact = False,
+    kv: options.Kv = None,
+    keep_packed: options.KeepPacked = True,
     debug: options.Debug = False,
 ) -> None:
     """Serve a model over HTTP as OpenAI does, with a web page at /.
 
-    Ctrl-C or SIGTERM lets running answers finish; a second one ends at once. Log lines go to standard error
-    and hold no message text.
+    Ctrl-C or SIGTERM lets running answers finish; a second one ends at once.
     """
-    try:
+    with _server_packages():
         from baichuan2_tpu.cli import serve_run
-    except ModuleNotFoundError as error:
-        raise _missing_package(error) from error
-
     keys = serve_run.read_keys(api_key_file)
     allowed = tuple(cors_origin or ()), tuple(allowed_host or ()), int(max_body * 1e6), share_prefixes.value
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,
-        serve_run.EngineSettings(engine.value, device, context, threads, exact),
+        serve_run.EngineSettings(
+            engine.value, device, context, threads, exact, kv.bits if kv else None, keep_packed
+        ),
         serve_run.Address(host, port, tls_certificate, tls_key),
         serve_run.ServerOptions(keys, *allowed, stored_responses, int(stored_memory * 1e6)),
         serve_run.RequestRules(strict, any_model, tools.value),
@@ -218,7 +222,12 @@ def serve(
     serve_run.run_server(plan)
 
 
-def _missing_package(error: ModuleNotFoundError) -> RequestError:
-    return RequestError(
-        f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
-    )
+@contextmanager
+def _server_packages() -> Generator[None, None, None]:
+    """Turn a package that is missing into an error that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"serve needs {error.name}, which is not installed; run in the clone: pip install '.[server]'"
+        ) from error

@@ -116,9 +116,8 @@ def write_logs(form: LogForm, *, is_debug: bool) -> None:
 
 def kv_bound(engine: Engine, machine_bytes: int) -> int:
     """Return the bytes that the KV cache may take besides the weights; at least one full context."""
-    need = memory_need(engine.config)
-    context_bytes = engine.max_context * need.kv_bytes_per_token
-    free_bytes = int(machine_bytes * _MEMORY_SHARE) - need.weight_bytes
+    context_bytes = engine.max_context * engine.kv_bytes_per_token
+    free_bytes = int(machine_bytes * _MEMORY_SHARE) - memory_need(engine.config).weight_bytes
     return max(context_bytes, min(free_bytes, engine.max_sequences * context_bytes))
 
 

@@ -15,7 +15,7 @@ from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.compile.plan import default_layers_per_net, make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_stages
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig
+from baichuan2_tpu.config import ModelConfig, QuantizationConfig, choose_kv_bits
 from baichuan2_tpu.engine.compiled.open_bundle import buffer_bytes
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import read_vendor_config
 from baichuan2_tpu.errors import ContextLengthError, RequestError
@@ -131,7 +131,7 @@ def _checkpoint_need(name: str, config: ModelConfig, context: int | None, rows: 
         title=f"{name}: {state} {config.layers} layers of {bits} bits, context {tokens}",
         runs_on="cpu",
         context=tokens,
-        host_bytes=memory_need(counted).total_bytes(tokens),
+        host_bytes=memory_need(counted, choose_kv_bits(None)).total_bytes(tokens),
         device_bytes=device_bytes,
         is_estimate=True,
         rows=device_rows if device_bytes is not None else 0,

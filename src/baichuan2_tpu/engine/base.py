@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import KvBits, ModelConfig
 from baichuan2_tpu.engine.device.base import DeviceCounts
 from baichuan2_tpu.errors import BackendError, ContextLengthError
 
@@ -101,6 +101,9 @@ class Engine(ABC):
     max_sequences: int
     """Sequences that can be open at once."""
 
+    kv_bits: KvBits = 16
+    """Bits of the keys and values that sequences hold."""
+
     candidates: int
     """The most likely tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
     compiled head returns only its best tokens or the best one."""
@@ -126,6 +129,11 @@ class Engine(ABC):
     def is_simulated(self) -> bool:
         """Whether a time measured on it says nothing of the chip."""
         return self.name.endswith("simulator")
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of memory that the keys and values of one token take."""
+        return self.config.kv_bytes_per_token(self.kv_bits)
 
     @property
     def row_use(self) -> RowUse | None:

@@ -1,10 +1,11 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
 Fast mode quantises activations in groups of 64, to 8 bits, and beside 8-bit weights the largest eighth of the
-groups to 16 bits; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
-a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and with any number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels
-have the same integers, but no fused multiply-add of floats.
+groups to 16 bits; exact mode keeps them in float32. Keys and values are held in int8, one scale per head and
+token, or in float16, as in exact mode unless it is told otherwise. All of it is batch-invariant: a sequence's
+logits are the same bits whatever else is in the batch, however its tokens are cut into chunks, and with any
+number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels have the same
+integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
 
@@ -28,7 +29,7 @@ from baichuan2_tpu.checkpoint.layout import (
     layer_prefix,
 )
 from baichuan2_tpu.checkpoint.weights import Weights
-from baichuan2_tpu.config import ModelConfig, QuantizationConfig, alibi_slopes
+from baichuan2_tpu.config import KvBits, ModelConfig, QuantizationConfig, alibi_slopes, choose_kv_bits
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
 from baichuan2_tpu.engine.checks import (
     check_distinct,
@@ -99,10 +100,11 @@ class CpuSequence(Sequence):
 class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
-    ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
-    ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
-    open. ``packed`` is where the packed weights are looked for, and kept; ``progress`` is told the bytes that
-    are packed, written or mapped, and ``notice`` why they could not be kept.
+    ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kv_bits`` to 8,
+    or 16 in exact mode; ``kernels`` ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding
+    stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept;
+    ``progress`` is told the bytes that are packed, written or mapped, and ``notice`` why they could not be
+    kept.
     Side effect: weights that were not packed before are packed, one tensor at a time, and each is released
     once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
@@ -119,6 +121,7 @@ class CpuEngine(Engine):
         context: int | None = None,
         threads: int | None = None,
         is_exact: bool = False,
+        kv_bits: KvBits | None = None,
         kernels: str | None = None,
         packed: PackedFile | None = None,
         progress: ByteProgress | None = None,
@@ -130,8 +133,9 @@ class CpuEngine(Engine):
         self.candidates = self.config.vocabulary_size
         self.threads = _check_threads(threads)
         self.is_exact = is_exact
+        self.kv_bits = choose_kv_bits(kv_bits, is_exact=is_exact)
         self._sequences: set[CpuSequence] = set()
-        self._shape = _native_shape(self.config, self.max_context)
+        self._shape = _native_shape(self.config, self.max_context, self.kv_bits)
         if kernels is not None and kernels not in _native.kernel_names():
             raise BackendUnavailable(
                 f"no kernels named {kernels!r} here; this processor runs {', '.join(_native.kernel_names())}"
@@ -146,11 +150,6 @@ class CpuEngine(Engine):
         _set_floats(model, weights)
         self.kernels = model.kernels
         self.weight_bytes = model.weight_bytes
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache that one token takes."""
-        return 2 * self.config.layers * self.config.kv_heads * self.config.head_size * 2
 
     def open_sequence(self) -> CpuSequence:
         """Return a new, empty sequence."""
@@ -238,7 +237,7 @@ def _require_quantization(config: ModelConfig) -> QuantizationConfig:
     return config.quantization
 
 
-def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
+def _native_shape(config: ModelConfig, context: int, kv_bits: KvBits) -> _native.ModelShape:
     quantization = _require_quantization(config)
     if config.head_size % 8 or config.head_size > _MAX_HEAD_SIZE:
         raise BackendUnavailable(
@@ -263,6 +262,7 @@ def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
         alibi_slopes=alibi_slopes(config.heads) if config.position == "alibi" else [],
         bits=quantization.bits,
         head_bits=quantization.head_bits,
+        kv_bits=kv_bits,
     )
 
 

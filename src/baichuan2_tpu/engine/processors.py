@@ -1,25 +1,59 @@
-"""How many processors this process may keep busy: its affinity mask, and the quotas of its cgroups.
+"""How many threads this process can keep busy: cores in its affinity mask, and the quotas of its cgroups.
+
+A core counts once, however many threads it runs: the kernels fill its vector units with one. Work goes in
+small pieces to whoever is free, so cores of different speed work together, but a loop waits for its last
+piece: cores with less than half of the fastest core's capacity would hold it up for longer than they help.
 
 Source: Documentation/admin-guide/cgroup-v2.rst (``cpu.max``) and Documentation/scheduler/sched-bwc.rst
-(``cpu.cfs_quota_us``, ``cpu.cfs_period_us``) of the Linux kernel; proc(5) and cgroups(7) for the paths.
+(``cpu.cfs_quota_us``, ``cpu.cfs_period_us``) of the Linux kernel; proc(5) and cgroups(7) for the paths;
+Documentation/ABI/stable/sysfs-devices-system-cpu for siblings, and
+Documentation/ABI/testing/sysfs-devices-system-cpu for ``cpu_capacity``, 1024 being the fastest core.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 __all__ = ["available_threads"]
 
+_FULL_CAPACITY = 1024
+
 
 def available_threads(root: Path = Path("/")) -> int:
-    """Return the number of threads that can run at once; files are read below ``root``.
+    """Return the number of threads that are worth running; files are read below ``root``.
 
     A quota counts as whole processors, rounded up: half a processor still takes one thread.
     """
     quotas = [-(-quota // period) for quota, period in _read_quotas(root)]
-    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+    return max(1, min([_count_cores(root, os.sched_getaffinity(0)), *quotas]))
+
+
+def _count_cores(root: Path, processors: Collection[int]) -> int:
+    """Count the cores of these processors that are fast enough to help."""
+    folder = root / "sys/devices/system/cpu"
+    capacities = {number: _read_capacity(folder / f"cpu{number}") for number in processors}
+    least = max(capacities.values(), default=0) / 2
+    return len(
+        {
+            _read_siblings(folder / f"cpu{number}", number)
+            for number, capacity in capacities.items()
+            if capacity >= least
+        }
+    )
+
+
+def _read_capacity(processor: Path) -> int:
+    """Return the capacity of a processor; where the kernel has none, all are equal."""
+    text = _read(processor / "cpu_capacity").strip()
+    return int(text) if text.isdecimal() else _FULL_CAPACITY
+
+
+def _read_siblings(processor: Path, number: int) -> str:
+    """Return the list of the processors that are one core, as the kernel writes it; it is the core's name."""
+    names = (processor / "topology" / name for name in ("core_cpus_list", "thread_siblings_list"))
+    return next((text for text in (_read(path).strip() for path in names) if text), str(number))
 
 
 def _read_quotas(root: Path) -> Iterator[tuple[int, int]]:

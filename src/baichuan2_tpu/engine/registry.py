@@ -9,9 +9,11 @@ memory (``memory``, which ``model`` asks first).
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from baichuan2_tpu.checkpoint.identify import Located
+from baichuan2_tpu.config import KvBits
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import Manifest
@@ -23,12 +25,25 @@ if TYPE_CHECKING:
     from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
     from baichuan2_tpu.engine.packed_file import ByteProgress
 
-__all__ = ["ENGINES", "device_opener", "open_engine"]
+__all__ = ["ENGINES", "CpuSettings", "device_opener", "open_engine"]
 
 _log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
 """What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu, and a bundle on a TPU by bmrt."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSettings:
+    """What only the cpu engine has; None leaves it to the engine.
+
+    With ``keep_packed`` the packed weights are kept in the user's cache for the next start.
+    """
+
+    threads: int | None = None
+    is_exact: bool = False
+    kv_bits: KvBits | None = None
+    keep_packed: bool = False
 
 
 def open_engine(  # noqa: PLR0913 - all but the first are optional and go by name
@@ -37,16 +52,13 @@ def open_engine(  # noqa: PLR0913 - all but the first are optional and go by nam
     engine: str = "auto",
     device: int = 0,
     context: int | None = None,
-    threads: int | None = None,
-    is_exact: bool = False,
-    keep_packed: bool = False,
+    cpu: CpuSettings | None = None,
     progress: ByteProgress | None = None,
     notice: Callable[[str], None] = _log.info,
 ) -> Engine:
     """Open the model that was located.
 
-    ``device`` is the number of a TPU; ``threads``, ``is_exact`` and ``keep_packed`` (in the user's cache, for
-    a quick next start) are for the cpu alone. ``context`` None is the model's own, or the compiled one.
+    ``device`` is the number of a TPU. ``context`` None is the model's own, or the compiled one. On the cpu
     ``progress`` is told the bytes of weights that are read.
     Raises: CheckpointError or ArtifactError for what cannot be read; RequestError for an engine that cannot
     run it, or a setting that this engine does not have; ContextLengthError; BackendError where it cannot run.
@@ -54,8 +66,8 @@ def open_engine(  # noqa: PLR0913 - all but the first are optional and go by nam
     if engine not in ENGINES:
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if located.is_compiled:
-        if threads is not None or is_exact:
-            raise RequestError("threads and the exact mode are only for the cpu engine; leave them out")
+        if cpu is not None and replace(cpu, keep_packed=False) != CpuSettings():
+            raise RequestError("threads, kv and the exact mode are only for the cpu engine; leave them out")
         if located.bmodel is not None:
             return _open_vendor(located.bmodel, engine, device=device, context=context)
         return _open_bundle(located.path, engine, device=device, context=context)
@@ -70,13 +82,15 @@ def open_engine(  # noqa: PLR0913 - all but the first are optional and go by nam
     from baichuan2_tpu.engine.cpu import CpuEngine  # noqa: PLC0415
     from baichuan2_tpu.engine.packed_file import PackedFile  # noqa: PLC0415
 
+    cpu = cpu or CpuSettings()
     weights = QuantizedCheckpoint(located.path)
     return CpuEngine(
         weights,
         context=context,
-        threads=threads,
-        is_exact=is_exact,
-        packed=PackedFile(located.path, weights.files) if keep_packed else None,
+        threads=cpu.threads,
+        is_exact=cpu.is_exact,
+        kv_bits=cpu.kv_bits,
+        packed=PackedFile(located.path, weights.files) if cpu.keep_packed else None,
         progress=progress,
         notice=notice,
     )

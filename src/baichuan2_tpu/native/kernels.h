@@ -9,7 +9,9 @@
 //   X/simd_X.h          eight floats and the operations on them,
 //      |                and how many sums its registers hold
 //      +-> generic/     written once over those: matmul_exact, attend, rms_norm, search_ranges, ...
-//             |
+//      |      |
+//   X/int8_dots_X.h     sums of products for attention over int8; generic/int8_dots.h where a set has none
+//      |      |
 //   X/activations_X.h   an ActivationFormat: how many tokens a tile of quantised activations holds,
 //      |      |         and what lies in it
 //      +-> X/matmul_X.h packed weights times those tiles, in exact integer sums
@@ -42,8 +44,8 @@ struct MatmulTask {
 
 // Attention of queries that share one key-value head, over its keys and values as KvCache holds them.
 struct AttentionTask {
-    const std::uint16_t* keys;
-    const std::uint16_t* values;
+    char* keys;
+    char* values;
     std::int64_t head_size;
     std::int64_t queries;          // at most kMaxQueries
     const float* const* query;     // each head_size long
@@ -57,7 +59,7 @@ struct AttentionTask {
 constexpr std::int64_t kMaxQueries = 48;
 
 inline std::int64_t attention_scratch_floats(std::int64_t head_size) {
-    // queries, outputs, scores, one block of keys and one of values
+    // float16: queries, outputs, scores, one block of keys and one of values; int8 needs less
     return 2 * kMaxQueries * head_size + kMaxQueries * kKeyBlock + 2 * kKeyBlock * head_size;
 }
 
@@ -119,7 +121,8 @@ struct Kernels {
 
     // float32 activations x[token * x_stride + column], columns padded with zeros to whole groups
     void (*matmul_exact)(const MatmulTask& task, const float* x, std::int64_t x_stride, std::int64_t tokens);
-    void (*attend)(const AttentionTask& task);
+    void (*attend)(const AttentionTask& task);       // keys and values in float16
+    void (*attend_int8)(const AttentionTask& task);  // keys and values in int8
     void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t count, float* out);
     void (*swiglu)(const float* gate, const float* up, std::int64_t count, float* out);
     void (*add)(float* x, const float* y, std::int64_t count);
@@ -127,6 +130,8 @@ struct Kernels {
     void (*rotate)(float* x, const float* cosine, const float* sine, std::int64_t half);
     void (*to_half)(const float* x, std::int64_t count, std::uint16_t* out);
     void (*from_half)(const std::uint16_t* x, std::int64_t count, float* out);
+    // The same numbers on every instruction set: see quantize_row.h. Returns the scale.
+    float (*to_int8)(const float* x, std::int64_t count, std::uint8_t* codes);
     // The same bits on every instruction set. False where a weight is not a number within kWeightLimit.
     bool (*search_ranges)(const RangeSearchTask& task);
     // The same bits on every instruction set. `values` is scratch for one row of columns.

@@ -280,6 +280,7 @@ void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) 
     const Stopwatch watch(profile_.get(), Work::kKeysValues);
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size, half = size / 2;
+    const KvConversions convert = {kernels_.to_half, kernels_.to_int8};
     pool_.parallel_for(
         static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
@@ -295,8 +296,8 @@ void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) 
                     }
                 }
                 for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                    row.sequence->cache.store(kernels_.to_half, layer, h, row.position,
-                                              qkv + qkv_.keys + h * size, qkv + qkv_.values + h * size);
+                    row.sequence->cache.store(convert, layer, h, row.position, qkv + qkv_.keys + h * size,
+                                              qkv + qkv_.values + h * size);
                 }
             }
         });
@@ -309,6 +310,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
         std::int64_t count;
     };
     Workspace& work = *work_;
+    const auto attend = shape_.kv_bits == 8 ? kernels_.attend_int8 : kernels_.attend;
     const std::int64_t size = shape_.head_size;
     const std::int64_t heads_per_kv_head = shape_.heads / shape_.kv_heads;
     const std::int64_t tile_tokens = std::max<std::int64_t>(1, kMaxQueries / heads_per_kv_head);
@@ -332,8 +334,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
         seen += tile.count * position + tile.count * (tile.count + 1) / 2;
     }
     const Stopwatch watch(profile_.get(), Work::kAttention,
-                          read * shape_.kv_rows() * 2 * static_cast<std::int64_t>(sizeof(std::uint16_t)),
-                          seen * shape_.query_rows() * 2);
+                          read * shape_.kv_bytes_per_token() / shape_.layers, seen * shape_.query_rows() * 2);
     const auto tasks = static_cast<std::int64_t>(tiles.size()) * shape_.kv_heads;
     pool_.parallel_for(tasks, 1, [&](int thread, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -355,7 +356,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
                         shape_.alibi_slopes.empty() ? 0.0f : shape_.alibi_slopes[static_cast<std::size_t>(h)];
                 }
             }
-            kernels_.attend(
+            attend(
                 {cache.keys(layer, kv_head), cache.values(layer, kv_head), size, queries, query, out,
                  position, slope, 1.0f / std::sqrt(static_cast<float>(size)),
                  reinterpret_cast<float*>(work.attention_scratch[static_cast<std::size_t>(thread)].data())});

@@ -29,9 +29,13 @@ struct ModelShape {
     std::vector<float> alibi_slopes;  // one per head; empty with RoPE
     int bits;
     int head_bits;
+    int kv_bits;  // 16: keys and values in float16, 8: in int8
 
     std::int64_t query_rows() const { return heads * head_size; }
     std::int64_t kv_rows() const { return kv_heads * head_size; }
+    std::int64_t kv_bytes_per_token() const {
+        return 2 * layers * kv_heads * KvCache::position_bytes(head_size, kv_bits);
+    }
 };
 
 // Queries, keys and values come from one matrix product; so do gate and up of the MLP.
@@ -55,7 +59,8 @@ struct GateUpLayout {
 };
 
 struct Sequence {
-    Sequence(const ModelShape& shape) : cache(shape.layers, shape.kv_heads, shape.head_size, shape.context) {}
+    Sequence(const ModelShape& shape)
+        : cache(shape.layers, shape.kv_heads, shape.head_size, shape.context, shape.kv_bits) {}
     KvCache cache;
     std::int64_t length = 0;
 };

@@ -1,6 +1,11 @@
 #include "thread_pool.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <climits>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +20,13 @@ constexpr int kSpinsBeforeYield = 2000;
 // Low half of the ticket while no loop is open: more than the pieces of any loop.
 constexpr std::uint64_t kClosed = 0xffffffff;
 
-inline std::uint64_t loop_number(std::uint64_t ticket) { return ticket >> 32; }
+inline std::uint32_t loop_number(std::uint64_t ticket) { return static_cast<std::uint32_t>(ticket >> 32); }
+
+// Sleep while the number is `seen`, or wake all who sleep. The system compares and sleeps in one step.
+void call_futex(std::atomic<std::uint32_t>& number, int operation, std::uint32_t value) {
+    static_assert(sizeof number == 4, "a futex is 32 bits");
+    syscall(SYS_futex, &number, operation | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+}
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -42,30 +53,25 @@ ThreadPool::ThreadPool(int threads) {
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        is_stopping_ = true;
-        ticket_ = (loop_number(ticket_) + 1) << 32 | kClosed;
-    }
-    wake_.notify_all();
+    is_stopping_ = true;
+    const std::uint32_t next = loop_number(ticket_) + 1;
+    ticket_ = static_cast<std::uint64_t>(next) << 32 | kClosed;
+    loop_ = next;
+    wake_workers();
     for (std::thread& worker : workers_) worker.join();
 }
 
 void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t grain) {
-    const std::uint64_t number = loop_number(ticket_);
-    ticket_ = number << 32 | kClosed;
+    const std::uint32_t number = loop_number(ticket_), next = number + 1;
+    ticket_ = static_cast<std::uint64_t>(number) << 32 | kClosed;
     call_ = call;
     context_ = context;
     count_ = count;
     grain_ = grain;
     done_ = 0;
-    ticket_ = (number + 1) << 32;  // a worker that misses it has already counted itself as a sleeper
-    if (sleepers_ > 0) {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-        }
-        wake_.notify_all();
-    }
+    ticket_ = static_cast<std::uint64_t>(next) << 32;
+    loop_ = next;  // a worker that misses it has already counted itself as a sleeper
+    wake_workers();
     take_pieces(0);
     const std::int64_t pieces = (count + grain - 1) / grain;
     for (int spins = 0; done_.load(std::memory_order_acquire) < pieces; ++spins) {
@@ -77,18 +83,24 @@ void ThreadPool::run(Call call, void* context, std::int64_t count, std::int64_t 
     }
 }
 
+void ThreadPool::wake_workers() {
+    if (sleepers_ > 0) call_futex(loop_, FUTEX_WAKE, INT_MAX);
+}
+
+void ThreadPool::wait_for_loop(std::uint32_t seen) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+        if (loop_.load(std::memory_order_acquire) != seen) return;
+        pause();
+    }
+    ++sleepers_;
+    while (loop_ == seen) call_futex(loop_, FUTEX_WAIT, seen);
+    --sleepers_;
+}
+
 void ThreadPool::work(int thread) {
-    std::uint64_t seen = 0;
+    std::uint32_t seen = 0;
     for (;;) {
-        for (int spins = 0; loop_number(ticket_.load(std::memory_order_acquire)) == seen && spins < kSpins;
-             ++spins)
-            pause();
-        if (loop_number(ticket_) == seen) {
-            std::unique_lock<std::mutex> lock(mutex_);
-            ++sleepers_;
-            wake_.wait(lock, [&] { return loop_number(ticket_) != seen; });
-            --sleepers_;
-        }
+        wait_for_loop(seen);
         seen = loop_number(ticket_);
         if (is_stopping_) return;
         take_pieces(thread);

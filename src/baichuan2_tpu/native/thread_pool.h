@@ -2,13 +2,12 @@
 //
 // The caller is thread 0. Workers spin for a moment after each loop, as a forward pass issues hundreds of
 // short ones, then sleep. A loop ends when its pieces are done, even where a worker has not noticed it: one that
-// the system holds back costs nothing until it has taken a piece. Loops must not throw.
+// the system holds back costs nothing until it has taken a piece, and nobody waits for more than that piece.
+// So there is no lock that a worker could hold. Loops must not throw.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -45,6 +44,8 @@ private:
 
     void run(Call call, void* context, std::int64_t count, std::int64_t grain);
     void work(int thread);
+    void wait_for_loop(std::uint32_t seen);
+    void wake_workers();
     void stop();  // and join the workers there are
     void take_pieces(int thread);
 
@@ -57,10 +58,10 @@ private:
     // High half: the loop's number. Low half: the next piece, or all ones while no loop is open.
     alignas(64) std::atomic<std::uint64_t> ticket_{0xffffffff};
     alignas(64) std::atomic<std::int64_t> done_{0};
-    alignas(64) std::atomic<int> sleepers_{0};
+    // The loop's number once more: what workers spin and sleep on.
+    alignas(64) std::atomic<std::uint32_t> loop_{0};
+    std::atomic<int> sleepers_{0};
     std::atomic<bool> is_stopping_{false};
-    std::mutex mutex_;
-    std::condition_variable wake_;
     std::vector<std::thread> workers_;
 };
 

@@ -104,7 +104,7 @@ def write_windows(
     for ids in beginnings:
         _check_ids(checkpoint, ids)
     notice(f"the model writes {windows.count * windows.length} tokens to calibrate with (once)")
-    with CpuEngine(_QuickWeights(checkpoint, plan), context=windows.length) as engine:
+    with CpuEngine(_QuickWeights(checkpoint, plan), context=windows.length, kv_bits=16) as engine:
         return generate_windows(
             engine,
             [ids for ids in beginnings if ids],

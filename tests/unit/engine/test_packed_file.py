@@ -17,7 +17,7 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.engine import packed_file
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.packed_file import PackedFile
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.registry import CpuSettings, open_engine
 from baichuan2_tpu.files import hash_blocks
 from models.tiny_bundle import write_tiny_checkpoint
 
@@ -52,7 +52,9 @@ def logits(
     checkpoint: Path, *, keep: bool = True, notice: Callable[[str], None] = pytest.fail
 ) -> NDArray[np.float32]:
     """Open a checkpoint and return the logits of some tokens."""
-    engine = open_engine(Located(checkpoint, "quantized"), keep_packed=keep, threads=1, notice=notice)
+    engine = open_engine(
+        Located(checkpoint, "quantized"), cpu=CpuSettings(1, keep_packed=keep), notice=notice
+    )
     try:
         return engine.forward([Chunk(engine.open_sequence(), TOKENS, 1)])[0]
     finally:
@@ -224,8 +226,7 @@ def test_progress_counts_up_to_all_bytes(checkpoint: Path) -> None:
         steps: list[tuple[int, int]] = []
         engine = open_engine(
             Located(checkpoint, "quantized"),
-            keep_packed=True,
-            threads=1,
+            cpu=CpuSettings(1, keep_packed=True),
             progress=lambda done, total, steps=steps: steps.append((done, total)),
         )
         engine.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.registry import CpuSettings, open_engine
 from baichuan2_tpu.errors import ArtifactError, BackendUnavailable, ContextLengthError, RequestError
 from baichuan2_tpu.quantize import quantize
 from models.fake_bundle import write_fake_bundle
@@ -27,7 +27,7 @@ def bundle(checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["auto", "cpu"])
 def test_a_checkpoint_runs_on_the_cpu(checkpoint: Path, name: str) -> None:
-    with open_engine(identify(checkpoint), engine=name, context=32, threads=1, is_exact=True) as engine:
+    with open_engine(identify(checkpoint), engine=name, context=32, cpu=CpuSettings(1)) as engine:
         assert (engine.name, engine.max_context, engine.is_simulated) == ("cpu", 32, False)
 
 
@@ -53,10 +53,12 @@ def test_the_cpu_refuses_a_bundle_and_names_its_checkpoint(bundle: Path) -> None
         open_engine(identify(bundle), engine="cpu")
 
 
-@pytest.mark.parametrize("setting", [{"threads": 2}, {"is_exact": True}])
-def test_settings_of_the_cpu_are_refused_for_a_bundle(bundle: Path, setting: dict[str, int]) -> None:
-    with pytest.raises(RequestError, match="threads and the exact mode are only for the cpu engine"):
-        open_engine(identify(bundle), **setting)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    "settings", [CpuSettings(threads=2), CpuSettings(is_exact=True), CpuSettings(kv_bits=16)]
+)
+def test_settings_of_the_cpu_are_refused_for_a_bundle(bundle: Path, settings: CpuSettings) -> None:
+    with pytest.raises(RequestError, match="threads, kv and the exact mode are only for the cpu engine"):
+        open_engine(identify(bundle), cpu=settings)
 
 
 def test_a_context_longer_than_compiled_is_refused(bundle: Path) -> None:

@@ -82,19 +82,20 @@ auto matmul(const std::string& name, const WordMatrix& qweight, const WordMatrix
 // Causal attention of queries (T, heads, D) over keys and values (S, kv heads, D).
 // The first query is at position S - T.
 auto attend(const std::string& name, const FloatCube& queries, const FloatCube& keys, const FloatCube& values,
-            const FloatVector& slopes, std::int64_t tile_tokens) {
+            const FloatVector& slopes, std::int64_t tile_tokens, int kv_bits) {
     const Kernels& kernels = find_kernels(name);
+    const auto attend = kv_bits == 8 ? kernels.attend_int8 : kernels.attend;
     const std::int64_t tokens = size_of(queries, 0), heads = size_of(queries, 1), size = size_of(queries, 2);
     const std::int64_t context = size_of(keys, 0), kv_heads = size_of(keys, 1);
     const std::int64_t heads_per_kv_head = heads / kv_heads;
     if (tile_tokens < 1 || tile_tokens * heads_per_kv_head > kMaxQueries || size % 8 != 0 ||
-        size > KvCache::kMaxHeadSize) {
-        throw std::invalid_argument("the tile or the head size is not allowed");
+        size > KvCache::kMaxHeadSize || (kv_bits != 8 && kv_bits != 16)) {
+        throw std::invalid_argument("the tile, the head size or kv_bits is not allowed");
     }
-    const KvCache cache(1, kv_heads, size, context);
+    const KvCache cache(1, kv_heads, size, context, kv_bits);
+    const KvConversions convert = {kernels.to_half, kernels.to_int8};
     for (std::int64_t i = 0; i < context * kv_heads; ++i) {
-        cache.store(kernels.to_half, 0, i % kv_heads, i / kv_heads, keys.data() + i * size,
-                    values.data() + i * size);
+        cache.store(convert, 0, i % kv_heads, i / kv_heads, keys.data() + i * size, values.data() + i * size);
     }
     const auto out = new_array<float>(tokens, heads, size);
     std::vector<float> scratch(static_cast<std::size_t>(attention_scratch_floats(size)));
@@ -114,11 +115,24 @@ auto attend(const std::string& name, const FloatCube& queries, const FloatCube& 
                     slope[count] = slopes.shape(0) == 0 ? 0.0f : slopes.data()[h];
                 }
             }
-            kernels.attend({cache.keys(0, kv_head), cache.values(0, kv_head), size, count, query, to,
-                            position, slope, 1.0f / std::sqrt(static_cast<float>(size)), scratch.data()});
+            attend({cache.keys(0, kv_head), cache.values(0, kv_head), size, count, query, to, position, slope,
+                    1.0f / std::sqrt(static_cast<float>(size)), scratch.data()});
         }
     }
     return out;
+}
+
+// Codes of keys or values (rows, D) around 128, and the scale of each row.
+auto quantize_head_rows(const std::string& name, const FloatMatrix& x) {
+    const Kernels& kernels = find_kernels(name);
+    const std::int64_t rows = size_of(x, 0), size = size_of(x, 1);
+    if (size % 8 != 0 || size > KvCache::kMaxHeadSize) throw std::invalid_argument("no such head size");
+    const auto codes = new_array<std::uint8_t>(rows, size);
+    const auto scales = new_array<float>(rows);
+    for (std::int64_t i = 0; i < rows; ++i) {
+        scales.data()[i] = kernels.to_int8(x.data() + i * size, size, codes.data() + i * size);
+    }
+    return std::make_tuple(codes, scales);
 }
 
 auto swiglu(const std::string& name, const FloatMatrix& gate, const FloatMatrix& up) {
@@ -147,8 +161,9 @@ void bind_kernels(nb::module_& module) {
                "is_all_wide"_a = false);
     module.def("matmul", &matmul, "kernels"_a, "qweight"_a, "qzeros"_a, "scales"_a, "bits"_a, "group_size"_a,
                "x"_a, "is_exact"_a, "is_all_wide"_a = false);
-    module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a,
-               "tile_tokens"_a);
+    module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a, "tile_tokens"_a,
+               "kv_bits"_a);
+    module.def("quantize_head_rows", &quantize_head_rows, "kernels"_a, "x"_a);
     module.def("swiglu", &swiglu, "kernels"_a, "gate"_a, "up"_a);
     module.def("round_to_half", &round_to_half, "kernels"_a, "x"_a);
 }

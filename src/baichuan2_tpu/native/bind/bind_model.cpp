@@ -157,14 +157,16 @@ void bind_model(nb::module_& module) {
             [](ModelShape* shape, std::int64_t layers, std::int64_t hidden, std::int64_t intermediate,
                std::int64_t heads, std::int64_t kv_heads, std::int64_t head_size, std::int64_t vocabulary,
                std::int64_t context, float norm_eps, double rope_theta,
-               const std::vector<float>& alibi_slopes, int bits, int head_bits) {
+               const std::vector<float>& alibi_slopes, int bits, int head_bits, int kv_bits) {
+                if (kv_bits != 8 && kv_bits != 16) throw std::invalid_argument("kv_bits must be 8 or 16");
                 new (shape)
                     ModelShape{layers,  hidden,   intermediate, heads,        kv_heads, head_size, vocabulary,
-                               context, norm_eps, rope_theta,   alibi_slopes, bits,     head_bits};
+                               context, norm_eps, rope_theta,   alibi_slopes, bits,     head_bits, kv_bits};
             },
             nb::kw_only(), "layers"_a, "hidden"_a, "intermediate"_a, "heads"_a, "kv_heads"_a, "head_size"_a,
             "vocabulary"_a, "context"_a, "norm_eps"_a, "rope_theta"_a, "alibi_slopes"_a, "bits"_a,
-            "head_bits"_a);
+            "head_bits"_a, "kv_bits"_a)
+        .def_prop_ro("kv_bytes_per_token", &ModelShape::kv_bytes_per_token);
     nb::class_<Sequence>(module, "Sequence")
         .def(nb::init<const ModelShape&>(), "shape"_a)
         .def_prop_ro("length", [](const Sequence& sequence) { return sequence.length; })

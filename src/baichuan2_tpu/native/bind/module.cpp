@@ -13,6 +13,7 @@ NB_MODULE(_native, module) {
     baichuan2::bind_quantize(module);
     baichuan2::bind_model(module);
     baichuan2::bind_kernels(module);
+    baichuan2::bind_threads(module);
     const auto release = nb::call_guard<nb::gil_scoped_release>();
     module.def("measure_read_bandwidth", &baichuan2::measure_read_bandwidth, "threads"_a, release);
     module.def("measure_multiply_peak", &baichuan2::measure_multiply_peak, "threads"_a, "bits"_a,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from baichuan2_tpu.engine.base import Engine, RowUse
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.memory import memory_need
 
 __all__ = ["Load", "SchedulerSettings", "Totals", "max_held_tokens"]
 
@@ -90,7 +89,7 @@ def max_held_tokens(engine: Engine, settings: SchedulerSettings) -> int:
     most = engine.max_sequences * engine.max_context if rows is None else rows.total
     if settings.kv_bytes is None:
         return most
-    token_bytes = memory_need(engine.config).kv_bytes_per_token
+    token_bytes = engine.kv_bytes_per_token
     if settings.kv_bytes < engine.max_context * token_bytes:
         raise RequestError(
             f"kv_bytes is {settings.kv_bytes}; a context of {engine.max_context} tokens takes "

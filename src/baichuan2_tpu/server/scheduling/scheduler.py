@@ -20,7 +20,6 @@ from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
 from baichuan2_tpu.generate.answer import Answer
 from baichuan2_tpu.generate.loop import check_prompt
-from baichuan2_tpu.memory import memory_need
 from baichuan2_tpu.server.scheduling.job import Job
 from baichuan2_tpu.server.scheduling.load import Load, SchedulerSettings, Totals, max_held_tokens
 from baichuan2_tpu.server.scheduling.step import Stepper, as_own_error
@@ -68,7 +67,7 @@ class Scheduler:
         self._trials = 0  # how often the engine was used, with success or without
         self._is_trial_due = False
         self._end_s = math.inf
-        token_bytes = memory_need(engine.config).kv_bytes_per_token
+        token_bytes = engine.kv_bytes_per_token
         self._load = Load(
             0, 0, 0, 0, 0, max_tokens, token_bytes, rows=engine.row_use, is_faulty=False, totals=Totals()
         )
