@@ -21,6 +21,7 @@ from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import ServedModel, Service
+from baichuan2_tpu.server.transport.ending import Ending
 from baichuan2_tpu.server.transport.listening import Address, bind, serve
 from baichuan2_tpu.shapes import shape_config
 from baichuan2_tpu.text.template import BaichuanTemplate
@@ -71,6 +72,7 @@ def main() -> None:
     tokenizer = WordTokenizer(config.vocabulary_size)
     weights = RandomWeights(config)
     with (
+        Ending(grace_s=0) as ending,
         CpuEngine(weights, context=given["context"], threads=given["threads"]) as engine,
         Scheduler(engine, tokenizer, SchedulerSettings(given["running"])) as scheduler,
         bind(Address(port=0)) as listener,
@@ -87,7 +89,7 @@ def main() -> None:
             service,
             Address(),
             listener,
-            grace_s=0,
+            ending=ending,
             when_ready=lambda: _tell(results, url),
         )
 

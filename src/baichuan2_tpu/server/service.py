@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, Thread
 from typing import Literal
 
 from baichuan2_tpu import __version__
@@ -200,8 +200,8 @@ class Service:
     def stop(self, grace_s: float) -> None:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
-        if self._grammars is not None:  # without the lock: one that is being built is closed below
-            self._grammars.close()
+        if self._grammars is not None:  # beside the answers, which need not wait for its child
+            Thread(target=self._grammars.close, name="close-grammars", daemon=True).start()
         self._scheduler.close(grace_s)
         self.close()
 

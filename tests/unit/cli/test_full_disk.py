@@ -33,7 +33,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
         return folder
 
     yield mount_disk
-    subprocess.run(["umount", "-q", str(folder)], check=False)
+    subprocess.run(["umount", "--lazy", "--quiet", str(folder)], check=False)  # refused tasks may hold files
 
 
 @pytest.fixture(autouse=True)
