@@ -18,7 +18,7 @@ Table = list[set[str]]
 LAYERS: Table = [
     {"quoting"},
     {"errors"},
-    {"files", "markdown", "programs"},
+    {"files", "markdown", "programs", "svg_bars"},
     {"config"},
     {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
@@ -59,7 +59,13 @@ INSIDE: dict[str, Table] = {
     ],
     "bmodel": [{"fields", "layout"}, {"header", "weights"}],
     "reference": [{"operations"}, {"float_model", "layer"}],
-    "engine": [{"device", "processors"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [
+        {"device", "packed_file", "processors"},
+        {"base"},
+        {"checks"},
+        {"compiled", "cpu"},
+        {"registry"},
+    ],
     "fetch": [
         {"cache", "catalog"},
         {"record", "transfer", "wheels"},

@@ -54,6 +54,11 @@ class QuantizedCheckpoint:
         for name in indices.keys() & self._source.tensors.keys():
             self._check_order(name)
 
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the weights depend on."""
+        return [self.path / "config.json", *self._source.paths]
+
     def linear(self, name: str) -> PackedLinear:
         """Return one linear layer; its arrays are views that last until ``release(name)``."""
         return PackedLinear(
