@@ -6,6 +6,9 @@ from collections.abc import Sequence as Items
 import numpy as np
 from numpy.typing import NDArray
 
+PACKED_LAYOUT: int
+PART_ALIGNMENT: int
+
 class ModelShape:
     def __init__(
         self,
@@ -33,11 +36,23 @@ class Sequence:
     def copy_prefix(self, source: Sequence, length: int) -> None: ...
 
 class Model:
-    def __init__(self, shape: ModelShape, threads: int, kernels: str, is_exact: bool) -> None: ...
+    def __init__(
+        self,
+        shape: ModelShape,
+        threads: int,
+        kernels: str,
+        is_exact: bool,
+        packed: NDArray[np.uint8] | None = None,
+    ) -> None: ...
     @property
     def kernels(self) -> str: ...
     @property
     def weight_bytes(self) -> int: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def is_packed(self) -> bool: ...
+    def packed_parts(self) -> list[NDArray[np.uint8]]: ...
     def pack(
         self,
         layer: int,
@@ -48,6 +63,8 @@ class Model:
         group_size: int,
     ) -> None: ...
     def set_norm(self, layer: int, name: str, weight: NDArray[np.float32]) -> None: ...
+    def set_profile(self, is_on: bool) -> None: ...
+    def profile(self) -> list[tuple[str, float, int, int]]: ...
     def set_embedding(self, embedding: NDArray[np.uint16]) -> None: ...
     def forward(
         self, sequences: list[Sequence], tokens: list[NDArray[np.int32]], logit_rows: list[int]

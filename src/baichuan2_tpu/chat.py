@@ -16,7 +16,15 @@ from typing_extensions import Self
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.files import read_json, write_json
-from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
+from baichuan2_tpu.generate.loop import (
+    Event,
+    PromptScored,
+    ReadProgress,
+    Result,
+    TextPiece,
+    TokenChosen,
+    generate,
+)
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.quoting import quote
@@ -38,9 +46,9 @@ _FORMAT = "baichuan2-tpu conversation 1"
 
 @dataclass(frozen=True, slots=True)
 class AnswerPiece:
-    """What is new of an answer; the last piece, and no other, has the ``result``.
+    """What is new in an answer; only the last piece has the ``result``.
 
-    ``tokens`` are those chosen since the piece before, with the log probabilities that were asked for, and
+    ``tokens`` are those chosen since the previous piece, with the log probabilities that were asked for, and
     ``prompt_tokens`` those of the prompt, where ``prompt_logprobs`` asked for them. ``dropped_rounds`` of the
     oldest rounds of the conversation did not fit the context and are not in the prompt.
     """
@@ -88,8 +96,9 @@ class Conversation:
     """The messages of one conversation, and the engine's memory of the latest prompt and answer.
 
     ``Model.conversation`` makes one; it is open until ``close``, or to the end of ``with``. Messages change
-    only with a result: of a cancelled answer what was written stays, and where nothing was written its
-    question is forgotten too. After an error, or if an answer is not read to its result, they are as before.
+    only when an answer has its result: the text of a cancelled answer is kept, and a question that was
+    cancelled before any text is forgotten. After an error, or if an answer is not read to its end, the
+    messages are as before.
     """
 
     def __init__(
@@ -131,30 +140,36 @@ class Conversation:
         return read_result(self.stream(text))
 
     def stream(
-        self, text: str, is_cancelled: Callable[[], bool] = lambda: False
+        self,
+        text: str,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        progress: ReadProgress | None = None,
     ) -> Generator[AnswerPiece, None, None]:
         """Send a message and yield the answer in pieces as they come; the last one has the result.
 
-        ``is_cancelled`` is asked between two tokens and ends the answer there.
+        ``is_cancelled`` is asked between two tokens and ends the answer there. ``progress`` is called while
+        the prompt is read, with the tokens read so far and all tokens.
         Raises: RequestError for an empty text; ContextLengthError when it does not fit beside the system
         message; BackendError when the engine fails.
         """
-        yield from self._answer((*self._rounds, Message("user", text)), is_cancelled)
+        yield from self._answer((*self._rounds, Message("user", text)), is_cancelled, progress)
 
-    def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Generator[AnswerPiece, None, None]:
+    def retry(
+        self, is_cancelled: Callable[[], bool] = lambda: False, progress: ReadProgress | None = None
+    ) -> Generator[AnswerPiece, None, None]:
         """Answer the last user message again; the old answer stays until the new one is complete.
 
         Raises: RequestError when nothing was asked; else as ``stream``.
         """
         if not self._rounds:
             raise RequestError("there is no answer to try again; ask something first")
-        yield from self._answer(self._rounds[:-1], is_cancelled)
+        yield from self._answer(self._rounds[:-1], is_cancelled, progress)
 
     def clear(self) -> None:
         """Forget all messages but the system message."""
         self._rounds = ()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the messages to a file, as JSON.
 
         Side effect: ``path`` is replaced in one step, once everything is written.
@@ -162,18 +177,18 @@ class Conversation:
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         try:
-            write_json(path, {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
+            write_json(Path(path), {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
         except OSError as exc:
             raise RequestError(
                 f"cannot save to {path}: {exc.strerror or exc}; name a file in a directory you can write to"
             ) from exc
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Replace the messages by those of a saved conversation.
 
         Raises: RequestError, and nothing changes, if the file cannot be read or is not a saved conversation.
         """
-        content = read_json(path, RequestError, "name a saved file")
+        content = read_json(Path(path), RequestError, "name a saved file")
         try:
             messages = _messages(content)
         except RequestError as exc:
@@ -195,14 +210,16 @@ class Conversation:
         self.close()
 
     def _answer(
-        self, rounds: Sequence[Message], is_cancelled: Callable[[], bool]
+        self, rounds: Sequence[Message], is_cancelled: Callable[[], bool], progress: ReadProgress | None
     ) -> Generator[AnswerPiece, None, None]:
         system = (self._system,) if self._system else ()
         check_order((*system, *rounds))
         budget = prompt_budget(self._max_context, self.settings.max_tokens)
         prompt = self._template.render((*system, *rounds), budget)
         settings = replace(self.settings, stop_ids=self.settings.stop_ids | self._template.stop_ids)
-        events = generate(self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled)
+        events = generate(
+            self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled, progress=progress
+        )
         for piece in join_events(events, prompt.dropped_rounds):
             result = piece.result
             if result is not None and (result.text or result.finish_reason != "cancelled"):

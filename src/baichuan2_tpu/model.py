@@ -1,6 +1,6 @@
 """An opened model: what a script, the command line, the server, evaluation and the benchmark all use.
 
-``load`` does everything at once. Who must check more between the files and the weights takes two steps:
+``load`` does everything at once. Code that must check more between files and weights takes two steps:
 ``find_model``, which opens tokenizer, template and settings, and then ``ModelFiles.open``. Nothing else opens
 an engine. Not here: many requests on one engine (``server``), float weights that are scored as they are
 (``reference.float_model``).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -31,15 +31,16 @@ from baichuan2_tpu.checkpoint.identify import Located, ModelKind
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
-from baichuan2_tpu.errors import CheckpointError, RequestError
-from baichuan2_tpu.generate.loop import Result, generate
+from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.generate.loop import ReadProgress, Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.memory import fit_context
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.resolve import resolve_model
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate, find_template, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ Messages = str | Sequence[Message | Mapping[str, str]]
 """A text of the user, or a conversation: each message with ``role`` and ``content``."""
 
 Notice = Callable[[str], None]
-LoadProgress = Callable[[Literal["fetching", "quantising"], int, int], None]
+ByteProgress = Callable[[int, int], None]
+LoadProgress = Callable[[Literal["fetching", "quantising", "loading"], int, int], None]
 """Is called with what is being done, the bytes done so far, and all bytes."""
 
 _log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class EngineSettings:
     context: int | None = None
     threads: int | None = None
     is_exact: bool = False
+    keep_packed: bool = True
+    """Whether the cpu's packed weights are kept in the user's cache for the next start."""
 
     def __post_init__(self) -> None:
         for name, number, least in (
@@ -85,7 +89,11 @@ class EngineSettings:
             ("context", self.context, 1),
             ("threads", self.threads, 1),
         ):
-            if number is not None and number < least:
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, Integral):
+                raise RequestError(f"{name} is {quote(number)}; a whole number is allowed")
+            if number < least:
                 raise RequestError(f"{name} is {number}; {least} or more is allowed")
 
 
@@ -108,7 +116,7 @@ class ModelFiles:
         """
         tokenizer = open_tokenizer(located.path)
         return cls(
-            name, located, tokenizer, _find_template(located.path, tokenizer), read_settings(located.path)
+            name, located, tokenizer, find_template(located.path, tokenizer), read_settings(located.path)
         )
 
     def read_config(self) -> ModelConfig:
@@ -125,8 +133,14 @@ class ModelFiles:
         """
         return self.template or open_template(self.located.path, self.tokenizer)
 
-    def open(self, running: EngineSettings | None = None, *, notice: Notice = _log.info) -> Model:
-        """Load the weights into an engine.
+    def open(
+        self,
+        running: EngineSettings | None = None,
+        *,
+        notice: Notice = _log.info,
+        progress: ByteProgress | None = None,
+    ) -> Model:
+        """Load the weights into an engine; ``progress`` is told their bytes.
 
         What runs on this machine's processor is checked against its memory first.
         Raises: ContextLengthError with the numbers; what ``engine.registry.open_engine`` raises.
@@ -142,9 +156,14 @@ class ModelFiles:
             context=context,
             threads=running.threads,
             is_exact=running.is_exact,
+            keep_packed=running.keep_packed,
+            progress=progress,
+            notice=notice,
         )
         if engine.is_simulated:
-            notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
+            notice(
+                "running on the simulator of a BM1684X: the same tokens, slowly; not a measure of its speed"
+            )
         return Model(self, engine)
 
 
@@ -189,7 +208,7 @@ class Model:
 
     @property
     def settings(self) -> GenerationSettings:
-        """The settings of an answer that no keyword replaces."""
+        """The model's default settings of an answer."""
         return self.files.settings
 
     @property
@@ -197,19 +216,22 @@ class Model:
         """Tokens that a prompt and its answer can have together."""
         return self.engine.max_context
 
-    def chat(self, messages: Messages, **settings: Unpack[GivenSettings]) -> Result:
+    def chat(
+        self, messages: Messages, *, progress: ReadProgress | None = None, **settings: Unpack[GivenSettings]
+    ) -> Result:
         """Answer a text or a conversation.
 
-        The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``.
+        The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``. ``progress`` is called while
+        a prompt is read, with the tokens read so far and all tokens.
         Where a conversation outgrows the context its oldest rounds are left out; ``stream`` says how many.
         Every call computes its whole prompt; ``conversation`` reuses what was computed before.
         Raises: RequestError for a setting or a message that is not allowed; ContextLengthError when the
         newest message does not fit; CheckpointError for a model without a chat template; BackendError.
         """
-        return read_result(self.stream(messages, **settings))
+        return read_result(self.stream(messages, progress=progress, **settings))
 
     def stream(
-        self, messages: Messages, **settings: Unpack[GivenSettings]
+        self, messages: Messages, *, progress: ReadProgress | None = None, **settings: Unpack[GivenSettings]
     ) -> Generator[AnswerPiece, None, None]:
         """Answer as ``chat`` does and yield the pieces as they come; the last one has the result.
 
@@ -218,7 +240,7 @@ class Model:
         chosen = self.settings.override(**settings)
         budget = prompt_budget(self.max_context, chosen.max_tokens)
         prompt = self.files.require_template().render(_read_messages(messages), budget)
-        return self._answer(prompt.ids, chosen, prompt.dropped_rounds)
+        return self._answer(prompt.ids, chosen, prompt.dropped_rounds, progress)
 
     def conversation(self, *, system: str | None = None, **settings: Unpack[GivenSettings]) -> Conversation:
         """Begin a conversation, which keeps its messages and computes only the new part of each prompt.
@@ -247,7 +269,7 @@ class Model:
         """
         chosen = self.settings.override(**settings)
         return self._answer(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt), chosen
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _read_ids(prompt), chosen
         )
 
     def tokens(self, prompt: Messages) -> list[int]:
@@ -264,6 +286,9 @@ class Model:
         """Free the weights and every conversation's memory; closing twice is allowed."""
         self.engine.close()
 
+    def __repr__(self) -> str:
+        return f"<Model {self.name} on {self.engine.name}, {self.max_context} tokens of context>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -273,12 +298,16 @@ class Model:
         self.close()
 
     def _answer(
-        self, ids: Sequence[int], settings: GenerationSettings, dropped_rounds: int = 0
+        self,
+        ids: Sequence[int],
+        settings: GenerationSettings,
+        dropped_rounds: int = 0,
+        progress: ReadProgress | None = None,
     ) -> Generator[AnswerPiece, None, None]:
         marks = self.template.stop_ids if self.template else frozenset[int]()
         settings = replace(settings, stop_ids=settings.stop_ids | marks)
         with TrackedSequence(self.engine) as sequence:
-            events = generate(sequence, self.tokenizer, ids, settings)
+            events = generate(sequence, self.tokenizer, ids, settings, progress=progress)
             yield from join_events(events, dropped_rounds)
 
 
@@ -290,6 +319,7 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
     context: int | None = None,
     threads: int | None = None,
     exact: bool = False,
+    keep_packed: bool = True,
     notice: Notice | None = None,
     progress: LoadProgress | None = None,
 ) -> Model:
@@ -297,18 +327,24 @@ def load(  # noqa: PLR0913 - all but the first are optional and go by name
 
     ``engine`` is "auto", "cpu", "bmrt", "sail" or "simulator"; "auto" runs a checkpoint on the cpu and a
     compiled model on TPU number ``device``. ``context`` is how many tokens a prompt and its answer may have
-    together; the default is the model's own limit, or the one it was compiled for. ``threads`` and ``exact``
-    (activations in float32) are for the cpu. ``notice`` is called with lines of text, such as what is being
-    fetched; print will do, and the default is the log. ``progress`` is called while a model is fetched or
-    quantised.
+    together; the default is the model's own limit, or the one it was compiled for. ``threads``, ``exact``
+    (activations in float32) and ``keep_packed`` (keep the weights of a large model as the kernels read them,
+    so that the next start takes a second) are for the cpu. ``notice`` is called with lines of text, such as
+    what is being fetched; print will do, and the default is the log. ``progress`` is called while a model is
+    fetched, quantised or loaded.
 
-    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it.
+    Side effect: a model that is not in the user's cache yet is fetched, and quantised, into it; packed
+    weights are kept there too.
     Raises: RequestError, FetchError, CheckpointError or ArtifactError for what cannot be opened;
     ContextLengthError with the numbers where memory is too small; BackendError where it cannot run.
     """
-    running = EngineSettings(engine, device, context, threads, exact)
+    running = EngineSettings(engine, device, context, threads, exact, keep_packed)
     files = find_model(model, notice=notice or _log.info, progress=progress)
-    return files.open(running, notice=notice or _log.info)
+    return files.open(
+        running,
+        notice=notice or _log.info,
+        progress=None if progress is None else lambda done, total: progress("loading", done, total),
+    )
 
 
 def find_model(
@@ -316,7 +352,7 @@ def find_model(
 ) -> ModelFiles:
     """Find the quantised checkpoint or the compiled model behind ``model``, and read what is beside it.
 
-    A path that is no text is never taken for a known name.
+    A ``Path`` is never taken for a known name.
     Side effect: what is not here yet is fetched and quantised into the user's cache.
     Raises: RequestError, FetchError, CheckpointError.
     """
@@ -349,22 +385,20 @@ def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None
     return lambda event: progress("quantising", event.done_bytes, event.total_bytes)
 
 
-def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the chat template, or None; ``ModelFiles.require_template`` says why there is none."""
-    try:
-        return open_template(directory, tokenizer)
-    except CheckpointError:
-        return None
-
-
-def _ids(prompt: Sequence[object]) -> list[int]:
-    """Return the token ids of a prompt that is none of text."""
-    if not all(isinstance(token_id, Integral) for token_id in prompt):
-        raise RequestError(f"a prompt is {prompt!r}; one text, or the token ids of one, is allowed")
-    return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
+def _read_ids(prompt: object) -> list[int]:
+    """Return the token ids of a prompt that is not a text."""
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes):
+        ids = list(cast("Iterable[object]", prompt))
+        if all(isinstance(token_id, Integral) for token_id in ids):
+            return [int(token_id) for token_id in cast("list[int]", ids)]
+    raise RequestError(
+        f"the prompt is {quote(cast('object', prompt))}; one text, or the token ids of one, is allowed"
+    )
 
 
 def _read_messages(messages: Messages) -> list[Message]:
     if isinstance(messages, str):
         return [Message("user", messages)]
+    if isinstance(messages, Mapping | bytes) or not isinstance(cast("object", messages), Iterable):
+        raise RequestError(f"messages is {quote(messages)}; a text or a list of messages is allowed")
     return [item if isinstance(item, Message) else read_message(item) for item in messages]

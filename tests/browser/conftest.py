@@ -12,24 +12,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from _pytest.runner import runtestprotocol
 from selenium import webdriver
 
 from running.chat_page import Open, Serve
 from running.live_page import LivePage
-
-
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """Run a test that failed once more: on a shared machine a browser stalls now and then, for seconds."""
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    if any(report.failed for report in reports):
-        item._initrequest()  # pyright: ignore[reportAttributeAccessIssue] - fixtures are made anew
-        reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    for report in reports:
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
 
 
 @pytest.fixture

@@ -6,11 +6,15 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
+from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.wait import WebDriverWait
 
+from baichuan2_tpu.server.page.texts import TEXTS
 from doubles.talking_engine import COUNT, LONG_COUNT
-from running.chat_page import ChatPage, Open, Serve
+from running.chat_page import PATIENCE_S, ChatPage, Open, Serve
 
 # Gradio asks pandas for what pandas is giving up.
 pytestmark = [
@@ -128,11 +132,9 @@ def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browse
     page.wait_until_over()
     page.wait(lambda: page.messages("bot") == ["Hello! How can I help?", "You said: the second question"])
 
-    page.find("#chat button[title='Edit']").click()
-    field = page.find("#chat .message.user textarea")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("something else")
-    page.find("#chat button[title='Submit']").click()
+    page.click("#chat button[title='Edit']")
+    page.write("#chat .message.user textarea", Keys.CONTROL, "a", Keys.NULL, "something else")
+    page.click("#chat button[title='Submit']")
     page.wait(lambda: page.messages("bot") == ["You said: something else"])
     page.wait(lambda: page.messages("user") == ["something else"])
 
@@ -140,7 +142,7 @@ def test_a_question_can_be_edited_and_an_answer_tried_again(serve: Serve, browse
 def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.answer("hello")
-    page.find("#conversations .delete").click()
+    page.click("#conversations .delete")
     page.browser.switch_to.alert.accept()
     page.wait(lambda: not page.messages("user"))
     page.open()
@@ -150,21 +152,36 @@ def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
 def test_a_fault_is_shown_as_an_error_and_not_as_an_answer(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.ask("break")
-    assert page.error == "Error: the device reported a fault; restart it"
+    assert page.error == TEXTS["en"]["error_engine_failed"]
     page.wait(lambda: page.messages("bot") == [])
     page.wait(lambda: page.messages("user") == ["break"])
     assert page.answer("hello") == "Hello! How can I help?"
     assert _FIGURES.fullmatch(page.note)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(serve: Serve, browser: Open) -> None:
+def test_a_fault_is_told_in_the_language_of_the_page(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(language="zh-CN"), serve().url)
+    page.ask("break")
+    assert page.error == TEXTS["zh"]["error_engine_failed"]
+
+
+def test_a_long_prompt_shows_how_much_of_it_is_read(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve(step_s=1).url)
+    page.ask("x" * 500)  # five steps
+    page.wait(lambda: re.fullmatch(r"reading [2-9]\d %", page.note))
+    page.click("#language")
+    page.wait(lambda: re.fullmatch(r"正在读取 [2-9]\d %", page.note))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_what_to_do(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.browser.execute_script(
         "const box = arguments[0]; box.value = 'x'.repeat(9000); box.dispatchEvent(new Event('input'))",
         page.find("#box textarea"),
     )
-    page.find("#box .submit-button").click()
-    assert "the prompt is at least 9001 tokens with its system message" in page.error
+    page.click("#box .submit-button")
+    # It told the reader of the page about options of the command line.
+    assert page.error == TEXTS["en"]["error_context_length_exceeded"]
 
 
 def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
@@ -173,7 +190,7 @@ def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
     page.ask("count on")
     page.wait(lambda: page.messages("bot"))
     server.stop()
-    assert page.error.startswith("Error: ")
+    assert "try again" in page.error
     assert not page.is_answering
     page.wait(lambda: page.messages("user") == ["count on"])
 
@@ -184,7 +201,7 @@ def test_a_server_that_was_gone_before_the_question_is_told_too(serve: Serve, br
     page.answer("hello")
     server.stop()
     page.ask("are you there?")
-    page.wait(lambda: "Connection to the server was lost." in page.find(".toast-body.error").text)
+    page.wait(lambda: "Connection to the server was lost." in page.text(".toast-body.error"))
     page.wait(lambda: page.messages("bot") == ["Hello! How can I help?"])
 
 
@@ -192,40 +209,43 @@ def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> N
     page = ChatPage(browser(), serve(max_tokens=10).url)
     assert page.answer("hello") == "Hello! How"
     assert "cut off at the maximum length" in page.note
-    page.find("#settings button").click()
-    field = page.find("input[aria-label='Maximum answer length (tokens)']")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("5")
+    page.click("#settings button")
+    length = "input[aria-label='Maximum answer length (tokens)']"
+    page.write(length, Keys.CONTROL, "a", Keys.NULL, "5")
     assert page.answer("hello") == "Hello"
     page.open()
-    page.find("#settings button").click()
-    page.wait(
-        lambda: page.find("input[aria-label='Maximum answer length (tokens)']").get_attribute("value") == "5"
-    )
+    page.click("#settings button")
+    page.wait(lambda: page.value(length) == "5")
     assert page.answer("something") == "You s"
 
 
 def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
-    page.find("#settings button").click()
-    page.find("#system textarea").send_keys("Be brief.")
+    page.click("#settings button")
+    page.write("#system textarea", "Be brief.")
     assert page.answer("what is your system prompt?") == "Be brief."
     page.start_new()
-    page.wait(lambda: page.find("#system textarea").get_attribute("value") == "")
+    page.wait(lambda: page.value("#system textarea") == "")
     assert page.answer("hello") == "Hello! How can I help?"
     page.choose("what is your system prompt?")
-    page.wait(lambda: page.find("#system textarea").get_attribute("value") == "Be brief.")
+    page.wait(lambda: page.value("#system textarea") == "Be brief.")
+
+
+def sign_in(chrome: webdriver.Chrome, key: str) -> None:
+    """Send a key and wait for the page that follows."""
+    field = chrome.find_element(By.ID, "key")
+    field.send_keys(key, Keys.ENTER)
+    WebDriverWait(chrome, PATIENCE_S).until(staleness_of(field))
 
 
 def test_the_wrong_key_is_refused_and_the_right_one_remembered(serve: Serve, browser: Open) -> None:
     server, chrome = serve(keys={"open-sesame"}), browser()
     for key in ("sesame", "OPEN-SESAME"):
         chrome.get(server.url)
-        chrome.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
-        page_text = chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text
-        assert page_text == "The API key is incorrect."
+        sign_in(chrome, key)
+        assert chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text == "The API key is incorrect."
         assert not chrome.find_elements(By.TAG_NAME, "gradio-app")
-    chrome.find_element(By.ID, "key").send_keys("open-sesame", Keys.ENTER)
+    sign_in(chrome, "open-sesame")
     page = ChatPage(chrome, server.url)
     assert page.answer("hello") == "Hello! How can I help?"
     page.open()
@@ -272,17 +292,17 @@ def test_the_page_follows_the_browser_and_can_be_switched(
     page = ChatPage(browser(language=language, is_dark=is_dark), serve().url)
     texts = {"en-US": ("Ask a question", "New conversation"), "zh-CN": ("请输入问题", "新对话")}
     hint, new = texts.pop(language)
-    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == hint)
+    page.wait(lambda: page.hint == hint)
     page.wait(lambda: page.is_dark is is_dark)
     page.answer("你好")
     page.answer("code")
     page.photograph(f"{language}-{'dark' if is_dark else 'light'}")
     page.press(new)
 
-    page.find("#language").click()
-    page.find("#theme").click()
+    page.click("#language")
+    page.click("#theme")
     ((other_hint, _),) = texts.values()
-    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
+    page.wait(lambda: page.hint == other_hint)
     page.open()
-    page.wait(lambda: page.find("#box textarea").get_attribute("placeholder") == other_hint)
+    page.wait(lambda: page.hint == other_hint)
     page.wait(lambda: page.is_dark is not is_dark)

@@ -14,12 +14,12 @@ from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.bmodel.weights import detach_weights, fill_skeleton, read_stages
 from baichuan2_tpu.chat import Conversation
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gguf_file import GgufFile
-from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
+from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
-from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.torch_file import TorchFile
 from baichuan2_tpu.compile.journal import FinishedUnit
 from baichuan2_tpu.compile.journal import Journal as CompileJournal
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig

@@ -17,7 +17,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from running.live_page import LivePage
 
-__all__ = ["ChatPage", "Open", "Serve"]
+__all__ = ["PATIENCE_S", "ChatPage", "Open", "Serve"]
 
 Serve = Callable[..., LivePage]
 """Starts a server, with ``LivePage``'s settings."""
@@ -25,7 +25,7 @@ Serve = Callable[..., LivePage]
 Open = Callable[..., webdriver.Chrome]
 """Opens a browser with a ``language`` and ``is_dark``."""
 
-_PATIENCE_S = 40  # a shared machine stalls
+PATIENCE_S = 40  # a shared machine stalls
 
 _Value = TypeVar("_Value")
 
@@ -47,21 +47,48 @@ class ChatPage:
         """Wait until the page has its language and its settings."""
         self.wait(lambda: self.browser.execute_script("return document.documentElement.lang !== ''"))
         self.wait(lambda: self.find("#box textarea"))
-        self.wait(lambda: self.find("#language").text)
+        self.wait(lambda: self._texts("#language")[:1] not in ([], [""]))
 
     def wait(self, see: Callable[[], _Value]) -> _Value:
         """Look until there is something."""
-        waiting = WebDriverWait(self.browser, _PATIENCE_S, 0.05, [StaleElementReferenceException])
+        waiting = WebDriverWait(self.browser, PATIENCE_S, 0.05, [StaleElementReferenceException])
         return cast("_Value", waiting.until(lambda _: see()))
 
     def find(self, selector: str) -> WebElement:
         """Return the first such element, when there is one."""
         return self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))[0]
 
+    def text(self, selector: str) -> str:
+        """Return the text of the first such element, when there is one that has a text."""
+        return self.wait(lambda: next(filter(None, self._texts(selector)), ""))
+
+    def value(self, selector: str) -> str:
+        """Return what stands in the first such field, or nothing while there is none."""
+        script = "return document.querySelector(arguments[0])?.value ?? ''"
+        return cast("str", self.browser.execute_script(script, selector))
+
+    def write(self, selector: str, *keys: str) -> None:
+        """Type into the first such field; again, if it was replaced before it had a key."""
+
+        def type_keys() -> bool:
+            self.find(selector).send_keys(*keys)
+            return True
+
+        self.wait(type_keys)
+
+    def click(self, selector: str) -> None:
+        """Press the first such element; again, if it was replaced meanwhile."""
+
+        def press() -> bool:
+            self.find(selector).click()
+            return True
+
+        self.wait(press)
+
     def ask(self, question: str) -> None:
         """Write a question and send it."""
         self.wait(lambda: not self.is_answering)
-        self.find("#box textarea").send_keys(question, Keys.ENTER)
+        self.write("#box textarea", question, Keys.ENTER)
         self.wait(lambda: question in self.messages("user"))
 
     def answer(self, question: str) -> str:
@@ -81,30 +108,32 @@ class ChatPage:
         return bool(self.browser.find_elements(By.CSS_SELECTOR, "#box .stop-button"))
 
     def stop(self) -> None:
-        self.find("#box .stop-button").click()
+        self.click("#box .stop-button")
 
     def messages(self, role: str) -> list[str]:
         """Return the messages of "user" or "bot" as they are shown."""
-        return [
-            element.text for element in self.browser.find_elements(By.CSS_SELECTOR, f"#chat .message.{role}")
-        ]
+        return self._texts(f"#chat .message.{role}")
+
+    @property
+    def hint(self) -> str:
+        """What stands in the empty field for questions."""
+        script = "return document.querySelector('#box textarea')?.placeholder ?? ''"
+        return cast("str", self.browser.execute_script(script))
 
     @property
     def note(self) -> str:
         """The line below the conversation."""
-        return self.find("#note .note").text
+        return self.text("#note .note")
 
     @property
     def error(self) -> str:
         """The error below the conversation; it is waited for."""
-        return self.find("#note [role=alert]").text
+        return self.text("#note [role=alert]")
 
     @property
     def conversations(self) -> list[str]:
         """The titles of all conversations."""
-        return [
-            element.text for element in self.browser.find_elements(By.CSS_SELECTOR, "#conversations .open")
-        ]
+        return self._texts("#conversations .open")
 
     def _texts(self, selector: str) -> list[str]:
         # In one step: elements that are read one after the other may be gone meanwhile.
@@ -117,18 +146,20 @@ class ChatPage:
 
     def choose(self, title: str) -> None:
         """Open another conversation."""
-
-        def press() -> bool:
-            self.find(f'#conversations .open[title="{title}"]').click()
-            return True
-
-        self.wait(press)  # again, if the list changed meanwhile
+        self.click(f'#conversations .open[title="{title}"]')
         self.wait(lambda: title in self.messages("user"))
 
     def press(self, label: str) -> None:
         """Press the button with this text."""
-        buttons = "//button[normalize-space()='{}']"
-        self.wait(lambda: self.browser.find_element(By.XPATH, buttons.format(label))).click()
+        buttons = f"//button[normalize-space()='{label}']"
+
+        def press() -> bool:
+            found = self.browser.find_elements(By.XPATH, buttons)
+            for button in found[:1]:
+                button.click()
+            return bool(found)
+
+        self.wait(press)
 
     @property
     def is_dark(self) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.doctor.child_process import run_in_child, work
+from baichuan2_tpu.doctor.proofs.child_process import run_in_child, work
 from baichuan2_tpu.toolchain import Toolchain, find_simulator
 from models.tiny_bundle import TinyBundles, write_tiny_checkpoint
 

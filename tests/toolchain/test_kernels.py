@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.doctor import prove_toolchain
+from baichuan2_tpu.doctor.proofs import prove_toolchain
 from baichuan2_tpu.errors import CompileError
 from baichuan2_tpu.toolchain import Toolchain
 from baichuan2_tpu.toolchain.locate import KERNELS

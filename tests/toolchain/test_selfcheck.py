@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.doctor import prove_toolchain
+from baichuan2_tpu.doctor.proofs import prove_toolchain
 from baichuan2_tpu.errors import BackendError
 from baichuan2_tpu.toolchain import Toolchain
 

@@ -18,7 +18,7 @@ Table = list[set[str]]
 LAYERS: Table = [
     {"quoting"},
     {"errors"},
-    {"files", "markdown", "programs"},
+    {"files", "markdown", "programs", "svg_bars"},
     {"config"},
     {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
@@ -36,9 +36,36 @@ LAYERS: Table = [
     {"__main__"},
 ]
 INSIDE: dict[str, Table] = {
+    "checkpoint": [
+        {"source", "weights", "identify"},
+        {"layout", "packing"},
+        {"formats", "shards", "random_weights"},
+        {"float_checkpoint", "quantized_checkpoint"},
+    ],
+    "doctor": [
+        {"finding", "system_files"},
+        {"host", "need", "tpu"},
+        {"judge_host", "tpu_memory"},
+        {"judge_tpu", "judge_tpu_memory", "proofs"},
+        {"report"},
+    ],
+    "generate": [
+        {"block_hashes", "grammar", "stops"},
+        {"settings"},
+        {"engine_limits", "sampling", "tracked_sequence"},
+        {"events"},
+        {"answer"},
+        {"loop"},
+    ],
     "bmodel": [{"fields", "layout"}, {"header", "weights"}],
     "reference": [{"operations"}, {"float_model", "layer"}],
-    "engine": [{"device", "processors"}, {"base"}, {"checks"}, {"compiled", "cpu"}, {"registry"}],
+    "engine": [
+        {"device", "packed_file", "processors"},
+        {"base"},
+        {"checks"},
+        {"compiled", "cpu"},
+        {"registry"},
+    ],
     "fetch": [
         {"cache", "catalog"},
         {"record", "transfer", "wheels"},

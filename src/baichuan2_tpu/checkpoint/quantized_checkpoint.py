@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.layout import (
     HEAD,
     Shapes,
@@ -20,7 +21,6 @@ from baichuan2_tpu.checkpoint.layout import (
     linear_bits,
     quantized_shapes,
 )
-from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
@@ -53,6 +53,11 @@ class QuantizedCheckpoint:
         _check_dtypes(self._source)
         for name in indices.keys() & self._source.tensors.keys():
             self._check_order(name)
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that the weights depend on."""
+        return [self.path / "config.json", *self._source.paths]
 
     def linear(self, name: str) -> PackedLinear:
         """Return one linear layer; its arrays are views that last until ``release(name)``."""

@@ -26,7 +26,7 @@ class _ShardFile(TensorSource, Protocol):
 
 
 class ShardedSource:
-    """The tensors of several files; see ``TensorSource``.
+    """The tensors of several files, which are ``paths``; see ``TensorSource``.
 
     Raises: CheckpointError when a file is missing or wrong, a tensor is in two files, or the index says
     something else than the files.
@@ -34,6 +34,7 @@ class ShardedSource:
 
     def __init__(self, directory: Path, name: str, open_file: Callable[[Path], _ShardFile]) -> None:
         files, index = list_shards(directory, name)
+        self.paths = files
         self._files = [open_file(path) for path in files]
         self._owners: dict[str, _ShardFile] = {}
         for path, file in zip(files, self._files, strict=True):

@@ -1,7 +1,6 @@
 """One way to read tensors, whatever the file: names, shapes, and one tensor at a time as a numpy array.
 
-Not here: the formats themselves (``safetensors_file``, ``torch_file``, ``gguf_file``), what a model needs
-(``layout``).
+Not here: the formats themselves (``formats``), what a model needs (``layout``).
 """
 
 from __future__ import annotations

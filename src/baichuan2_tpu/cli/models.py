@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from baichuan2_tpu.cli.terminal import byte_bars, file_events, notice
+from baichuan2_tpu.cli.terminal import byte_bar, byte_bars, file_events, notice
 
 if TYPE_CHECKING:
     from baichuan2_tpu.checkpoint.identify import Located
@@ -43,7 +43,8 @@ def find_model(model: str) -> ModelFiles:
 
 def open_model(files: ModelFiles, running: EngineSettings) -> Model:
     """Load the weights. Raises: what ``ModelFiles.open`` raises."""
-    model = files.open(running, notice=notice)
+    with byte_bar("loading") as progress:
+        model = files.open(running, notice=notice, progress=progress)
     model.engine.on_notice = notice
     return model
 

@@ -1,6 +1,7 @@
 """``baichuan2 toolchain``: install TPU-MLIR and its simulator, show what is there, delete it.
 
-Not here: how (``baichuan2_tpu.toolchain``), the check at the end (``baichuan2_tpu.doctor.prove_toolchain``).
+Not here: how (``baichuan2_tpu.toolchain``), the check at the end
+(``baichuan2_tpu.doctor.proofs.prove_toolchain``).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def remove(*, path: Place = None, debug: options.Debug = False) -> None:
 
 def _check(installed: Toolchain) -> None:
     """Run the check and say what it measured."""
-    from baichuan2_tpu.doctor.prove_toolchain import check_toolchain
+    from baichuan2_tpu.doctor.proofs.prove_toolchain import check_toolchain
 
     check = check_toolchain(installed)
     notice(

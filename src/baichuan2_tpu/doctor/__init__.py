@@ -6,7 +6,7 @@ Files are read below a root (``system_files``), judged (``judge_*``), and engine
 
 from baichuan2_tpu.doctor.finding import Finding
 from baichuan2_tpu.doctor.host import Host
-from baichuan2_tpu.doctor.prove_engines import ProofSettings, prove
+from baichuan2_tpu.doctor.proofs.prove_engines import ProofSettings, prove
 from baichuan2_tpu.doctor.report import Report, examine
 from baichuan2_tpu.doctor.system_files import Machine
 from baichuan2_tpu.doctor.tpu import find_tpu

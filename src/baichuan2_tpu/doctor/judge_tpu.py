@@ -1,7 +1,7 @@
 """Judge the TPU: its chip, who may use it, versions of the vendor's software, temperature, load and link.
 
 A fault of a device fails only where the device is needed. Not here: its memory (``judge_tpu_memory``),
-computing on it (``prove_engines``).
+computing on it (``proofs.prove_engines``).
 """
 
 from __future__ import annotations

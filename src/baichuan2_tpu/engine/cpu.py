@@ -10,8 +10,10 @@ Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +37,13 @@ from baichuan2_tpu.engine.checks import (
     checked_context,
     checked_tokens,
 )
+from baichuan2_tpu.engine.packed_file import ByteProgress, PackedFile
 from baichuan2_tpu.engine.processors import available_threads
 from baichuan2_tpu.errors import BackendError, BackendUnavailable, RequestError
 
 __all__ = ["CpuEngine", "available_kernels"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_SEQUENCES = 256
 _MAX_THREADS = 1024
@@ -96,8 +101,10 @@ class CpuEngine(Engine):
 
     ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
     ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
-    open.
-    Side effect: all weights are packed, one tensor at a time, and each is released once it is packed.
+    open. ``packed`` is where the packed weights are looked for, and kept; ``progress`` is told the bytes that
+    are packed, written or mapped, and ``notice`` why they could not be kept.
+    Side effect: weights that were not packed before are packed, one tensor at a time, and each is released
+    once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
     that the system does not start.
     """
@@ -105,7 +112,7 @@ class CpuEngine(Engine):
     name = "cpu"
     can_copy = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are optional and go by name
         self,
         weights: Weights,
         *,
@@ -113,6 +120,9 @@ class CpuEngine(Engine):
         threads: int | None = None,
         is_exact: bool = False,
         kernels: str | None = None,
+        packed: PackedFile | None = None,
+        progress: ByteProgress | None = None,
+        notice: Callable[[str], None] = _log.info,
     ) -> None:
         self.config = weights.config
         self.max_context = checked_context(self.config.max_context, context)
@@ -126,10 +136,16 @@ class CpuEngine(Engine):
             raise BackendUnavailable(
                 f"no kernels named {kernels!r} here; this processor runs {', '.join(_native.kernel_names())}"
             )
-        self._model: _native.Model | None = _open_native(self._shape, self.threads, kernels or "", is_exact)
-        _load(self._model, weights)
-        self.kernels = self._model.kernels
-        self.weight_bytes = self._model.weight_bytes
+        self._model: _native.Model | None = None
+        self._model = model = self._open(kernels or "", packed, progress)
+        if not model.is_packed:
+            _pack(model, weights, progress)
+            failure = None if packed is None else packed.keep(model.packed_parts(), progress)
+            if failure is not None:
+                notice(f"the packed weights are not kept for the next start: {failure}")
+        _set_floats(model, weights)
+        self.kernels = model.kernels
+        self.weight_bytes = model.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -157,6 +173,20 @@ class CpuEngine(Engine):
         logits = model.forward([sequence.native for sequence in sequences], tokens, rows)
         return np.split(logits, np.cumsum(rows)[:-1])
 
+    @contextmanager
+    def profile(self) -> Generator[list[tuple[str, float, int, int]], None, None]:
+        """Count what is computed inside ``with``, and put it into the list at the end.
+
+        An item is a kind of work: its name, wall time in seconds, bytes read, and multiplications.
+        """
+        model, works = self._open_model(), list[tuple[str, float, int, int]]()
+        model.set_profile(True)
+        try:
+            yield works
+        finally:
+            works += model.profile()
+            model.set_profile(False)
+
     def forget(self, sequence: CpuSequence) -> None:
         """Stop counting a closed sequence as open."""
         self._sequences.discard(sequence)
@@ -166,6 +196,17 @@ class CpuEngine(Engine):
         for sequence in list(self._sequences):
             sequence.close()
         self._model = None
+
+    def _open(self, kernels: str, packed: PackedFile | None, progress: ByteProgress | None) -> _native.Model:
+        """Open the native model over the packed weights, where they were kept, or empty."""
+        pages = None if packed is None else packed.find(progress)
+        try:
+            if pages is not None:
+                with suppress(ValueError):  # a file that was cut short
+                    return _native.Model(self._shape, self.threads, kernels, self.is_exact, pages)
+            return _native.Model(self._shape, self.threads, kernels, self.is_exact)
+        except RuntimeError as error:  # of the thread pool
+            raise BackendUnavailable(f"{error}; use fewer threads, or raise the limit") from error
 
     def _open_model(self) -> _native.Model:
         if self._model is None:
@@ -197,13 +238,6 @@ def _require_quantization(config: ModelConfig) -> QuantizationConfig:
     return config.quantization
 
 
-def _open_native(shape: _native.ModelShape, threads: int, kernels: str, is_exact: bool) -> _native.Model:
-    try:
-        return _native.Model(shape, threads, kernels, is_exact)
-    except RuntimeError as error:  # of the thread pool
-        raise BackendUnavailable(f"{error}; use fewer threads, or raise the limit") from error
-
-
 def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
     quantization = _require_quantization(config)
     if config.head_size % 8 or config.head_size > _MAX_HEAD_SIZE:
@@ -232,9 +266,10 @@ def _native_shape(config: ModelConfig, context: int) -> _native.ModelShape:
     )
 
 
-def _load(model: _native.Model, weights: Weights) -> None:
-    """Pack and release every tensor of ``weights`` except the embedding, which is read in place."""
-    for layer, name in _linear_names(weights.config):
+def _pack(model: _native.Model, weights: Weights, progress: ByteProgress | None) -> None:
+    """Pack and release the weights of every linear layer."""
+    names = list(_linear_names(weights.config))
+    for done, (layer, name) in enumerate(names, 1):
         linear = weights.linear(name)
         model.pack(
             layer,
@@ -246,6 +281,12 @@ def _load(model: _native.Model, weights: Weights) -> None:
         )
         del linear
         weights.release(name)
+        if progress is not None:
+            progress(model.packed_bytes * done // len(names), model.packed_bytes)
+
+
+def _set_floats(model: _native.Model, weights: Weights) -> None:
+    """Copy the norms and release them; the embedding is read in place."""
     for layer, name in _norm_names(weights.config):
         model.set_norm(layer, name.rpartition(".")[2], weights.array(name))
         weights.release(name)

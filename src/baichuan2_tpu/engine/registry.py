@@ -8,6 +8,7 @@ memory (``memory``, which ``model`` asks first).
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from baichuan2_tpu.checkpoint.identify import Located
@@ -16,17 +17,21 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from baichuan2_tpu.engine.compiled.open_bundle import OpenDevice
+    from baichuan2_tpu.engine.packed_file import ByteProgress
 
 __all__ = ["ENGINES", "device_opener", "open_engine"]
+
+_log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "cpu", "bmrt", "sail", "simulator")
 """What ``engine`` may be; "auto" runs a quantised checkpoint on the cpu, and a bundle on a TPU by bmrt."""
 
 
-def open_engine(
+def open_engine(  # noqa: PLR0913 - all but the first are optional and go by name
     located: Located,
     *,
     engine: str = "auto",
@@ -34,11 +39,15 @@ def open_engine(
     context: int | None = None,
     threads: int | None = None,
     is_exact: bool = False,
+    keep_packed: bool = False,
+    progress: ByteProgress | None = None,
+    notice: Callable[[str], None] = _log.info,
 ) -> Engine:
     """Open the model that was located.
 
-    ``device`` is the number of a TPU; ``threads`` and ``is_exact`` are for the cpu alone. ``context`` None is
-    the model's own, or the compiled one.
+    ``device`` is the number of a TPU; ``threads``, ``is_exact`` and ``keep_packed`` (in the user's cache, for
+    a quick next start) are for the cpu alone. ``context`` None is the model's own, or the compiled one.
+    ``progress`` is told the bytes of weights that are read.
     Raises: CheckpointError or ArtifactError for what cannot be read; RequestError for an engine that cannot
     run it, or a setting that this engine does not have; ContextLengthError; BackendError where it cannot run.
     """
@@ -46,7 +55,7 @@ def open_engine(
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if located.is_compiled:
         if threads is not None or is_exact:
-            raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
+            raise RequestError("threads and the exact mode are only for the cpu engine; leave them out")
         if located.bmodel is not None:
             return _open_vendor(located.bmodel, engine, device=device, context=context)
         return _open_bundle(located.path, engine, device=device, context=context)
@@ -57,15 +66,20 @@ def open_engine(
         )
     if device != 0:
         raise RequestError(f"the cpu engine has no device {device}; leave --device out")
-    return _open_checkpoint(located.path, context=context, threads=threads, is_exact=is_exact)
-
-
-def _open_checkpoint(path: Path, *, context: int | None, threads: int | None, is_exact: bool) -> Engine:
     from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint  # noqa: PLC0415
     from baichuan2_tpu.engine.cpu import CpuEngine  # noqa: PLC0415
+    from baichuan2_tpu.engine.packed_file import PackedFile  # noqa: PLC0415
 
-    weights = QuantizedCheckpoint(path)
-    return CpuEngine(weights, context=context, threads=threads, is_exact=is_exact)
+    weights = QuantizedCheckpoint(located.path)
+    return CpuEngine(
+        weights,
+        context=context,
+        threads=threads,
+        is_exact=is_exact,
+        packed=PackedFile(located.path, weights.files) if keep_packed else None,
+        progress=progress,
+        notice=notice,
+    )
 
 
 def _open_bundle(path: Path, engine: str, *, device: int, context: int | None) -> Engine:

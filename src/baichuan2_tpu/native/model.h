@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "layout/kv_cache.h"
 #include "layout/packed_matrix.h"
+#include "profile.h"
 #include "thread_pool.h"
 
 namespace baichuan2 {
@@ -71,12 +72,23 @@ enum class Norm { kAttention, kMlp, kFinal };
 
 class Model {
 public:
-    Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact);
+    // Matrices begin at multiples of this in a file of packed weights.
+    static constexpr std::int64_t kPartAlignment = 4096;
+
+    // `packed` holds packed_bytes() of what packed_parts() of such a model returned, and outlives the model;
+    // null for a model that is packed here.
+    Model(const ModelShape& shape, int threads, const std::string& kernels, bool is_exact,
+          const char* packed = nullptr);
     ~Model();
 
     const ModelShape& shape() const { return shape_; }
     const char* kernels_name() const { return kernels_.name; }
     std::int64_t weight_bytes() const;  // that one token reads
+
+    // The matrices in the order of a file, in which each is padded to a multiple of kPartAlignment.
+    std::vector<const PackedMatrix*> packed_parts() const;
+    std::int64_t packed_bytes() const;
+    bool is_packed() const { return is_packed_; }  // from the start
 
     void pack(Linear which, std::int64_t layer, const GptqView& source);
     void set_norm(Norm which, std::int64_t layer, const float* weight);
@@ -88,6 +100,11 @@ public:
     void forward(const std::vector<Request>& requests, float* logits);
     std::int64_t logits_stride() const { return head_.padded_rows(); }
 
+    // Count from zero what every forward pass does from now on, or no longer.
+    void set_profile(bool is_on);
+    // The totals since set_profile(true); empty without.
+    const Profile* profile() const { return profile_.get(); }
+
 private:
     struct Layer;
     struct Workspace;
@@ -96,12 +113,14 @@ private:
 
     Part find(Linear which, std::int64_t layer);
     void run_batch(const std::vector<Row>& rows, float*& logits);
+    void look_up(const std::vector<Row>& rows);
     void run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows);
     void run_mlp(const Layer& layer, std::int64_t tokens);
+    void apply_swiglu(std::int64_t tokens);
     void store_keys_values(std::int64_t layer, const std::vector<Row>& rows);
     void attend(std::int64_t layer, const std::vector<Row>& rows);
     void norm(const float* x, const float* weight, std::int64_t tokens);
-    void multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
+    void multiply(Work kind, const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
     void add_residual(std::int64_t tokens, std::int64_t stride);
 
     const ModelShape shape_;
@@ -109,6 +128,7 @@ private:
     const GateUpLayout gate_up_;
     const Kernels& kernels_;
     const bool is_exact_;
+    const bool is_packed_;
     ThreadPool pool_;
     std::mutex mutex_;
     std::vector<Layer> layers_;
@@ -118,6 +138,7 @@ private:
     std::vector<float> cosines_;  // [position][half head]
     std::vector<float> sines_;
     std::unique_ptr<Workspace> work_;
+    std::unique_ptr<Profile> profile_;
 };
 
 }  // namespace baichuan2

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.gguf_tokenizer import check_tokenizer, write_tokenizer
-from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import write_json
 from baichuan2_tpu.quantize.plan import Plan

@@ -5,6 +5,7 @@ Not here: HTTP routes and what a client may ask for (``server.api``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,12 +15,12 @@ from typing import Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.errors import ContextLengthError, ShutdownError
-from baichuan2_tpu.generate.grammar_trial import TrialLimits
-from baichuan2_tpu.generate.grammars import Grammars
+from baichuan2_tpu.generate.grammar.grammars import Grammars
+from baichuan2_tpu.generate.grammar.trial import TrialLimits
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.model import Model
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.log_lines import log_answer
+from baichuan2_tpu.server.log_lines import log_answer, log_event, request_path
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.readiness import Readiness
 from baichuan2_tpu.server.scheduling.answers import Answers
@@ -29,6 +30,8 @@ from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
+
+_log = logging.getLogger(__name__)
 
 ToolRule = Literal["off", "fit", "all"]
 
@@ -169,11 +172,12 @@ class Service:
             )
 
     def submit(self, requests: Sequence[Request]) -> Answers:
-        """Queue all requests, or none; from any thread.
+        """Queue all requests, or none, and log that they were taken; from any thread.
 
         Raises: what ``Scheduler.submit`` raises.
         """
         tickets = self._scheduler.submit(requests)
+        _log_start(requests)
         return Answers(tickets, lambda events: log_answer(self.metrics.observe(events)))
 
     def stop(self, grace_s: float) -> None:
@@ -187,3 +191,14 @@ class Service:
         with self._grammars_lock:
             if self._grammars is not None:
                 self._grammars.close()
+
+
+def _log_start(requests: Sequence[Request]) -> None:
+    prompts = {request.prompt_ids for request in requests}
+    log_event(
+        _log,
+        "start",
+        path=request_path.get(),
+        prompt_tokens=sum(map(len, prompts)),
+        answers=len(requests),
+    )

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from baichuan2_tpu.checkpoint.safetensors_file import SafetensorsFile
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError
 from models.tiny_checkpoint import round_to_bfloat16, write_safetensors_bf16
 

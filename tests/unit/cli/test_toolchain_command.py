@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import toolchain
-from baichuan2_tpu.doctor import prove_toolchain
+from baichuan2_tpu.doctor.proofs import prove_toolchain
 from baichuan2_tpu.fetch import DownloadProgress
 from baichuan2_tpu.files import digest_file
 from baichuan2_tpu.toolchain import Toolchain, locate, status

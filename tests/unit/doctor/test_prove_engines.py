@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from baichuan2_tpu.doctor import ProofSettings, child_process, find_tpu, prove, prove_engines
-from baichuan2_tpu.doctor.child_process import Outcome, run_in_child, work
+from baichuan2_tpu.doctor import ProofSettings, find_tpu, prove
 from baichuan2_tpu.doctor.need import read_need
-from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
-from baichuan2_tpu.doctor.prove_toolchain import SelfCheck
+from baichuan2_tpu.doctor.proofs import child_process, prove_engines
+from baichuan2_tpu.doctor.proofs.child_process import Outcome, run_in_child, work
+from baichuan2_tpu.doctor.proofs.prove_net import check_layer, check_twice
+from baichuan2_tpu.doctor.proofs.prove_toolchain import SelfCheck
 from baichuan2_tpu.engine.device.bmrt_library import HARDWARE_LIBRARIES
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.reference.layer import first_token_logits
@@ -135,7 +136,7 @@ def test_a_child_imports_nothing_from_the_users_folder(
 ) -> None:
     # A json.py in the folder that doctor was called in was run.
     (tmp_path / "json.py").write_text("raise SystemExit('ran the json.py of this folder')")
-    root = Path(child_process.__file__).parents[2]
+    root = Path(child_process.__file__).parents[3]
     monkeypatch.setattr("sys.path", ["", str(root), *filter(None, sys.path)])
     monkeypatch.chdir(tmp_path)
     assert run_in_child("memory", "nonsense").problem.startswith(

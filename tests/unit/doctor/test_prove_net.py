@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
-from baichuan2_tpu.doctor.prove_net import check_layer
+from baichuan2_tpu.doctor.proofs.prove_net import check_layer
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.files import digest_file
 from baichuan2_tpu.manifest import Manifest, Stage

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
-from baichuan2_tpu.generate import grammar_trial
-from baichuan2_tpu.generate.grammar_trial import GrammarTrial, TrialLimits
-from baichuan2_tpu.generate.grammars import Grammars, json_rule
+from baichuan2_tpu.generate.grammar import trial as trial_module
+from baichuan2_tpu.generate.grammar.grammars import Grammars, json_rule
+from baichuan2_tpu.generate.grammar.trial import GrammarTrial, TrialLimits
 from doubles.fakes import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -74,7 +74,7 @@ def test_a_child_that_died_between_two_grammars_is_replaced(trial: GrammarTrial)
 
 
 def test_a_child_that_has_grown_is_replaced(trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_trial, "_GROWN_BYTES", -1)
+    monkeypatch.setattr(trial_module, "_GROWN_BYTES", -1)
     child = child_of(trial)
     trial.check(USUAL)
     assert child.poll() is not None
@@ -138,7 +138,7 @@ def test_grammars_with_limits_are_tried_once_and_kept() -> None:
 
 
 def test_only_so_many_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baichuan2_tpu.generate.grammars._CACHED", 2)
+    monkeypatch.setattr("baichuan2_tpu.generate.grammar.grammars._CACHED", 2)
     grammars = Grammars(TOKENIZER)
     compiled = [grammars.json_schema({"const": number}) for number in range(3)]
     assert len(grammars._kept) == 2

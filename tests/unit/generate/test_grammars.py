@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.constraint import Grammar
 from baichuan2_tpu.generate.engine_limits import check_candidates
 from baichuan2_tpu.generate.events import Result
-from baichuan2_tpu.generate.grammars import Grammars
+from baichuan2_tpu.generate.grammar.constraint import Grammar
+from baichuan2_tpu.generate.grammar.grammars import Grammars
 from baichuan2_tpu.generate.loop import generate
 from baichuan2_tpu.generate.settings import GenerationSettings, SamplingSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence

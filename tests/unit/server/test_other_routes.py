@@ -73,10 +73,12 @@ def test_metrics_count_what_was_served() -> None:
     assert values["baichuan2_generated_tokens_total"] == "6.0"
     assert values["baichuan2_prompt_tokens_total"] == "14.0"
     assert values["baichuan2_prompt_tokens_reused_total"] == "6.0"
+    assert values["baichuan2_prompt_tokens_computed_total"] == "8.0"
     assert values['baichuan2_requests_total{outcome="finished"}'] == "2.0"
     assert values["baichuan2_first_token_seconds_count"] == "2.0"
     assert values["baichuan2_token_seconds_count"] == "4.0"
-    assert (values["baichuan2_requests_running"], values["baichuan2_requests_waiting"]) == ("0.0", "0.0")
+    states = [values[f"baichuan2_requests_{state}"] for state in ("running", "reading", "waiting")]
+    assert states == ["0.0", "0.0", "0.0"]
 
 
 class RowEngine(HistoryEngine):

@@ -1,10 +1,13 @@
 // Bindings of the model and its sequences. Python has checked tokens and room; shapes are checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
+#include <optional>
 
 #include "bind/bindings.h"
 #include "bind/numpy_array.h"
@@ -62,6 +65,7 @@ std::pair<std::int64_t, std::int64_t> linear_shape(const ModelShape& shape, Line
 
 void pack(Model& model, std::int64_t layer, const std::string& name, const WordMatrix& qweight,
           const WordMatrix& qzeros, const HalfMatrix& scales, std::int64_t group_size) {
+    if (model.is_packed()) throw std::invalid_argument("this model's weights were packed before");
     const Linear which = find_linear(name);
     check_layer(model, layer);
     const int bits = which == Linear::kHead ? model.shape().head_bits : model.shape().bits;
@@ -71,6 +75,41 @@ void pack(Model& model, std::int64_t layer, const std::string& name, const WordM
     }
     const nb::gil_scoped_release release;
     model.pack(which, layer, view);
+}
+
+// Bytes of a file of packed weights, or none.
+using PackedBytes = NumpyArray<std::uint8_t, 1>;
+
+void open_model(Model* model, const ModelShape& shape, int threads, const std::string& kernels, bool is_exact,
+                const std::optional<PackedBytes>& packed) {
+    const char* data = packed ? reinterpret_cast<const char*>(packed->data()) : nullptr;
+    new (model) Model(shape, threads, kernels, is_exact, data);
+    if (!packed || size_of(*packed, 0) == model->packed_bytes()) return;
+    model->~Model();
+    throw std::invalid_argument("the packed weights have another size");
+}
+
+// The memory of every matrix, each to be padded with zeros to a multiple of PART_ALIGNMENT in a file.
+nb::list packed_parts(nb::handle self) {
+    nb::list parts;
+    for (const PackedMatrix* part : nb::cast<const Model&>(self).packed_parts()) {
+        parts.append(nb::ndarray<nb::numpy, const std::uint8_t, nb::ndim<1>>(
+            part->data(), {static_cast<std::size_t>(part->bytes())}, self));
+    }
+    return parts;
+}
+
+// Name, seconds, bytes read and multiplications of every kind of work.
+using WorkTuple = std::tuple<std::string, double, std::int64_t, std::int64_t>;
+
+std::vector<WorkTuple> read_profile(const Model& model) {
+    std::vector<WorkTuple> works;
+    if (model.profile() == nullptr) return works;
+    std::size_t index = 0;
+    for (const WorkTotal& total : *model.profile()) {
+        works.emplace_back(kWorkNames[index++], total.seconds, total.bytes, total.macs);
+    }
+    return works;
 }
 
 void set_norm(Model& model, std::int64_t layer, const std::string& name, const NormVector& weight) {
@@ -148,13 +187,20 @@ void bind_model(nb::module_& module) {
                 sequence.length = length;
             },
             "source"_a, "length"_a);
+    module.attr("PACKED_LAYOUT") = kPackedLayout;
+    module.attr("PART_ALIGNMENT") = Model::kPartAlignment;
     nb::class_<Model>(module, "Model")
-        .def(nb::init<const ModelShape&, int, const std::string&, bool>(), "shape"_a, "threads"_a,
-             "kernels"_a, "is_exact"_a)
+        .def("__init__", &open_model, "shape"_a, "threads"_a, "kernels"_a, "is_exact"_a,
+             "packed"_a.none() = nb::none(), nb::keep_alive<1, 6>())
         .def_prop_ro("kernels", &Model::kernels_name)
         .def_prop_ro("weight_bytes", &Model::weight_bytes)
+        .def_prop_ro("packed_bytes", &Model::packed_bytes)
+        .def_prop_ro("is_packed", &Model::is_packed)
+        .def("packed_parts", &packed_parts)
         .def("pack", &pack, "layer"_a, "name"_a, "qweight"_a, "qzeros"_a, "scales"_a, "group_size"_a)
         .def("set_norm", &set_norm, "layer"_a, "name"_a, "weight"_a)
+        .def("set_profile", &Model::set_profile, "is_on"_a)
+        .def("profile", &read_profile)
         .def("set_embedding", &set_embedding, "embedding"_a, nb::keep_alive<1, 2>())
         .def("forward", &forward, "sequences"_a, "tokens"_a, "logit_rows"_a);
 }

@@ -39,11 +39,12 @@ inline std::uint8_t unpack_zero(const std::uint32_t* qzeros, std::int64_t row) {
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(std::int64_t rows, std::int64_t columns, int bits)
+PackedMatrix::PackedMatrix(std::int64_t rows, std::int64_t columns, int bits, const char* packed)
     : bits_(bits), rows_(rows), columns_(columns), groups_((columns + kGroup - 1) / kGroup) {
     blocks_ = (rows + block_rows() - 1) / block_rows();
-    buffer_ = Buffer(static_cast<std::size_t>(bytes()));
-    codes_ = reinterpret_cast<std::uint8_t*>(buffer_.data());
+    if (packed == nullptr) buffer_ = Buffer(static_cast<std::size_t>(bytes()));
+    // Nothing writes to a matrix that was packed already: Model::pack refuses to.
+    codes_ = reinterpret_cast<std::uint8_t*>(packed == nullptr ? buffer_.data() : const_cast<char*>(packed));
     zeros_ = codes_ + blocks_ * groups_ * kGroupBytes;
     scales_ = reinterpret_cast<std::uint16_t*>(zeros_ + blocks_ * groups_ * 8);
 }

@@ -13,7 +13,7 @@
 //             4 bits:  low nibble of byte j = row j,  high nibble = row 8 + j
 //             8 bits:  byte j = row j
 //
-// Every instruction set reads this layout.
+// Every instruction set reads this layout, and files keep it: whoever changes it raises kPackedLayout.
 // Rows and columns that pad the last block and group have scale 0 and meet zero activations.
 #pragma once
 
@@ -25,6 +25,7 @@
 
 namespace baichuan2 {
 
+constexpr int kPackedLayout = 1;
 constexpr std::int64_t kGroup = 64;
 constexpr std::int64_t kStepColumns = 4;
 constexpr std::int64_t kStepBytes = 32;
@@ -33,9 +34,10 @@ constexpr std::int64_t kGroupBytes = kGroup / kStepColumns * kStepBytes;  // of 
 class PackedMatrix {
 public:
     PackedMatrix() = default;
-    PackedMatrix(std::int64_t rows, std::int64_t columns, int bits);
+    // In memory of its own, zeroed, or over bytes() of `packed`, which hold such a matrix and outlive this one.
+    PackedMatrix(std::int64_t rows, std::int64_t columns, int bits, const char* packed = nullptr);
 
-    // Copy `source` to the rows that begin at `first_row`, a multiple of the block's rows.
+    // Copy `source` to the rows that begin at `first_row`, a multiple of the block's rows. Only in own memory.
     void pack(std::int64_t first_row, const GptqView& source, ThreadPool& pool);
 
     int bits() const { return bits_; }
@@ -45,6 +47,7 @@ public:
     std::int64_t blocks() const { return blocks_; }
     std::int64_t block_rows() const { return bits_ == 4 ? 16 : 8; }
     std::int64_t padded_rows() const { return blocks_ * block_rows(); }
+    const char* data() const { return reinterpret_cast<const char*>(codes_); }
     std::int64_t bytes() const { return blocks_ * groups_ * (kGroupBytes + block_rows() * 2 + 8); }
 
     const std::uint8_t* codes(std::int64_t block) const { return codes_ + block * groups_ * kGroupBytes; }

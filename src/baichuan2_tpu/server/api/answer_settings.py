@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from baichuan2_tpu.generate.constraint import Grammar
+from baichuan2_tpu.generate.grammar.constraint import Grammar
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.api.schema import SamplingInput
 from baichuan2_tpu.server.errors import ApiError

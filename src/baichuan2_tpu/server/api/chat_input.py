@@ -3,7 +3,7 @@
 An answer is free text until calls begin; from there on it is JSON that follows the functions' schemas.
 Not here: the fields (``schema_chat``), the messages (``conversation``), the answer (``chat_output``), how the
 model wants messages written (``text.template``), what the tools are (``tools``), compiling grammars
-(``generate.grammars``).
+(``generate.grammar``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import cast
 
 from baichuan2_tpu.chat import prompt_budget
 from baichuan2_tpu.errors import ContextLengthError, RequestError
-from baichuan2_tpu.generate.constraint import Grammar
-from baichuan2_tpu.generate.grammars import json_rule
+from baichuan2_tpu.generate.grammar.constraint import Grammar
+from baichuan2_tpu.generate.grammar.grammars import json_rule
 from baichuan2_tpu.server.api.answer_settings import NO_LIMIT, answer_settings, make_requests
 from baichuan2_tpu.server.api.conversation import read_messages
 from baichuan2_tpu.server.api.schema_chat import (

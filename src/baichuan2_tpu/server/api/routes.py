@@ -17,7 +17,7 @@ from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens, fit_tools
 from baichuan2_tpu.server.api.chat_output import ChatWriter
 from baichuan2_tpu.server.api.completion import CompletionWriter, completion_requests
-from baichuan2_tpu.server.api.event_stream import send_answers
+from baichuan2_tpu.server.api.event_stream import KeepAlive, send_answers
 from baichuan2_tpu.server.api.fields import IgnoredFields, header_value
 from baichuan2_tpu.server.api.output import Writer
 from baichuan2_tpu.server.api.schema import (
@@ -45,16 +45,16 @@ def answer_routes(service: Service) -> APIRouter:
     fields = IgnoredFields(is_strict=service.rules.is_strict)
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
-    async def complete_chat(body: ChatRequest, request: Request) -> Response:
+    async def complete_chat(body: ChatRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a conversation."""
         asked = await run_in_threadpool(_ask_chat, body, service, fields, _client(request))
-        return await _send(request, asked, is_stream=bool(body.stream))
+        return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    async def complete(body: CompletionRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a text or tokens as they are."""
         asked = await run_in_threadpool(_ask_completion, body, service, fields, _client(request))
-        return await _send(request, asked, is_stream=bool(body.stream))
+        return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     return router
 
@@ -68,8 +68,10 @@ class _Asked:
     headers: Mapping[str, str]
 
 
-async def _send(request: Request, asked: _Asked, *, is_stream: bool) -> Response:
-    response = await send_answers(request, asked.answers, asked.writer, is_stream=is_stream)
+async def _send(request: Request, asked: _Asked, *, is_stream: bool, is_kept_alive: bool) -> Response:
+    response = await send_answers(
+        request, asked.answers, asked.writer, is_stream=is_stream, is_kept_alive=is_kept_alive
+    )
     response.headers.update(asked.headers)
     return response
 

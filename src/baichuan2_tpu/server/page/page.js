@@ -142,7 +142,8 @@ window.baichuan2 = (() => {
   };
 
   function figures(note) {
-    if (!note.is_over) return note.has_text ? [] : [text("waiting")];
+    if (!note.is_over && note.has_text) return [];
+    if (!note.is_over) return [note.read_percent == null ? text("waiting") : text("reading", note.read_percent)];
     const parts = [];
     if (note.first_token_s !== null) parts.push(text("first_token", note.first_token_s.toFixed(2)));
     if (note.tok_per_s !== null) parts.push(text("rate", note.tok_per_s.toFixed(1)));
@@ -151,10 +152,12 @@ window.baichuan2 = (() => {
     return parts;
   }
 
+  const errorText = (note) => TEXTS[language][`error_${note.error_code}`] ?? text("error", note.error);
+
   function noteHtml(note) {
     if (isFull) return `<p class="note is-error" role="alert">${escapeHtml(text("full"))}</p>`;
     if (!note) return '<p class="note"></p>';
-    if (note.error) return `<p class="note is-error" role="alert">${escapeHtml(text("error", note.error))}</p>`;
+    if (note.error) return `<p class="note is-error" role="alert">${escapeHtml(errorText(note))}</p>`;
     const parts = figures(note);
     if (note.dropped_rounds) parts.push(text("dropped", note.dropped_rounds));
     return `<p class="note" role="status">${escapeHtml(parts.join(" · "))}</p>`;

@@ -5,8 +5,8 @@ runs some seconds after that, whatever hangs in it, it is ended with the same ex
 ends it at once. Neither leaves anything behind: a server writes no files.
 Not here: the app (``server.app``), one connection (``connection``), limits of a body (``guards``), what a
 user may set (``cli.serve``).
-Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used;
-sd_notify(3) for ``tell_supervisor``.
+Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``main_loop``, ``shutdown`` and ``handle_exit``
+are used; sd_notify(3) for ``tell_supervisor``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def tell_supervisor(state: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a shutdown that waits for running answers."""
+    """uvicorn, with a shutdown that waits for running answers, and asleep until then."""
 
     def __init__(
         self, config: uvicorn.Config, service: Service, grace_s: float, when_ready: Callable[[], None]
@@ -176,12 +176,23 @@ class _Server(uvicorn.Server):
         self._service = service
         self._grace_s = grace_s
         self._when_ready = when_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signalled = asyncio.Event()
         self.is_over = Event()
         """Set when nothing is left to wait for, and the process need not be ended."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._when_ready()
+
+    async def main_loop(self) -> None:
+        """Sleep until a signal comes: uvicorn's own loop wakes up ten times per second to look for one.
+
+        It also keeps the date of responses, which ``Connection`` does.
+        """
+        while not self.should_exit:
+            await self._signalled.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the scheduler finish its answers while uvicorn waits for their connections.
@@ -201,6 +212,8 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._signalled.set)
         end_s = self._grace_s + 2 * _READING_S
         Thread(target=_end_process, args=(self.is_over, end_s), name="end", daemon=True).start()
 

@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.gguf_header import check_header
+from baichuan2_tpu.checkpoint.formats.gguf_header import check_header
 from baichuan2_tpu.checkpoint.layout import (
     ATTENTION_NORM,
     ATTENTION_OUTPUT,
@@ -117,7 +117,7 @@ def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
         }
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is no readable GGUF file ({shorten(str(error))}); "
+            f"{path}: is not a readable GGUF file ({shorten(str(error))}); "
             "it is truncated or damaged, fetch it again"
         ) from error
 

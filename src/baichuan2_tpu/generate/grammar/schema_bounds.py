@@ -1,7 +1,7 @@
 """How large and how deep a stranger's JSON schema may be, checked before anything is compiled.
 
 Also, for a schema that took too much work to compile, what in it is the likely cause.
-Not here: compiling (``grammars``), the limits while compiling (``grammar_trial``).
+Not here: compiling (``grammars``), the limits while compiling (``trial``).
 Source: JSON Schema 2020-12; references are JSON pointers (RFC 6901) behind a ``#``.
 """
 

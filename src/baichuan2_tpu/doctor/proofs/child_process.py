@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.identify import identify
-from baichuan2_tpu.doctor.prove_net import check_layer, check_twice
+from baichuan2_tpu.doctor.proofs.prove_net import check_layer, check_twice
 from baichuan2_tpu.engine.device.bmrt_echo import ECHO_BYTES, echo_memory
 from baichuan2_tpu.engine.registry import device_opener, open_engine
 from baichuan2_tpu.errors import Baichuan2Error
@@ -26,7 +26,7 @@ _TIMEOUT_S = 300
 _WORK = (
     "import json, sys;"
     "sys.path[:] = json.loads(sys.argv[1]);"
-    "from baichuan2_tpu.doctor.child_process import work;"
+    "from baichuan2_tpu.doctor.proofs.child_process import work;"
     "work(*sys.argv[2:])"
 )
 

@@ -17,10 +17,10 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.constraint import Constraint, Grammar
-from baichuan2_tpu.generate.grammar_compiler import compile_grammar, first_line, open_library
-from baichuan2_tpu.generate.grammar_trial import GrammarTrial, TrialLimits
-from baichuan2_tpu.generate.schema_bounds import check_schema, likely_cause
+from baichuan2_tpu.generate.grammar.compiler import compile_grammar, first_line, open_library
+from baichuan2_tpu.generate.grammar.constraint import Constraint, Grammar
+from baichuan2_tpu.generate.grammar.schema_bounds import check_schema, likely_cause
+from baichuan2_tpu.generate.grammar.trial import GrammarTrial, TrialLimits
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = ["Grammars", "json_rule"]
@@ -40,7 +40,7 @@ class Grammars:
     """Compiles grammars for one tokenizer, from any thread, and keeps the latest.
 
     To build it takes a second by Baichuan2's vocabulary, to compile a usual grammar some milliseconds. With
-    ``limits`` every new grammar is first compiled in a child process that has them (``grammar_trial``), as
+    ``limits`` every new grammar is first compiled in a child process that has them (``trial``), as
     grammars of strangers must be; ``close`` ends it.
     """
 

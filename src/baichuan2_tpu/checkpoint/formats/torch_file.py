@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint.formats.torch_pickle import PICKLE_LIMIT_BYTES, TensorView, read_state_dict
 from baichuan2_tpu.checkpoint.source import DTYPES, MappedFile, TensorInfo, widen
-from baichuan2_tpu.checkpoint.torch_pickle import PICKLE_LIMIT_BYTES, TensorView, read_state_dict
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote, shorten
 
@@ -96,7 +96,7 @@ def _read_zip(file: MappedFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
                 "save it again with a newer torch.save"
             ) from error
         raise CheckpointError(
-            f"{file.path}: is no readable zip ({shorten(str(error))}); "
+            f"{file.path}: is not a readable zip ({shorten(str(error))}); "
             "it is truncated or damaged, fetch it again"
         ) from error
 

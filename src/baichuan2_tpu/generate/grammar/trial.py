@@ -25,14 +25,14 @@ from types import TracebackType
 from typing_extensions import Self
 
 from baichuan2_tpu.errors import QueueFull, RequestError, ShutdownError
-from baichuan2_tpu.generate.grammar_compiler import compile_grammar, open_library
+from baichuan2_tpu.generate.grammar.compiler import compile_grammar, open_library
 
 __all__ = ["GrammarTrial", "TrialLimits", "serve_trials"]
 
 _WORK = (
     "import json, sys;"
     "sys.path[:] = json.loads(sys.argv[1]);"
-    "from baichuan2_tpu.generate.grammar_trial import serve_trials;"
+    "from baichuan2_tpu.generate.grammar.trial import serve_trials;"
     "serve_trials(*map(int, sys.argv[2:]))"
 )
 _READY_S = 120  # a vocabulary takes a second to load, on a machine that is busy many

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.random_weights import RandomWeights
-from baichuan2_tpu.doctor.child_process import Outcome, run_in_child
 from baichuan2_tpu.doctor.finding import Finding, Status
 from baichuan2_tpu.doctor.host import Host
 from baichuan2_tpu.doctor.need import Need
-from baichuan2_tpu.doctor.prove_toolchain import check_toolchain
+from baichuan2_tpu.doctor.proofs.child_process import Outcome, run_in_child
+from baichuan2_tpu.doctor.proofs.prove_toolchain import check_toolchain
 from baichuan2_tpu.doctor.tpu import Tpu
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.cpu import CpuEngine

@@ -54,7 +54,7 @@ _WEIGHTS, _INPUTS, _OUTPUTS = "weights.npz", "inputs.npz", "outputs.npz"
 # -c takes modules of the current folder first, which may be anybody's: that entry of the path is empty.
 _SIMULATION = (
     "import sys; sys.path[:] = filter(None, sys.path);"
-    "from baichuan2_tpu.doctor.prove_toolchain import simulate; simulate(*sys.argv[1:])"
+    "from baichuan2_tpu.doctor.proofs.prove_toolchain import simulate; simulate(*sys.argv[1:])"
 )
 
 
@@ -216,4 +216,4 @@ def _simulate_apart(bmodel: Path, simulator: Path) -> None:
 
 def largest_error(expected: Sequence[Values], outputs: Sequence[NDArray[Any]]) -> float:
     """Return the largest relative error among outputs."""
-    return max(relative_error(values, want) for values, want in zip(outputs, expected, strict=True))
+    return max(relative_error(values, right) for values, right in zip(outputs, expected, strict=True))

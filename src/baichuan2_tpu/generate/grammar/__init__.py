@@ -1,0 +1,1 @@
+"""Constrained answers: JSON schemas and patterns, bounded, compiled and followed token by token."""
