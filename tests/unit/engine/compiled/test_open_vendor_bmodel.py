@@ -53,7 +53,7 @@ def test_the_file_itself_is_no_model(folder: Path) -> None:
 def test_the_cpu_cannot_run_it(folder: Path) -> None:
     with pytest.raises(RequestError, match="is compiled, which the cpu engine cannot run"):
         open_engine(identify(folder), engine="cpu")
-    with pytest.raises(RequestError, match="for the cpu engine alone"):
+    with pytest.raises(RequestError, match="only for the cpu engine"):
         open_engine(identify(folder), threads=2)
 
 
