@@ -6,7 +6,7 @@ Not here: what is shown and how (``report``, ``picture``), which launches a step
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from typing_extensions import Self
@@ -174,26 +174,32 @@ def estimate(manifest: Manifest, prompts: Sequence[int] | None = None) -> Estima
     """
     launches, forecast = _Launches(manifest), Forecast(manifest)
     lengths = prompt_lengths(manifest.context) if prompts is None else prompts
-    histories = sorted({stage.history for stage in manifest.stages})
-
-    def steps(prompt: int) -> dict[tuple[int, int], Step]:
-        """Return the steps that fit, each behind as few rows as need the history."""
-        found: dict[tuple[int, int], Step] = {}
-        for shorter, rows in zip([0, *histories], histories, strict=False):
-            for users in USERS:
-                tokens, outputs = users + prompt, users + (prompt > 0)
-                held = max(0, min(shorter, rows - tokens))
-                if held + tokens <= manifest.rows:
-                    found[users, rows] = launches.step(forecast.step(tokens, outputs, held))
-        return found
-
     return Estimate(
         manifest,
         stages=launches.stages,
-        answers=steps(0),
+        answers={
+            (users, rows): launches.step(forecast.step(users, users, held))
+            for users, rows, held in _settings(manifest, 0)
+        },
         first_tokens={length: launches.step(forecast.prompt(length)) for length in lengths},
-        loaded=steps(PROMPT_BESIDE_ANSWERS),
+        loaded={
+            (users, rows): launches.step(forecast.step(users + PROMPT_BESIDE_ANSWERS, users + 1, held))
+            for users, rows, held in _settings(manifest, PROMPT_BESIDE_ANSWERS)
+        },
     )
+
+
+def _settings(manifest: Manifest, prompt: int) -> Iterator[tuple[int, int, int]]:
+    """Yield users, rows in use, and the fewest rows before a step that then needs a history of so many.
+
+    Units: ``prompt`` counts tokens beside those of the users. Steps that do not fit are left out.
+    """
+    histories = sorted({stage.history for stage in manifest.stages})
+    for shorter, rows in zip([0, *histories], histories, strict=False):
+        for users in USERS:
+            held = max(0, min(shorter, rows - users - prompt))
+            if held + users + prompt <= manifest.rows:
+                yield users, rows, held
 
 
 def prompt_lengths(context: int) -> tuple[int, ...]:

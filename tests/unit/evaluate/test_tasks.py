@@ -190,11 +190,11 @@ def test_a_fault_of_the_engine_stays_one(folder: Path) -> None:
         ({"output_type": "guess"}, r"task file .*capitals.yaml cannot be loaded: .*guess"),
         (
             {"metric_list": [{"metric": "frobnicate", "aggregation": "mean", "higher_is_better": True}]},
-            "wants the metric 'frobnicate', which would be downloaded as code",
+            "asks for the metric 'frobnicate', which would be downloaded as code",
         ),
         (
             {"metric_list": [{"metric": "acc", "hf_evaluate": True}]},
-            "wants the metric 'acc', which would be downloaded as code",
+            "asks for the metric 'acc', which would be downloaded as code",
         ),
         ({"dataset_path": "someone/capitals", "dataset_kwargs": {}}, "HF_ENDPOINT"),
     ],

@@ -127,7 +127,7 @@ def test_a_block_of_another_form_is_refused(index: int, changes: dict[str, objec
         for name, net in OWN.items()
     }
     with pytest.raises(
-        ArtifactError, match=r"block_cache_0, stage 0: takes .* which is no block that this engine"
+        ArtifactError, match=r"block_cache_0, stage 0: takes .* which is not a block that this engine"
     ):
         plan_nets(nets)
 

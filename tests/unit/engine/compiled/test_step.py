@@ -80,8 +80,8 @@ def replay(launches: list[Launch], works: list[Work], memory: Memory) -> None:
         for part in launch.parts:
             for number, place in enumerate(part.places.tolist()):
                 new[place] = (works.index(part.work), part.start + number)
-            seen = [rows[row] for row in part.visible.tolist()] if stage.history else []
-            assert seen == [owners[row] for row in part.visible.tolist()][: len(seen)]
+            visible = part.visible.tolist() if stage.history else []
+            assert [rows[row] for row in visible] == [owners[row] for row in visible]
         assert max(owners, default=-1) < stage.history or not stage.history
         if stage.history:
             rows[stage.history : stage.history + stage.tokens] = new

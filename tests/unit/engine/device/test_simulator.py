@@ -92,7 +92,7 @@ def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "0x10000000")
     assert simulator_memory_bytes() == 256 << 20
     monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "much")
-    with pytest.raises(BackendUnavailable, match="CMODEL_GLOBAL_MEM_SIZE=much: is no number of bytes"):
+    with pytest.raises(BackendUnavailable, match="CMODEL_GLOBAL_MEM_SIZE=much: is not a number of bytes"):
         simulator_memory_bytes()
     # Was an abort inside libbmlib.
     monkeypatch.setenv("CMODEL_GLOBAL_MEM_SIZE", "0x100000")
