@@ -1,10 +1,10 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
 Fast mode quantises activations in groups of 64, to 8 bits, and beside 8-bit weights the largest eighth of the
-groups to 16 bits; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
-a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and with any number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels
-have the same integers, but no fused multiply-add of floats.
+groups to 16 bits; exact mode keeps them in float32. Both hold keys and values in float16, and both are
+batch-invariant: a sequence's logits are the same bits whatever else is in the batch, however its tokens are
+cut into chunks, and with any number of threads. AVX2, AVX-VNNI and AVX-512 VNNI give the same bits as each
+other; the portable kernels have the same integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
 
@@ -95,8 +95,8 @@ class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
     ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
-    ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
-    open.
+    ("avx512_vnni", "avx_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so
+    keep those open.
     Side effect: all weights are packed, one tensor at a time, and each is released once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
     that the system does not start.
