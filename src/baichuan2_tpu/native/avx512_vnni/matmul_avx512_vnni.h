@@ -6,12 +6,12 @@
 //
 //   4 bits:          |sum| <= 64 * 15 * 127 + 8 * 64 * 127 < 2^18
 //   8 bits, narrow:  |sum| <= 64 * 255 * 127 + 128 * 64 * 127 < 2^22
-//   8 bits, wide:    first the high bytes, for the tokens that have them, times 256, then the low bytes on top:
+//   8 bits, wide:    first the high bytes, for the tokens that have them, times 256, then the low bytes:
 //                    |sum| <= 64 * 255 * 32639 + 128 * 64 * 32639 < 2^30
 //
 // The sums are those of AVX2, and so is every float operation: both sets give the same bits.
 //
-// Weights are unpacked on the way, for each tile anew: 2 instructions per vector, beside up to 16 dot products.
+// Weights are unpacked on the way, for each tile anew: 2 instructions per vector, beside up to 16 products.
 // That costs less than to unpack them once and read twice as much, as AVX2 does for long prompts.
 //
 // While a strip is multiplied, the next one is fetched into the second cache, in the order of memory: the two

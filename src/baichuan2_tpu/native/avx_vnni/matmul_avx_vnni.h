@@ -4,10 +4,12 @@
 //   8 bits: even and odd steps of one vector of rows, in a sum each: a dot product waits for the one before
 //
 // The bounds of the sums are those of avx512_vnni/matmul_avx512_vnni.h, and every float operation is AVX2's:
-// all give the same bits. The inner step is assembly, as in AVX2: compilers move loads ahead and spill the sums.
+// all give the same bits. The inner step is assembly, as in AVX2: compilers move loads ahead and spill the
+// sums.
 //
-// The same instruction exists in AVX-512 VNNI for 256 bits, in another encoding. With BAICHUAN2_AVX_VNNI_AS_EVEX
-// (CMakeLists.txt) this file uses that one, so that a processor without AVX-VNNI can run its tests.
+// The same instruction exists in AVX-512 VNNI for 256 bits, in another encoding. With
+// BAICHUAN2_AVX_VNNI_AS_EVEX (CMakeLists.txt) this file uses that one, so that a processor without AVX-VNNI can
+// run its tests.
 #pragma once
 
 #include <immintrin.h>
@@ -100,8 +102,8 @@ BAICHUAN2_INLINE void multiply_group(const std::uint8_t* codes, const TileArrays
     start_sums<Bits>(codes, tile, group, sums);
 #pragma GCC unroll 16
     for (int step = 0; step < kGroup / kStepColumns; ++step, words += T) {
-        // A single token at 8 bits reads faster without: a plain loop on one thread of a Zen 4 reads 36 GB/s, with
-        // prefetches 22.
+        // A single token at 8 bits reads faster without: a plain loop on one thread of a Zen 4 reads 36 GB/s,
+        // with prefetches 22.
         if (step % 2 == 0 && (Bits == 4 || T > 1)) {
             _mm_prefetch(reinterpret_cast<const char*>(codes) + step * kStepBytes + avx2::kPrefetchBytes,
                          _MM_HINT_T0);
