@@ -101,7 +101,8 @@ def test_no_sum_overflows_at_the_ends_of_the_range(
                     group_size=GROUP,
                 )
                 x = np.full((tokens, columns), sign, np.float32)
-                expected = sign * 65504.0 * (code - zero) * columns
+                x[:, :GROUP] *= 2  # wide where not all are
+                expected = sign * 65504.0 * (code - zero) * (columns + GROUP)
                 result = multiply(kernels, linear, x, is_exact=False, is_all_wide=is_all_wide)
                 np.testing.assert_allclose(result, expected, rtol=1e-5, atol=65504.0 * columns * top * 1e-6)
 

@@ -14,7 +14,7 @@ from baichuan2_tpu.doctor.system_files import Machine
 
 __all__ = ["check_host", "gigabytes"]
 
-_FULL_SPEED = ("avx512_vnni", "avx2")
+_FULL_SPEED = ("avx512_vnni", "avx_vnni", "avx2")
 """Kernels that are as fast as a processor with their instructions allows."""
 _FETCH_BYTES = 20_000_000_000
 """The official 7B takes 15 GB, and its 4-bit form another 4.8 GB."""

@@ -22,6 +22,19 @@ bool has_avx512_vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+
+#if defined(BAICHUAN2_HAS_AVX_VNNI)
+bool has_avx_vnni() {
+#if defined(BAICHUAN2_AVX_VNNI_AS_EVEX)
+    return has_avx512_vnni();
+#else
+    // Compilers before GCC 11 and Clang 12 do not know the name: subleaf 1 of leaf 7 of cpuid has it in EAX.
+    constexpr unsigned kAvxVnni = 1u << 4;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & kAvxVnni) != 0;
+#endif
+}
+#endif
 #endif
 
 }  // namespace
@@ -31,6 +44,9 @@ std::vector<const Kernels*> available_kernels() {
 #if defined(__x86_64__)
     const bool has_avx2 = has_avx2_fma_f16c();
     if (has_avx2 && has_avx512_vnni()) all.push_back(&kAvx512VnniKernels);
+#if defined(BAICHUAN2_HAS_AVX_VNNI)
+    if (has_avx2 && has_avx_vnni()) all.push_back(&kAvxVnniKernels);
+#endif
     if (has_avx2) all.push_back(&kAvx2Kernels);
 #endif
     all.push_back(&kScalarKernels);

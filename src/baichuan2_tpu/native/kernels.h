@@ -4,7 +4,7 @@
 // A result never depends on how many tokens, rows or threads a call covers:
 // for each output the order of float operations is fixed.
 //
-// What an instruction set X brings; scalar/ is the plain example, avx2/ and avx512_vnni/ are the fast ones:
+// What an instruction set X brings; scalar/ is the plain example, the others are the fast ones:
 //
 //   X/simd_X.h          eight floats and the operations on them,
 //      |                and how many sums its registers hold
@@ -141,6 +141,9 @@ struct Kernels {
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+#if defined(BAICHUAN2_HAS_AVX_VNNI)
+extern const Kernels kAvxVnniKernels;
+#endif
 extern const Kernels kAvx512VnniKernels;
 #endif
 

@@ -298,7 +298,7 @@ def test_slow_kernels_are_told_where_the_cpu_is_used(bundle: str) -> None:
     assert by_name(examine(machine, host, model=bundle))["processor"].status == "info"
 
 
-@pytest.mark.parametrize("kernels", ["avx512_vnni", "avx2"])
+@pytest.mark.parametrize("kernels", ["avx512_vnni", "avx_vnni", "avx2"])
 def test_kernels_of_full_speed_pass(kernels: str) -> None:
     host: Host = dataclasses.replace(HOST, kernels=(kernels, "scalar"))
     assert by_name(examine(RecordedMachine(MACHINES / "none"), host))["processor"].status == "pass"

@@ -7,7 +7,8 @@
 //   scales   float [group][T]
 //   offsets  float [group][T]      -sum(codes): what the zero points multiply
 //   starts   int32 [group][T]      where a sum starts, so that it ends at sum((w - bias) * x):
-//                                  -8 * sum(codes) beside 4-bit weights, -128 * sum(codes) beside 8-bit weights
+//                                  -8 * sum(codes) beside 4-bit weights, -128 * sum(codes) beside 8-bit
+//                                  weights
 // and beside 8-bit weights:
 //   highs    int8  [group][T][64]  the high bytes of wide groups, otherwise not written
 //   wide     int32 [group][T]      1 where the group is wide

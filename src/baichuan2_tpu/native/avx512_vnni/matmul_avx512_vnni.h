@@ -6,12 +6,12 @@
 //
 //   4 bits:          |sum| <= 64 * 15 * 127 + 8 * 64 * 127 < 2^18
 //   8 bits, narrow:  |sum| <= 64 * 255 * 127 + 128 * 64 * 127 < 2^22
-//   8 bits, wide:    first the high bytes, for the tokens that have them, times 256, then the low bytes on top:
+//   8 bits, wide:    first the high bytes, for the tokens that have them, times 256, then the low bytes:
 //                    |sum| <= 64 * 255 * 32639 + 128 * 64 * 32639 < 2^30
 //
 // The sums are those of AVX2, and so is every float operation: both sets give the same bits.
 //
-// Weights are unpacked on the way, for each tile anew: up to 2 instructions per vector, beside up to 16 dot products.
+// Weights are unpacked on the way, for each tile anew: 2 instructions per vector, beside up to 16 products.
 // That costs less than to unpack them once and read twice as much, as AVX2 does for long prompts.
 //
 // While a strip is multiplied, the next one is fetched into the second cache, in the order of memory: the two
@@ -233,7 +233,7 @@ void multiply_strip(const MatmulTask& task, std::int64_t block, const TileArrays
     for (int t = 0; t < T; ++t) _mm512_mask_storeu_ps(out + t * task.stride, rows, totals[t]);
 }
 
-// Step pair `pair` of a single token's group: its words, the first for rows 0-7, the second for rows 0-7 again.
+// The words of step pair `pair` of a single token's group, each for 8 rows.
 BAICHUAN2_INLINE __m512i pick_words(__m512i words, int pair) {
     const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1);
     return _mm512_permutexvar_epi32(_mm512_add_epi32(second, _mm512_set1_epi32(2 * pair)), words);

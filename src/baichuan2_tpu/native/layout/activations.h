@@ -4,8 +4,8 @@
 //   | tokens x columns | tokens x columns |          of the format; sizes differ by at most one
 //
 // What lies inside a tile, and how many tokens fit, belongs to the instruction set: see activations_X.h in its
-// room. What the numbers mean is the same for all. In a group of 64 columns, x = scale * code, and the codes of
-// the group are narrow or wide:
+// room. What the numbers mean is the same for all. In a group of 64 columns, x = scale * code, and the codes
+// of the group are narrow or wide:
 //
 //   narrow   |code| <= 127
 //   wide     |code| <= 32639 = 127 * 256 + 127: 256 * high + low, both within int8. Adds no error that could
