@@ -78,7 +78,9 @@ void multiply_block(const PackedMatrix& matrix, std::int64_t block, const TileAr
         Sums<Bits, T> sums;
         Dots::template dot_group<Bits, T>(codes, x, tile.starts + group * T, sums);
         const GroupScales<Bits> group_scales = load_scales<Bits>(scales, zeros);
+#pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 6
             for (int t = 0; t < T; ++t) {
                 totals[t][v] =
                     add_group(sums[t][v], group_scales.scale[v], group_scales.zero[v],
