@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -16,6 +17,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from baichuan2_tpu.doctor import Machine
+from baichuan2_tpu.doctor.host import read_processor
 from baichuan2_tpu.fetch import cache_folder
 from baichuan2_tpu.shapes import SHAPES
 from peers.client import PeerMissingError, RunningPeer
@@ -25,6 +28,7 @@ from peers.protocol import Description, Job
 SHAPE = "baichuan2-7b"
 OURS = "ours"
 PEERS = ("llama_cpp", "onnxruntime")
+GGUF_READERS = ("llama_cpp", "llama_bench")
 PROMPT_TOKENS = 14  # of the vendor's own prompt
 WARM_UP_TOKENS = 32
 
@@ -38,6 +42,8 @@ class Settings:
 
     bits: tuple[int, ...]
     peers: tuple[str, ...]
+    llama_bench: tuple[tuple[str, ...], ...]
+    """Commands, each with arguments of its own."""
     layers: int
     threads: int
     repeats: int
@@ -69,6 +75,7 @@ class Rates:
 def main() -> None:
     """Compare, print a table and, with --json, one JSON object as the last line."""
     settings, is_json = parse_arguments()
+    print(describe_processor())
     results: dict[str, dict[str, object]] = {}
     for bits in settings.bits:
         rates = measure(bits, settings)
@@ -87,11 +94,27 @@ def main() -> None:
         print(json.dumps(results))
 
 
+def describe_processor() -> str:
+    """Return the processor and the instruction sets that matrix kernels can be written for."""
+    processor = read_processor(Machine()).value
+    if processor is None:
+        return "an unknown processor"
+    return f"{processor.model}, {processor.threads} threads: {' '.join(processor.instructions)}"
+
+
 def parse_arguments() -> tuple[Settings, bool]:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8), default=[4, 8])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--llama-bench",
+        metavar="COMMAND",
+        action="append",
+        default=[],
+        help="a prebuilt llama-bench to compare with, and options for it in the same quotes: "
+        "'/opt/ik/llama-bench -rtr 1'; may be repeated",
+    )
     parser.add_argument(
         "--layers", type=int, default=32, help="with fewer, rates are scaled and marked ~ (32)"
     )
@@ -108,6 +131,7 @@ def parse_arguments() -> tuple[Settings, bool]:
     settings = Settings(
         bits=tuple(given.bits),
         peers=tuple(given.peers),
+        llama_bench=tuple(tuple(shlex.split(command)) for command in given.llama_bench),
         layers=given.layers,
         threads=given.threads,
         repeats=given.repeats,
@@ -140,9 +164,10 @@ def start_programs(bits: int, settings: Settings, stack: ExitStack) -> list[Runn
     """Start our engine and the peers; a peer that is not installed is reported and left out."""
     shape = SHAPES[SHAPE]
     programs: list[RunningPeer] = []
-    for name in (OURS, *settings.peers):
-        tell(f"{bits} bits: loading {name}")
-        is_gguf_reader = name == "llama_cpp"
+    named = [(name, ()) for name in (OURS, *settings.peers)]
+    for name, command in [*named, *(("llama_bench", command) for command in settings.llama_bench)]:
+        label = command[0] if command else name
+        tell(f"{bits} bits: loading {label}")
         job = Job(
             shape=SHAPE,
             hidden_size=shape.hidden_size,
@@ -152,13 +177,14 @@ def start_programs(bits: int, settings: Settings, stack: ExitStack) -> list[Runn
             threads=settings.threads,
             context=max(settings.prefill_tokens, PROMPT_TOKENS + settings.decode_tokens),
             gguf=make_gguf(SHAPE, bits=bits, layers=settings.layers, folder=settings.cache)
-            if is_gguf_reader
+            if name in GGUF_READERS
             else None,
+            command=command,
         )
         # The package is installed here; the peers may live in an environment of their own.
-        python = sys.executable if name == OURS else settings.peer_python
+        python = settings.peer_python if name in PEERS else sys.executable
         try:
-            programs.append(stack.enter_context(RunningPeer(name, job, python=python)))
+            programs.append(stack.enter_context(RunningPeer(name, job, python=python, label=label)))
         except PeerMissingError as error:
             tell(str(error))
     return programs
@@ -199,6 +225,7 @@ def table(rates: dict[str, Rates]) -> list[str]:
     heads = (
         "",
         "weights",
+        "kernels",
         "GB read per token",
         "prefill tok/s",
         "decode tok/s",
@@ -213,6 +240,7 @@ def table(rates: dict[str, Rates]) -> list[str]:
         cells = [
             built.version,
             built.formats,
+            built.kernels,
             f"{mark}{size:.2f}",
             mark + spread(program.prefill_tok_per_s),
             mark + spread(program.decode_tok_per_s),

@@ -50,20 +50,30 @@ with load("demo") as model, model.conversation(system="Answer in one word.", tem
     print(answer.text, answer.stats.reused_tokens, "tokens of the prompt were computed before")
 ```
 
+An answer that must be JSON, by a schema:
+
+```python
+from baichuan2_tpu import load
+from baichuan2_tpu.generate.grammar.grammars import Grammars
+
+schema = {"type": "object", "properties": {"capital": {"type": "string"}}, "required": ["capital"]}
+with load("demo") as model:
+    grammar = Grammars(model.tokenizer).json_schema(schema)
+    print(model.chat("What is the capital of France?", temperature=0, grammar=grammar).text)
+```
+
 To quantise and compile in a script:
 
 ```python
-from pathlib import Path
-
 from baichuan2_tpu import compile_bundle, quantize_checkpoint
 from baichuan2_tpu.compile.driver import BuildSettings
 from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.toolchain import find_toolchain
 
-quantize_checkpoint(Path("Baichuan2-7B-Chat"), Path("baichuan2-7b-w4"), bits=4)
+quantize_checkpoint("Baichuan2-7B-Chat", "baichuan2-7b-w4", bits=4)
 stages = default_stages(context=512, rows=512)
 settings = CompileSettings(bits=4, head="w8", context=512, rows=512, stages=stages, layers_per_net=4)
-compile_bundle(Path("baichuan2-7b-w4"), Path("baichuan2-7b-512"), settings, BuildSettings(find_toolchain()))
+compile_bundle("baichuan2-7b-w4", "baichuan2-7b-512", settings, BuildSettings(find_toolchain()))
 ```
 
 ## If you know another library
@@ -97,6 +107,7 @@ COMPARISON = (
         "`SamplingParams(temperature=…)`",
         "`temperature=…`",
     ),
+    ("answer with JSON by a schema", "", "`response_format=…`", "`structured_outputs=…`", "`grammar=…`"),
     (
         "reuse a computed prefix",
         "`prompt_cache=…`",
@@ -166,19 +177,19 @@ def describe_class(name: str, kind: type) -> Iterator[str]:
 
 def signature(name: str, function: Callable[..., Any]) -> str:
     """Write a signature as the code does, on one line or with a line for each parameter."""
-    found = inspect.signature(function)
-    words = [str(word) for word in parameters(found) if word != "self"]
-    end = f" -> {annotation(found.return_annotation)}"
+    call = inspect.signature(function)
+    words = [str(word) for word in parameters(call) if word != "self"]
+    end = f" -> {annotation(call.return_annotation)}"
     line = f"{name}({', '.join(words)}){end}"
     return (
         line if len(line) <= WIDTH else f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){end}"
     )
 
 
-def parameters(found: inspect.Signature) -> Iterator[str]:
+def parameters(call: inspect.Signature) -> Iterator[str]:
     """Yield every parameter with its type and default, and the star before those that go by name."""
     is_starred = False
-    for parameter in found.parameters.values():
+    for parameter in call.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not is_starred:
             is_starred = True
             yield "*"
@@ -246,8 +257,8 @@ def definition(source: str, name: str) -> str:
 def error_tree() -> str:
     """Return the drawing of all errors."""
     text, _, drawing = (errors.__doc__ or "").partition("::\n")
-    said = text.split("\n\n")[1]
-    return f"`baichuan2_tpu.errors` has them all. {said}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n"
+    sentence = text.split("\n\n")[1]
+    return f"`baichuan2_tpu.errors` has them all. {sentence}\n\n```text\n{inspect.cleandoc(drawing)}\n```\n"
 
 
 def main() -> int:

@@ -26,10 +26,10 @@ class PeerMissingError(Exception):
 
 
 class RunningPeer:
-    """One program, loaded in a child process that ends with the ``with`` block."""
+    """One program in a child process that ends with the ``with`` block, shown as ``label``."""
 
-    def __init__(self, name: str, job: Job, *, python: str) -> None:
-        self.name = name
+    def __init__(self, name: str, job: Job, *, python: str, label: str | None = None) -> None:
+        self.name = label or name
         paths = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [python, "-m", "peers.worker", name, json.dumps(asdict(job))],

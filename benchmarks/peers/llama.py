@@ -77,6 +77,7 @@ class LlamaPeer:
         self.description = Description(
             version=f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}",
             formats=model.formats,
+            kernels=_instruction_sets(library.llama_print_system_info().decode()),
             layers=job.layers,
             block_bytes=model.block_bytes,
             head_bytes=model.head_bytes,
@@ -98,6 +99,12 @@ class LlamaPeer:
         for _ in range(tokens):
             token = int(np.argmax(self._llama.forward([token])))
         return time.perf_counter() - started
+
+
+def _instruction_sets(info: str) -> str:
+    """Return what llama.cpp says it was built with: "CPU : SSE3 = 1 | AVX2 = 1 | ..." as names."""
+    parts = (part.rpartition(":")[2].partition("=") for part in info.split("|"))
+    return " ".join(name.strip() for name, _, value in parts if value.strip() == "1")
 
 
 def load(job: Job) -> LlamaPeer:

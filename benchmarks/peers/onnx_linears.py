@@ -39,6 +39,7 @@ class OnnxPeer:
         self.description = Description(
             version=f"onnxruntime {onnxruntime.__version__}",
             formats=f"MatMulNBits {job.bits} bits, block {BLOCK_SIZE}, asymmetric; linears only",
+            kernels="not told",
             layers=layers,
             block_bytes=graph.weight_bytes,
             head_bytes=0,

@@ -34,6 +34,7 @@ class OurPeer:
         self.description = Description(
             version=f"baichuan2-tpu {__version__}",
             formats=f"{job.bits} bits, group 64, asymmetric, head 8 bits",
+            kernels=self._engine.kernels,
             layers=job.layers,
             block_bytes=self._engine.weight_bytes - head_bytes,
             head_bytes=head_bytes,

@@ -27,7 +27,7 @@ class GgufModel:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The model to build; ``gguf`` is for the programs that read one.
+    """The model to build; ``gguf`` is for programs that read one, ``command`` starts one from outside.
 
     Units: ``context`` counts tokens.
     """
@@ -40,18 +40,19 @@ class Job:
     threads: int
     context: int
     gguf: GgufModel | None = None
+    command: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         """Read what ``json.dumps(asdict(job))`` wrote."""
         values = json.loads(text)
-        gguf = values.pop("gguf")
-        return cls(**values, gguf=GgufModel(**gguf) if gguf else None)
+        gguf, command = values.pop("gguf"), tuple(values.pop("command"))
+        return cls(**values, gguf=GgufModel(**gguf) if gguf else None, command=command)
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What was built.
+    """What was built; ``kernels`` are the instruction sets that the program says it computes with.
 
     Units: ``block_bytes`` and ``head_bytes`` are the weights that one token reads in the layers and in the
     head. ``layers`` may be fewer than the job asked for.
@@ -59,6 +60,7 @@ class Description:
 
     version: str
     formats: str
+    kernels: str
     layers: int
     block_bytes: int
     head_bytes: int

@@ -14,7 +14,12 @@ from typing import TextIO
 
 from peers.protocol import Job, Peer
 
-MODULES = {"ours": "peers.ours", "llama_cpp": "peers.llama", "onnxruntime": "peers.onnx_linears"}
+MODULES = {
+    "ours": "peers.ours",
+    "llama_cpp": "peers.llama",
+    "llama_bench": "peers.llama_bench",
+    "onnxruntime": "peers.onnx_linears",
+}
 
 
 def main() -> None:

@@ -38,9 +38,9 @@ _FORMAT = "baichuan2-tpu conversation 1"
 
 @dataclass(frozen=True, slots=True)
 class AnswerPiece:
-    """What is new of an answer; the last piece, and no other, has the ``result``.
+    """What is new in an answer; only the last piece has the ``result``.
 
-    ``tokens`` are those chosen since the piece before, with the log probabilities that were asked for, and
+    ``tokens`` are those chosen since the previous piece, with the log probabilities that were asked for, and
     ``prompt_tokens`` those of the prompt, where ``prompt_logprobs`` asked for them. ``dropped_rounds`` of the
     oldest rounds of the conversation did not fit the context and are not in the prompt.
     """
@@ -88,8 +88,9 @@ class Conversation:
     """The messages of one conversation, and the engine's memory of the latest prompt and answer.
 
     ``Model.conversation`` makes one; it is open until ``close``, or to the end of ``with``. Messages change
-    only with a result: of a cancelled answer what was written stays, and where nothing was written its
-    question is forgotten too. After an error, or if an answer is not read to its result, they are as before.
+    only when an answer has its result: the text of a cancelled answer is kept, and a question that was
+    cancelled before any text is forgotten. After an error, or if an answer is not read to its end, the
+    messages are as before.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Conversation:
         """Forget all messages but the system message."""
         self._rounds = ()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the messages to a file, as JSON.
 
         Side effect: ``path`` is replaced in one step, once everything is written.
@@ -162,18 +163,18 @@ class Conversation:
         """
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         try:
-            write_json(path, {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
+            write_json(Path(path), {"format": _FORMAT, "messages": messages}, ensure_ascii=False)
         except OSError as exc:
             raise RequestError(
                 f"cannot save to {path}: {exc.strerror or exc}; name a file in a directory you can write to"
             ) from exc
 
-    def load(self, path: Path) -> None:
+    def load(self, path: str | Path) -> None:
         """Replace the messages by those of a saved conversation.
 
         Raises: RequestError, and nothing changes, if the file cannot be read or is not a saved conversation.
         """
-        content = read_json(path, RequestError, "name a saved file")
+        content = read_json(Path(path), RequestError, "name a saved file")
         try:
             messages = _messages(content)
         except RequestError as exc:

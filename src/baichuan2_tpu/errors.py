@@ -14,10 +14,10 @@ Every message says what failed, the value seen, the value allowed and the next s
     │   └── DeviceError        a device, or the vendor's library that drives it, reported a fault
     ├── ContextLengthError     a sequence does not fit the context
     ├── RequestError           a setting or an input of the user is not allowed
-    └── ServiceError           a server gave up a request, which is all right in itself
+    └── ServiceError           a server refused or gave up a request that is valid
         ├── QueueFull          too many requests wait already
-        ├── DeadlineError      the time a request had is over
-        └── ShutdownError      the server stops
+        ├── DeadlineError      a request ran out of time
+        └── ShutdownError      the server is shutting down
 """
 
 from baichuan2_tpu.quoting import escape_controls, shorten

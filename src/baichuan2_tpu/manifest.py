@@ -17,7 +17,7 @@ from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthEr
 from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
 from baichuan2_tpu.quoting import quote
 
-__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "find_bmodel", "is_bundle"]
+__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 2
@@ -185,22 +185,6 @@ class Manifest:
 def is_bundle(path: Path) -> bool:
     """Tell whether a compiled bundle lies at ``path``."""
     return (path / MANIFEST_NAME).is_file()
-
-
-def find_bmodel(path: Path) -> Path | None:
-    """Return the bmodel of a folder without manifest, as the vendor ships it; None beside weights.
-
-    Raises: ArtifactError when there are several to choose from.
-    """
-    is_other = is_bundle(path) or any(any(path.glob(kind)) for kind in ("*.safetensors", "*.bin"))
-    bmodels = [] if is_other else sorted(path.glob("*.bmodel"))
-    if len(bmodels) > 1:
-        names = ", ".join(bmodel.name for bmodel in bmodels)
-        raise ArtifactError(
-            f"{path}: holds {len(bmodels)} bmodels ({names}); put each into a folder of its own with "
-            "the tokenizer.model, and name that folder"
-        )
-    return bmodels[0] if bmodels else None
 
 
 def _read_model(values: object) -> ModelConfig:

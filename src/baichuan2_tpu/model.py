@@ -1,6 +1,6 @@
 """An opened model: what a script, the command line, the server, evaluation and the benchmark all use.
 
-``load`` does everything at once. Who must check more between the files and the weights takes two steps:
+``load`` does everything at once. Code that must check more between files and weights takes two steps:
 ``find_model``, which opens tokenizer, template and settings, and then ``ModelFiles.open``. Nothing else opens
 an engine. Not here: many requests on one engine (``server``), float weights that are scored as they are
 (``reference.float_model``).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -31,15 +31,16 @@ from baichuan2_tpu.checkpoint.identify import Located, ModelKind
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
-from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.generate.loop import Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.memory import fit_context
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.resolve import resolve_model
 from baichuan2_tpu.text.messages import Message
 from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate, find_template, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class EngineSettings:
             ("context", self.context, 1),
             ("threads", self.threads, 1),
         ):
-            if number is not None and number < least:
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, Integral):
+                raise RequestError(f"{name} is {quote(number)}; a whole number is allowed")
+            if number < least:
                 raise RequestError(f"{name} is {number}; {least} or more is allowed")
 
 
@@ -111,7 +116,7 @@ class ModelFiles:
         """
         tokenizer = open_tokenizer(located.path)
         return cls(
-            name, located, tokenizer, _find_template(located.path, tokenizer), read_settings(located.path)
+            name, located, tokenizer, find_template(located.path, tokenizer), read_settings(located.path)
         )
 
     def read_config(self) -> ModelConfig:
@@ -156,7 +161,9 @@ class ModelFiles:
             notice=notice,
         )
         if engine.is_simulated:
-            notice("running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed")
+            notice(
+                "running on the simulator of a BM1684X: the same tokens, slowly; not a measure of its speed"
+            )
         return Model(self, engine)
 
 
@@ -201,7 +208,7 @@ class Model:
 
     @property
     def settings(self) -> GenerationSettings:
-        """The settings of an answer that no keyword replaces."""
+        """The model's default settings of an answer."""
         return self.files.settings
 
     @property
@@ -259,7 +266,7 @@ class Model:
         """
         chosen = self.settings.override(**settings)
         return self._answer(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _ids(prompt), chosen
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else _read_ids(prompt), chosen
         )
 
     def tokens(self, prompt: Messages) -> list[int]:
@@ -275,6 +282,9 @@ class Model:
     def close(self) -> None:
         """Free the weights and every conversation's memory; closing twice is allowed."""
         self.engine.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name} on {self.engine.name}, {self.max_context} tokens of context>"
 
     def __enter__(self) -> Self:
         return self
@@ -335,7 +345,7 @@ def find_model(
 ) -> ModelFiles:
     """Find the quantised checkpoint or the compiled model behind ``model``, and read what is beside it.
 
-    A path that is no text is never taken for a known name.
+    A ``Path`` is never taken for a known name.
     Side effect: what is not here yet is fetched and quantised into the user's cache.
     Raises: RequestError, FetchError, CheckpointError.
     """
@@ -368,22 +378,20 @@ def _quantise_progress(progress: LoadProgress) -> Callable[[QuantizeEvent], None
     return lambda event: progress("quantising", event.done_bytes, event.total_bytes)
 
 
-def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the chat template, or None; ``ModelFiles.require_template`` says why there is none."""
-    try:
-        return open_template(directory, tokenizer)
-    except CheckpointError:
-        return None
-
-
-def _ids(prompt: Sequence[object]) -> list[int]:
-    """Return the token ids of a prompt that is none of text."""
-    if not all(isinstance(token_id, Integral) for token_id in prompt):
-        raise RequestError(f"a prompt is {prompt!r}; one text, or the token ids of one, is allowed")
-    return [int(token_id) for token_id in cast("Sequence[int]", prompt)]
+def _read_ids(prompt: object) -> list[int]:
+    """Return the token ids of a prompt that is not a text."""
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes):
+        ids = list(cast("Iterable[object]", prompt))
+        if all(isinstance(token_id, Integral) for token_id in ids):
+            return [int(token_id) for token_id in cast("list[int]", ids)]
+    raise RequestError(
+        f"the prompt is {quote(cast('object', prompt))}; one text, or the token ids of one, is allowed"
+    )
 
 
 def _read_messages(messages: Messages) -> list[Message]:
     if isinstance(messages, str):
         return [Message("user", messages)]
+    if isinstance(messages, Mapping | bytes) or not isinstance(cast("object", messages), Iterable):
+        raise RequestError(f"messages is {quote(messages)}; a text or a list of messages is allowed")
     return [item if isinstance(item, Message) else read_message(item) for item in messages]

@@ -2,13 +2,12 @@
 
 A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
 they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
-files, the bits and the group size. Who finds everything in place imports neither HTTP nor the quantiser.
+files, the bits and the group size. If everything is in place, neither HTTP nor the quantiser is imported.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening the model (``model``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
-from baichuan2_tpu.checkpoint.identify import Located, identify
+from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
@@ -29,6 +28,7 @@ from baichuan2_tpu.fetch import (
     cache_folder,
     fetch_demo,
 )
+from baichuan2_tpu.files import hash_blocks
 from baichuan2_tpu.shapes import SHAPES
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ Notice = Callable[[str], None]
 
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
-_SOURCE_FILES = ("*.json", "*.model", "*.safetensors", "*.bin", "*.gguf")
+_SOURCE_FILES = ("*.json", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def find_source(
             raise RequestError(f"{model} is compiled already; give a checkpoint, such as baichuan2-7b-chat")
         return identify(known.fetch(FetchWish(notice, progress, spare_bytes)))
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():  # no name at all would be this directory
         return identify(path)
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
@@ -206,10 +206,10 @@ def _fingerprint(path: Path) -> str:
     """Describe a model's files without reading them: names, sizes and times of change."""
     files = [path] if path.is_file() else sorted({file for kind in _SOURCE_FILES for file in path.glob(kind)})
     described = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return hash_blocks([json.dumps(described).encode()])
 
 
 def _cached_path(name: str, fingerprint: str, bits: Bits, group_size: int) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
-    key = hashlib.sha256(f"{__version__} {fingerprint}".encode()).hexdigest()[:_KEY_DIGITS]
+    key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
     return cache_folder() / "models" / f"{name}-w{bits}g{group_size}-{key}"

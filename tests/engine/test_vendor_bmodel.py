@@ -150,7 +150,7 @@ def test_the_whole_context_can_be_filled_and_no_more(engine: Engine) -> None:
 def test_sampling_is_refused(engine: Engine, folder: Path) -> None:
     settings = GenerationSettings(sampling=SamplingSettings(temperature=0.7))
     answer = generate(TrackedSequence(engine), open_tokenizer(folder), PROMPT, settings)
-    with pytest.raises(RequestError, match="knows only the likeliest token of each step: it cannot sample"):
+    with pytest.raises(RequestError, match="knows only the most likely token of each step: it cannot sample"):
         next(answer)
 
 

@@ -27,7 +27,7 @@ class Clock:
 
 
 def greedy(max_tokens: int = 8, **changes: object) -> GenerationSettings:
-    """Return settings that always choose the likeliest token."""
+    """Return settings that always choose the most likely token."""
     sampling = SamplingSettings(temperature=0)
     return GenerationSettings(sampling, max_tokens, **changes)  # pyright: ignore[reportArgumentType]
 

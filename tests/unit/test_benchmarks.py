@@ -1,6 +1,8 @@
 """What the benchmark scripts compute themselves: ratios, plain rounding, tables, an estimate of a whole."""
 
 import importlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,26 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     compare = importlib.import_module("compare_cpu")
     # Every round is twice as fast; the machine was slow in the second.
     assert compare.ratio([20.0, 2.0, 30.0], [10.0, 1.0, 15.0]) == 2.0
+
+
+def test_a_prebuilt_llama_bench_is_asked_for_both_tests(tmp_path: Path) -> None:
+    peer, protocol = importlib.import_module("peers.llama_bench"), importlib.import_module("peers.protocol")
+    program, calls = tmp_path / "llama-bench", tmp_path / "calls"
+    answer = '[{"build_number": 7, "build_commit": "abc", "avg_ts": 20.0}]'
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {calls}\necho '{answer}'\n")
+    program.chmod(0o755)
+    gguf = protocol.GgufModel("x.gguf", "Q4_0", 100, 10)
+    job = protocol.Job("tiny", 64, 128, 2, 4, 2, 512, gguf, (str(program), "-rtr", "1"))
+    bench = peer.load(protocol.Job.from_json(json.dumps(asdict(job))))
+    assert bench.description.version == f"{program}, build 7 (abc)"
+    assert bench.prefill(512) == 512 / 20
+    assert bench.decode(14, 24) == 24 / 20
+    assert [line.split()[-4:] for line in calls.read_text().splitlines()] == [
+        ["-p", "1", "-n", "0"],
+        ["-p", "512", "-n", "0"],
+        ["-p", "0", "-n", "24"],
+    ]
+    assert calls.read_text().startswith("-rtr 1 -m x.gguf -t 2 -b 512 -ub 512 -r 1 -o json")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -214,7 +214,7 @@ def test_a_saved_conversation_is_loaded_as_it_was(
     with open_conversation(scripted(*answers), system=system) as conversation:
         for _ in answers:
             conversation.chat("你好")
-        conversation.save(path)
+        conversation.save(str(path))
         saved = conversation.messages
     with open_conversation(scripted(), system="other") as loaded:
         loaded.load(path)

@@ -52,6 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_loaded_model_says_what_it_is(model: Model, checkpoint: Path) -> None:
     assert (model.name, model.kind, model.engine.name) == (str(checkpoint), "quantized", "cpu")
+    assert repr(model) == f"<Model {checkpoint} on cpu, 256 tokens of context>"
     assert (model.max_context, model.config.vocabulary_size) == (256, 400)
     assert (model.settings.max_tokens, model.settings.sampling.is_greedy) == (32, True)
 
@@ -111,6 +112,8 @@ def test_a_bias_and_a_stop_text_are_settings_too(model: Model) -> None:
         ({"stop": 3}, "stop is 3; a text or several are allowed"),
         ({"stop": ["a", 3]}, r"stop is \['a', 3\]; a text or several are allowed"),
         ({"stop_ids": "a"}, "stop_ids is 'a'; a whole number is allowed"),
+        ({"ignore_eos": 1}, "ignore_eos is 1; True or False is allowed"),
+        ({"grammar": "json"}, "grammar is 'json'; a compiled grammar is allowed"),
         ({"logit_bias": [1]}, r"logit_bias is \[1\]; a mapping of token ids to numbers is allowed"),
     ],
 )
@@ -128,8 +131,17 @@ def test_a_wrong_setting_is_refused_before_the_first_piece(
 def test_what_is_no_message_is_refused(model: Model) -> None:
     with pytest.raises(RequestError, match="a message is 'hi'; an object with the texts role and content"):
         model.chat(["hi"])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RequestError, match="a message is 5; a text is allowed"):
+        model.conversation(system=5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RequestError, match="message 1 is a system message; it is allowed first only"):
         model.chat([{"role": "user", "content": "hi"}, {"role": "system", "content": "Be brief."}])
+
+
+@pytest.mark.parametrize("messages", [None, 5, b"hi", {"role": "user", "content": "hi"}], ids=repr)
+def test_what_is_not_a_list_of_messages_is_refused_by_name(model: Model, messages: object) -> None:
+    # A single message was read by its keys: "a message is 'role'".
+    with pytest.raises(RequestError, match=r"^messages is .*; a text or a list of messages is allowed"):
+        model.chat(messages)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_conversation_remembers_and_computes_only_what_is_new(model: Model) -> None:
@@ -162,9 +174,11 @@ def test_generate_continues_a_text_as_it_is(model: Model) -> None:
     assert answer.token_ids != model.chat("Paris is", max_tokens=6).token_ids
 
 
-def test_several_prompts_at_once_are_refused(model: Model) -> None:
-    with pytest.raises(RequestError, match=r"a prompt is \['a', 'b'\]; one text, or the token ids of one"):
-        model.generate(["a", "b"])  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("prompt", [["a", "b"], None, 3, b"hi", [1, 2.5]], ids=repr)
+def test_what_is_not_one_prompt_is_refused(model: Model, prompt: object) -> None:
+    # Bytes were taken for token ids.
+    with pytest.raises(RequestError, match=r"^the prompt is .*; one text, or the token ids of one"):
+        model.generate(prompt)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_base_model_loads_and_only_a_chat_needs_a_template(base: Path) -> None:
@@ -230,6 +244,8 @@ def test_a_path_is_never_taken_for_a_known_name(tmp_path: Path, monkeypatch: pyt
     ("settings", "complaint"),
     [
         ({"context": 0}, "context is 0; 1 or more is allowed"),
+        ({"context": "512"}, "context is '512'; a whole number is allowed"),
+        ({"context": 512.0}, r"context is 512\.0; a whole number is allowed"),
         ({"threads": 0}, "threads is 0; 1 or more is allowed"),
         ({"device": -1}, "device is -1; 0 or more is allowed"),
         ({"engine": "gpu"}, "there is no engine 'gpu'; choose one of auto, cpu, bmrt, sail, simulator"),

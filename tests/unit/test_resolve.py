@@ -42,6 +42,12 @@ def test_float_checkpoint_is_quantised_once(source: Path, cache: Path) -> None:
     assert resolve_model(str(source), notice=pytest.fail) == located
 
 
+def test_an_empty_name_is_refused_with_those_that_are_known() -> None:
+    # It was taken for the directory of the shell, which holds no config.json.
+    with pytest.raises(RequestError, match=r"'' is neither a path that exists nor a known model; .*: demo,"):
+        resolve_model("", notice=pytest.fail)
+
+
 def test_settings_choose_another_place(source: Path) -> None:
     four = resolve_model(str(source), notice=lambda _: None)
     eight = resolve_model(str(source), ResolveSettings(bits=8), notice=lambda _: None)

@@ -19,6 +19,7 @@ from baichuan2_tpu.bench.cpu import (
     run_bench,
     shape_config,
 )
+from baichuan2_tpu.bench.profile import ProfileReport, ProfileSettings, run_profile
 from baichuan2_tpu.bench.table import PerformanceRow, performance_table
 from baichuan2_tpu.bench.timing import (
     VENDOR_PROMPT,
@@ -40,6 +41,8 @@ __all__ = [
     "ClientsMeasurement",
     "Measurement",
     "PerformanceRow",
+    "ProfileReport",
+    "ProfileSettings",
     "RandomWeights",
     "Run",
     "Traffic",
@@ -52,6 +55,7 @@ __all__ = [
     "prompt_lengths",
     "run_bench",
     "run_bundle_bench",
+    "run_profile",
     "shape_config",
     "vendor_prompt_ids",
 ]

@@ -53,7 +53,7 @@ def processor_platform(threads: int, root: Path = Path("/")) -> str:
 def chip_platform(chip: str, engine: str, *, is_simulated: bool, root: Path = Path("/")) -> str:
     """Return the chip with the board it is on, and the library that drove it."""
     if is_simulated:
-        return f"simulator of {chip.upper()}: no measure of its speed"
+        return f"simulator of {chip.upper()}: not a measure of its speed"
     board = _board(root)
     return f"{chip.upper()} on {board}, {engine}" if board else f"{chip.upper()}, {engine}"
 

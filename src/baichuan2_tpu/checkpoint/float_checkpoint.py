@@ -6,7 +6,9 @@ Source: ``modeling_baichuan.py`` of Baichuan2-7B (``W_pack``, ``NormHead``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
+from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
 from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
@@ -80,6 +83,20 @@ class FloatCheckpoint:
             source = ShardedSource(path, BIN_NAME, TorchFile)
         _check_dtypes(source)
         return cls(path, config, source)
+
+    @contextmanager
+    def tokenizer_files(self) -> Generator[Path, None, None]:
+        """Give the folder that the tokenizer can be read from; a GGUF's is written out for as long.
+
+        Raises: CheckpointError for the tokenizer of a GGUF that cannot be written.
+        """
+        if self.metadata is None:
+            yield self.path
+            return
+        check_tokenizer(self.path, self.metadata)
+        with tempfile.TemporaryDirectory(prefix="baichuan2-tokenizer-") as folder:
+            write_tokenizer(self.metadata, Path(folder))
+            yield Path(folder)
 
     @property
     def files(self) -> tuple[Path, ...]:

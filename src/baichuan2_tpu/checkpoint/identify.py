@@ -9,16 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.errors import ArtifactError, CheckpointError
 from baichuan2_tpu.files import read_json
-from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel, is_bundle
+from baichuan2_tpu.manifest import MANIFEST_NAME, is_bundle
 
-__all__ = ["BIN_NAME", "SAFETENSORS_NAME", "Located", "ModelKind", "has_weights", "identify"]
+__all__ = [
+    "BIN_NAME",
+    "SAFETENSORS_NAME",
+    "WEIGHT_FILES",
+    "Located",
+    "ModelKind",
+    "find_bmodel",
+    "has_weights",
+    "identify",
+]
 
 ModelKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
 
 SAFETENSORS_NAME = "model.safetensors"
 BIN_NAME = "pytorch_model.bin"
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+"""Patterns of the files of weights in a checkpoint, in one file or in shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,8 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     if not path.is_dir():
         if path.suffix == ".bmodel" and path.exists():
             raise CheckpointError(f"{path}: is one file of a model; name its folder")
-        seen = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path}: {seen}, allowed is a directory or a .gguf file")
+        state = "is a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path}: {state}, allowed is a directory or a .gguf file")
     if is_bundle(path):
         return Located(path, "bundle")
     bmodel = find_bmodel(path)
@@ -60,6 +71,22 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
         _check_weights(path)
     is_quantized = read_json(path / "config.json").get("quantization_config") is not None
     return Located(path, "quantized" if is_quantized else "float")
+
+
+def find_bmodel(path: Path) -> Path | None:
+    """Return the bmodel of a folder without manifest, as the vendor ships it; None beside weights.
+
+    Raises: ArtifactError when there are several to choose from.
+    """
+    is_other = is_bundle(path) or any(any(path.glob(kind)) for kind in WEIGHT_FILES)
+    bmodels = [] if is_other else sorted(path.glob("*.bmodel"))
+    if len(bmodels) > 1:
+        names = ", ".join(bmodel.name for bmodel in bmodels)
+        raise ArtifactError(
+            f"{path}: holds {len(bmodels)} bmodels ({names}); put each into a folder of its own with "
+            "the tokenizer.model, and name that folder"
+        )
+    return bmodels[0] if bmodels else None
 
 
 def has_weights(directory: Path, name: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.source import TensorInfo
+from baichuan2_tpu.checkpoint.weights import WORD_BITS
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote
@@ -62,7 +63,6 @@ PACKED_QKV = "self_attn.W_pack"
 _HARMLESS = (
     "rotary_emb.inv_freq"  # a buffer that old versions of transformers saved; it follows from the config
 )
-_WORD_BITS = 32
 
 
 def layer_linears(config: ModelConfig, layer: int) -> dict[str, tuple[int, int]]:
@@ -124,7 +124,7 @@ def packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> 
     Raises: CheckpointError when N or K is not a multiple of what a word holds.
     """
     assert config.quantization is not None  # noqa: S101 - our own invariant
-    per_word = _WORD_BITS // linear_bits(config, name)
+    per_word = WORD_BITS // linear_bits(config, name)
     if outputs % per_word or inputs % per_word:
         raise CheckpointError(
             f"{name} has {outputs} rows and {inputs} columns, allowed are multiples of {per_word}; "

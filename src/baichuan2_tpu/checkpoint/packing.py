@@ -9,11 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.weights import PackedLinear
+from baichuan2_tpu.checkpoint.weights import WORD_BITS, PackedLinear
 
 __all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
-
-_WORD_BITS = 32
 
 
 def pack_linear(
@@ -80,7 +78,7 @@ def _unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
         return packed
-    values = np.empty((words.shape[0], words.shape[1] * _WORD_BITS // bits), np.uint8)
+    values = np.empty((words.shape[0], words.shape[1] * WORD_BITS // bits), np.uint8)
     values[:, 0::2] = packed & np.uint8(15)
     values[:, 1::2] = packed >> np.uint8(4)
     return values

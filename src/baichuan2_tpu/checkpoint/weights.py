@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.config import ModelConfig
 
-__all__ = ["PackedLinear", "Weights"]
+__all__ = ["WORD_BITS", "PackedLinear", "Weights"]
+
+WORD_BITS = 32
+"""Bits of the words that integers are packed into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,14 @@ from baichuan2_tpu.cli.terminal import notice, write_result
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from baichuan2_tpu.bench import BenchReport, BenchSettings, BundleBenchSettings, BundleReport
+    from baichuan2_tpu.bench import (
+        BenchReport,
+        BenchSettings,
+        BundleBenchSettings,
+        BundleReport,
+        ProfileReport,
+    )
+    from baichuan2_tpu.config import ModelConfig
     from baichuan2_tpu.engine.base import Engine
     from baichuan2_tpu.model import EngineSettings, ModelFiles
 
@@ -56,9 +64,19 @@ _Clients = Annotated[
     typer.Option(
         "--clients",
         metavar="N,N,…",
-        help="Also measure so many answers at once, such as 1,4,16,32.",
+        help="Also measure this many answers at once, such as 1,4,16,32.",
         show_default=False,
     ),
+]
+_Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile", help="Instead: where the time of a token goes, by kind of work; on the cpu engine."
+    ),
+]
+_Picture = Annotated[
+    Path | None,
+    typer.Option("--picture", metavar="FILE", help="Draw the profile, as SVG.", show_default=False),
 ]
 
 
@@ -74,6 +92,8 @@ def bench(
     decode: _Decode = None,
     repetitions: _Repetitions = None,
     clients: _Clients = None,
+    profile: _Profile = False,
+    picture: _Picture = None,
     context: options.Context = None,
     threads: options.Threads = None,
     engine: options.Engine = options.EngineName.AUTO,
@@ -84,10 +104,11 @@ def bench(
 ) -> None:
     """Measure how fast a model answers here.
 
-    Prints load, first token, prefill and decode, as median and range, with the machine's limits; for a
-    bundle, the first token by prompt length, and decode. With --clients, a table of several answers at
-    once follows: the time of a step, tokens per second, and what a step asks of the device. A row of a
-    performance table follows, in Markdown, and on the last line one JSON object.
+    Prints the times of loading, first token, prefill and decode, as median and range, with the machine's
+    limits; for a bundle, the time to the first token by prompt length, and decode. --clients adds a table of
+    several answers at once: time per step, tokens per second, and what a step asks of the device. Then
+    follow a row of a performance table, in Markdown, and on the last line one JSON object. --profile prints
+    tables of the kinds of work instead: for a prompt, and for answers after a short and after a long one.
     """
     from baichuan2_tpu.model import EngineSettings
 
@@ -96,12 +117,29 @@ def bench(
     if bits is not None and shape is None:
         raise typer.BadParameter("--bits needs --shape; a model has bits of its own")
     opening = EngineSettings(engine.value, device, context, threads, exact)
+    if picture is not None and not profile:
+        raise typer.BadParameter("--picture needs --profile")
     lengths = _Lengths(prefill, decode, repetitions, _parse_clients(clients))
-    if model is None:
-        report = _bench_shape(shape or "", bits or options.BitsName.FOUR, lengths, opening)
+    source = _RandomModel(shape or "", bits or options.BitsName.FOUR) if model is None else find_model(model)
+    if profile:
+        _show_profile(_profile(source, lengths, opening), picture, as_json=as_json)
+    elif isinstance(source, _RandomModel):
+        _show(_bench_shape(source, lengths, opening), as_json=as_json)
     else:
-        report = _bench_model(find_model(model), lengths, opening)
-    _show(report, as_json=as_json)
+        _show(_bench_model(source, lengths, opening), as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _RandomModel:
+    """Random weights of an official shape."""
+
+    shape: str
+    bits: options.BitsName
+
+    @property
+    def name(self) -> str:
+        """How results call it."""
+        return f"{self.shape} (random weights)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,27 +242,53 @@ def _prompt_ids(files: ModelFiles, budget: int) -> tuple[int, ...]:
     return files.require_template().render([Message("user", VENDOR_PROMPT)], budget).ids
 
 
-def _bench_shape(
-    shape: str, bits: options.BitsName, lengths: _Lengths, opening: EngineSettings
-) -> BenchReport:
-    """Make random weights before the clock runs; the load time is then the engine's own."""
+def _bench_shape(source: _RandomModel, lengths: _Lengths, opening: EngineSettings) -> BenchReport:
     from baichuan2_tpu.bench import run_bench, vendor_prompt_ids
+
+    config, open_engine = _shape_opener(source, opening)
+    settings = lengths.settings(vendor_prompt_ids(config), opening.threads)
+    return run_bench(open_engine, settings, model=source.name, on_step=notice)
+
+
+def _shape_opener(source: _RandomModel, opening: EngineSettings) -> tuple[ModelConfig, Callable[[], Engine]]:
+    """Make random weights before the clock runs; the load time is then the engine's own."""
     from baichuan2_tpu.checkpoint.random_weights import RandomWeights
     from baichuan2_tpu.engine.cpu import CpuEngine
     from baichuan2_tpu.memory import fit_context
     from baichuan2_tpu.shapes import shape_config
 
     if opening.engine not in ("auto", "cpu"):
-        raise typer.BadParameter("--shape runs on the cpu engine alone")
-    config = shape_config(shape, bits.bits)
+        raise typer.BadParameter("--shape runs only on the cpu engine")
+    config = shape_config(source.shape, source.bits.bits)
     fit_context(config, opening.context, notice)
     weights = RandomWeights(config)
+    return config, lambda: CpuEngine(
+        weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact
+    )
 
-    def open_engine() -> Engine:
-        return CpuEngine(weights, context=opening.context, threads=opening.threads, is_exact=opening.is_exact)
 
-    settings = lengths.settings(vendor_prompt_ids(config), opening.threads)
-    return run_bench(open_engine, settings, model=f"{shape} (random weights)", on_step=notice)
+def _profile(source: _RandomModel | ModelFiles, lengths: _Lengths, opening: EngineSettings) -> ProfileReport:
+    """Measure where the time of a token goes; --prefill and --decode set the lengths."""
+    from baichuan2_tpu.bench import ProfileSettings, available_threads, run_profile
+
+    is_random = isinstance(source, _RandomModel)
+    open_engine = _shape_opener(source, opening)[1] if is_random else _engine_opener(source, opening)
+    settings = ProfileSettings(
+        prompt_tokens=lengths.prefill or 512,
+        decode_tokens=lengths.decode or 16,
+        threads=opening.threads or available_threads(),
+    )
+    return run_profile(open_engine, settings, model=source.name, on_step=notice)
+
+
+def _show_profile(report: ProfileReport, picture: Path | None, *, as_json: bool) -> None:
+    """Print the tables and one JSON object, or the object alone; draw where a file is named."""
+    if picture is not None:
+        picture.write_text(report.draw(), "utf-8")
+        notice(f"[picture: {picture}]")
+    if not as_json:
+        write_result("\n".join(report.lines()) + "\n\n")
+    write_result(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
 
 
 def _show(report: BenchReport | BundleReport, *, as_json: bool) -> None:

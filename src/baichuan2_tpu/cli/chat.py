@@ -48,7 +48,7 @@ def chat(
     exact: options.Exact = False,
     debug: options.Debug = False,
 ) -> None:
-    """Hold a conversation; /help shows what can be typed.
+    """Chat in the terminal; /help lists the commands.
 
     Answers go to standard output. Without a terminal, each line of standard input is a message.
     """

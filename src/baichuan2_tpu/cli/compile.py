@@ -84,7 +84,7 @@ _Stages = Annotated[
     typer.Option(
         "--stages",
         metavar="TxS,TxS,…",
-        help="What launches can take: T new tokens after up to S rows in use.",
+        help="Sizes of launches to compile: T new tokens after up to S rows of history.",
         show_default="chosen by what each saves",
     ),
 ]
@@ -106,10 +106,13 @@ _HeadForm = Annotated[
 _HeadGives = Annotated[
     _HeadOutput,
     typer.Option(
-        "--head-output", help="What the head returns: all logits, the likeliest token, or the 64 likeliest."
+        "--head-output",
+        help="What the head returns: all logits, the most likely token, or the 64 most likely.",
     ),
 ]
-_EmbeddingPlace = Annotated[_Embedding, typer.Option("--embedding", help="Where the embedding is looked up.")]
+_EmbeddingPlace = Annotated[
+    _Embedding, typer.Option("--embedding", help="Where the embedding table is kept.")
+]
 _Float = Annotated[_Dtype, typer.Option("--dtype", help="Type of the activations and of the KV cache.")]
 _Devices = Annotated[int, typer.Option("--devices", min=1, help="TPUs that share the model.")]
 _Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Compilers that run at the same time.")]
@@ -120,7 +123,8 @@ _Place = Annotated[
     Path | None, typer.Option("--toolchain", help="Folder of TPU-MLIR.", show_default="the user's cache")
 ]
 _DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be built and what that takes, and stop.")
+    bool,
+    typer.Option("--dry-run", help="Print what would be built, and the time and memory it takes, and stop."),
 ]
 _PlanJson = Annotated[bool, typer.Option("--json", help="With --dry-run: print one JSON object.")]
 
@@ -268,10 +272,10 @@ def _show(facts: dict[str, object], *, as_json: bool) -> None:
         write_result(json.dumps(facts) + "\n")
         return
     for name, value in facts.items():
-        write_result(f"{name:<24}{_shown(name, value)}\n")
+        write_result(f"{name:<24}{_format_value(name, value)}\n")
 
 
-def _shown(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     """Write a value for a person."""
     if isinstance(value, int) and name.endswith("_bytes"):
         return f"{value / 1e9:.2f} GB"

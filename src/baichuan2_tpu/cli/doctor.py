@@ -43,7 +43,7 @@ def doctor(
         typer.Option(
             "--rows",
             min=1,
-            help="Tokens that all conversations together can hold on the TPU, of a checkpoint to compile.",
+            help="For a checkpoint to compile: tokens that all conversations together can hold on the TPU.",
             show_default="the context",
         ),
     ] = None,

@@ -36,10 +36,10 @@ def estimate(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a token of a compiled bundle will take on the device, for one user and for many.
+    """Estimate the time per token of a compiled bundle on the device, for one user and for many.
 
-    The figures are those of the compiler's cycle model, never a measurement; what it leaves out is said below
-    them. Neither a device nor the compiler is needed.
+    The figures are those of the compiler's cycle model, never a measurement; what it leaves out is listed
+    below them. Neither a device nor the compiler is needed.
     """
     from baichuan2_tpu.estimate import draw, to_json
     from baichuan2_tpu.estimate import estimate as add_up

@@ -49,7 +49,10 @@ _Text = Annotated[
     ),
 ]
 _Tokens = Annotated[
-    int | None, typer.Option("--tokens", min=2, help="Score only the first tokens.", show_default="all")
+    int | None,
+    typer.Option(
+        "--tokens", min=2, help="Score only this many tokens, from the start of the text.", show_default="all"
+    ),
 ]
 _Window = Annotated[
     int | None, typer.Option("--window", min=2, help="Tokens per window.", show_default="512")
@@ -75,7 +78,9 @@ _FewShot = Annotated[
     int | None,
     typer.Option("--few-shot", min=0, help="Solved examples before a question.", show_default="the task's"),
 ]
-_Chat = Annotated[bool, typer.Option("--chat", help="Ask as a user of a chat, not as text to continue.")]
+_Chat = Annotated[
+    bool, typer.Option("--chat", help="Ask through the chat template, not as text to continue.")
+]
 _Against = Annotated[
     str | None,
     typer.Option(

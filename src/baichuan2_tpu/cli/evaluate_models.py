@@ -5,7 +5,6 @@ Not here: the options (``evaluate``), scoring (``baichuan2_tpu.evaluate``).
 
 from __future__ import annotations
 
-import tempfile
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.cli.models import find_model, open_model
 from baichuan2_tpu.cli.terminal import byte_bar, notice
-from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Subject
 from baichuan2_tpu.manifest import Manifest
 from baichuan2_tpu.model import EngineSettings, Model, ModelFiles
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import KNOWN_MODELS, find_source
 from baichuan2_tpu.text.registry import open_tokenizer
-from baichuan2_tpu.text.template import ChatTemplate, open_template
+from baichuan2_tpu.text.template import ChatTemplate, find_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -122,19 +120,14 @@ class FloatCandidate:
 
     @classmethod
     def find(cls, name: str, source: Path) -> FloatCandidate:
-        """Open the files at ``source``; the tokenizer of a GGUF file is written out to be read.
+        """Open the files at ``source``.
 
         Raises: CheckpointError.
         """
         checkpoint = FloatCheckpoint.open(source)
-        with tempfile.TemporaryDirectory(prefix="baichuan2-tokenizer-") as scratch:
-            directory = source
-            if checkpoint.metadata is not None:
-                directory = Path(scratch)
-                check_tokenizer(source, checkpoint.metadata)
-                write_tokenizer(checkpoint.metadata, directory)
+        with checkpoint.tokenizer_files() as directory:
             tokenizer = open_tokenizer(directory)
-            return cls(name, checkpoint, tokenizer, _find_template(directory, tokenizer))
+            return cls(name, checkpoint, tokenizer, find_template(directory, tokenizer))
 
     @property
     def is_float(self) -> bool:
@@ -202,10 +195,3 @@ def _describe_weights(model: Model) -> str:
     if model.kind == "bundle":
         return f"{Manifest.read(model.files.located.path).bits} bits"
     return f"{model.config.quantization.bits} bits" if model.config.quantization else ""
-
-
-def _find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    try:
-        return open_template(directory, tokenizer)
-    except CheckpointError:
-        return None  # a base model; only --chat would need one

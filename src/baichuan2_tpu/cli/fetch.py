@@ -49,11 +49,12 @@ def fetch(
         typer.Option("--source", help="Hub of a float checkpoint.", show_default="huggingface"),
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Folder.", show_default="in the user's cache")
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Folder to fetch into.", show_default="in the user's cache"),
     ] = None,
     connections: Annotated[
         int | None,
-        typer.Option("--connections", min=1, max=32, help="Requests at the same time.", show_default="4"),
+        typer.Option("--connections", min=1, max=32, help="Parallel connections.", show_default="4"),
     ] = None,
     revision: Annotated[
         str | None,
@@ -61,9 +62,11 @@ def fetch(
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare the fetched files with their sha256; fetch nothing."),
+        typer.Option("--verify", help="Only compare the fetched files with their sha256."),
     ] = False,
-    is_list: Annotated[bool, typer.Option("--list", help="Show the names, and which are here.")] = False,
+    is_list: Annotated[
+        bool, typer.Option("--list", help="List the known names, and which are fetched.")
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -90,7 +93,7 @@ def fetch(
         with byte_bar("fetching") as progress:
             path = _fetch(name, wish, progress)
     except KeyboardInterrupt:
-        notice("stopped; what came is kept, and the same command goes on")
+        notice("stopped; what came is kept, and the same command continues")
         raise
     _show_result(name, path, as_json=as_json)
 

@@ -24,7 +24,7 @@ __all__ = ["generate"]
 def generate(
     model: options.Model,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="What to say; - reads standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads standard input.")
     ] = None,
     *,
     file: Annotated[

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["info"]
 
-_WEIGHT_FILES = ("*.safetensors", "*.bin")
-
 
 def info(
     model: options.Model,
@@ -39,10 +37,10 @@ def info(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show what a model is and what it will take.
+    """Show what a model is and how much memory it will take.
 
-    Nothing is loaded. A float checkpoint is not quantised for this: it is counted as if it were, at --bits
-    and --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
+    Nothing is loaded or quantised: a float checkpoint is counted as if it were quantised to --bits and
+    --head-bits. For a compiled bundle the manifest is shown; --verify reads all files.
     """
     from baichuan2_tpu.config import QuantizationConfig
 
@@ -59,10 +57,10 @@ def info(
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
         return
     for name, value in facts.items():
-        write_result(f"{name:<24}{_shown(name, value)}\n")
+        write_result(f"{name:<24}{_format_value(name, value)}\n")
 
 
-def _shown(name: str, value: object) -> str:
+def _format_value(name: str, value: object) -> str:
     """Write a value for a person."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -98,6 +96,7 @@ def _locate(model: str) -> Located:
 
 def _describe(located: Located, context: int | None, assumed: QuantizationConfig) -> dict[str, object]:
     """Return everything that is shown, by its name in the JSON form."""
+    from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
     from baichuan2_tpu.model import read_config
 
@@ -105,7 +104,7 @@ def _describe(located: Located, context: int | None, assumed: QuantizationConfig
     quantization = stored.quantization or assumed
     need = memory_need(replace(stored, quantization=quantization))
     tokens = context or stored.max_context
-    files = [file for kind in _WEIGHT_FILES for file in located.path.glob(kind)]
+    files = [file for kind in WEIGHT_FILES for file in located.path.glob(kind)]
     return {
         "path": str(located.path),
         "is_quantized": stored.quantization is not None,

@@ -100,8 +100,8 @@ Engine = Annotated[
     EngineName,
     typer.Option(
         "--engine",
-        help="Where to run: a checkpoint on the cpu; a bundle on a TPU by bmrt (auto) or sail, or on the "
-        "simulator.",
+        help="Where to run: a checkpoint on the cpu; a bundle on a TPU, through bmrt (auto) or sail, or on "
+        "the simulator.",
     ),
 ]
 Device = Annotated[int, typer.Option("--device", min=0, help="Number of the TPU to run on.")]
@@ -120,7 +120,7 @@ System = Annotated[str | None, typer.Option("--system", help="System message.")]
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", min=0.0, help="0 always chooses the likeliest token.", show_default=_FROM_MODEL
+        "--temperature", min=0.0, help="0 always chooses the most likely token.", show_default=_FROM_MODEL
     ),
 ]
 TopP = Annotated[
@@ -129,14 +129,17 @@ TopP = Annotated[
         "--top-p",
         min=0.0,
         max=1.0,
-        help="Choose among the likeliest tokens that together have this probability.",
+        help="Choose among the most likely tokens that together have this probability.",
         show_default=_FROM_MODEL,
     ),
 ]
 TopK = Annotated[
     int | None,
     typer.Option(
-        "--top-k", min=0, help="Choose among this many likeliest tokens; 0 for all.", show_default=_FROM_MODEL
+        "--top-k",
+        min=0,
+        help="Choose among this many of the most likely tokens; 0 for all.",
+        show_default=_FROM_MODEL,
     ),
 ]
 MinP = Annotated[
@@ -145,7 +148,7 @@ MinP = Annotated[
         "--min-p",
         min=0.0,
         max=1.0,
-        help="Drop tokens less likely than this share of the likeliest one.",
+        help="Drop tokens less likely than this fraction of the most likely one.",
         show_default=_FROM_MODEL,
     ),
 ]

@@ -34,7 +34,7 @@ Method = Annotated[
     MethodName,
     typer.Option(
         "--method",
-        help="How integers are chosen: search is quick; gptq calibrates with a text and loses less.",
+        help="How integers are chosen: search is quick; gptq calibrates with a text and is more accurate.",
     ),
 ]
 CalibrationText = Annotated[
@@ -62,7 +62,7 @@ def quantize(
     method: Method = MethodName.SEARCH,
     calibration: CalibrationText = None,
     calibration_tokens: CalibrationTokens = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that quantise.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Threads to use.")] = 2,
     debug: options.Debug = False,
 ) -> None:
     """Make a quantised checkpoint DST out of SRC.

@@ -67,7 +67,7 @@ _AllowedHost = Annotated[
     typer.Option(
         "--allowed-host",
         metavar="NAME",
-        help="Host name that leads here, as a proxy's in front; may be repeated.",
+        help="Host name under which clients reach this server, such as a proxy's; may be repeated.",
         show_default="names of this machine, numeric addresses",
     ),
 ]
@@ -75,8 +75,8 @@ _SharePrefixes = Annotated[
     _Sharing,
     typer.Option(
         "--share-prefixes",
-        help="Who shares kept beginnings of prompts: the holders of one key, or all, who can then find out "
-        "what others asked.",
+        help="Who shares cached beginnings of prompts: clients with the same key, or all clients, who can "
+        "then find out what others asked.",
     ),
 ]
 _NoPage = Annotated[bool, typer.Option("--no-page", help="Serve only the API; saves memory.")]
@@ -100,7 +100,7 @@ _KvMemory = Annotated[
         max=1_000_000,
         metavar="GB",
         help="Memory for the KV cache of all conversations.",
-        show_default="half of the machine's, less the weights",
+        show_default="half of the machine's memory, minus the weights",
     ),
 ]
 _MaxBody = Annotated[
@@ -114,7 +114,7 @@ _Timeout = Annotated[
         min=0.001,
         max=1_000_000,
         metavar="SECONDS",
-        help="Longest a request may take, from its arrival to the end of its answer.",
+        help="Longest time from the arrival of a request to the end of its answer.",
         show_default="no limit",
     ),
 ]
@@ -128,12 +128,13 @@ _Grace = Annotated[
         help="Time that running answers have to finish when the server stops.",
     ),
 ]
-_Strict = Annotated[bool, typer.Option("--strict", help="Refuse fields of a request that would be ignored.")]
-_AnyModel = Annotated[bool, typer.Option("--any-model", help="Answer whatever model a client asks for.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Refuse requests with fields that would be ignored.")]
+_AnyModel = Annotated[bool, typer.Option("--any-model", help="Accept any model name in a request.")]
 _Tools = Annotated[
     _ToolRule,
     typer.Option(
-        "--tools", help="Which of a client's tools the model is told of: none, the newest that fit, or all."
+        "--tools",
+        help="Which of a client's tools are described to the model: none, the newest that fit, or all.",
     ),
 ]
 _Log = Annotated[_LogForm, typer.Option("--log", help="Form of log lines: key=value or JSON.")]

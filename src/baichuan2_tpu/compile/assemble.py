@@ -5,7 +5,6 @@ Not here: compiling the nets (``driver``), reading a bundle (``manifest``).
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from baichuan2_tpu.compile.journal import Journal
 from baichuan2_tpu.compile.settings import CompileSettings, compiled_group_size
 from baichuan2_tpu.compile.tpuc import Compiler, ModelSummary
 from baichuan2_tpu.errors import CompileError, RequestError
-from baichuan2_tpu.files import digest_file
+from baichuan2_tpu.files import digest_file, hash_blocks
 from baichuan2_tpu.manifest import MANIFEST_NAME, Float, Manifest
 
 __all__ = ["BundleFacts", "copy_assets", "join_nets", "open_source", "write_embedding", "write_manifest"]
@@ -168,5 +167,5 @@ def _describe(checkpoint: Path) -> str:
     digests: Mapping[str, str] = {
         name: digest_file(checkpoint / name).sha256 for name in _IDENTIFYING if (checkpoint / name).is_file()
     }
-    joint = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in digests.items()).encode())
-    return f"{checkpoint.resolve().name} sha256:{joint.hexdigest()}"
+    joint = hash_blocks(f"{name} {digest}\n".encode() for name, digest in digests.items())
+    return f"{checkpoint.resolve().name} sha256:{joint}"

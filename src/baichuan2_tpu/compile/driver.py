@@ -21,6 +21,7 @@ import numpy as np
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.bmodel.weights import copy_range, detach_weights, read_stages
+from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES
 from baichuan2_tpu.compile.assemble import (
     BundleFacts,
     copy_assets,
@@ -50,7 +51,7 @@ from baichuan2_tpu.toolchain import Toolchain
 __all__ = ["BuildSettings", "CompileEvent", "Progress", "compile_bundle"]
 
 _KEPT = ("units", "bundle")
-_SOURCE_FILES = ("*.json", "*.safetensors", "*.bin")
+_SOURCE_FILES = ("*.json", *WEIGHT_FILES)
 _WEIGHTS = "weights.npz"  # where nets.WEIGHT_FILE points to
 _SIGNATURE = re.compile(r"tensor<((?:\d+x)+)")
 
@@ -83,8 +84,8 @@ class BuildSettings:
 
 
 def compile_bundle(
-    checkpoint: Path,
-    destination: Path,
+    checkpoint: str | Path,
+    destination: str | Path,
     settings: CompileSettings,
     build: BuildSettings,
     *,
@@ -99,6 +100,7 @@ def compile_bundle(
     """
     if build.jobs < 1:
         raise RequestError(f"jobs is {build.jobs}, allowed is 1 or more")
+    checkpoint, destination = Path(checkpoint), Path(destination)
     if destination.exists() or destination.is_symlink():  # a link to nothing does not exist
         raise RequestError(f"{destination} exists already; remove it or name another directory")
     source = open_source(checkpoint)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from baichuan2_tpu.checkpoint.layout import ATTENTION_NORM, ATTENTION_OUTPUT, DOWN, GATE, MLP_NORM, QKV, UP
 from baichuan2_tpu.compile import alibi
 from baichuan2_tpu.compile.mlir import Element, Graph, Value
 from baichuan2_tpu.compile.settings import SAMPLE_CANDIDATES, CompileSettings, compiled_group_size
@@ -182,18 +183,19 @@ class _Layer:
     def write(self, states: Value, past: tuple[Value, Value]) -> Heads:
         """Write the layer and return its states, keys and values."""
         graph = self.graph
-        heads = self.heads(self.norm("input_layernorm", states))
-        output = self.linear("self_attn.o_proj", self.attend(heads, past), self.config.hidden_size)
+        heads = self.heads(self.norm(ATTENTION_NORM, states))
+        output = self.linear(ATTENTION_OUTPUT, self.attend(heads, past), self.config.hidden_size)
         states = graph.add(self.name("attention_states"), states, output)
-        inner = self.mlp(self.norm("post_attention_layernorm", states))
+        inner = self.mlp(self.norm(MLP_NORM, states))
         return graph.add(self.name("output_states"), states, inner), heads[1], heads[2]
 
     def heads(self, states: Value) -> Heads:
         """Project to queries, keys and values; RoPE turns the first two by their positions."""
         rotations = self.shared.rotations
-        queries = self.project("q", states, self.config.heads, "queries")
-        keys = self.project("k", states, self.config.kv_heads, "unturned_k" if rotations else "k")
-        values = self.project("v", states, self.config.kv_heads, "v")
+        query, key, value = QKV
+        queries = self.project(query, states, self.config.heads, "queries")
+        keys = self.project(key, states, self.config.kv_heads, "unturned_k" if rotations else "k")
+        values = self.project(value, states, self.config.kv_heads, "v")
         if rotations:
             queries = self.graph.rotate(self.name("turned_queries"), queries, *rotations)
             keys = self.graph.rotate(self.name("k"), keys, *rotations)
@@ -210,16 +212,16 @@ class _Layer:
             return alibi.attend(graph, self.prefix, everything, shared.positions)
         return graph.attention(self.name("attention"), queries, all_keys, all_values, shared.mask)
 
-    def project(self, letter: str, states: Value, heads: int, name: str) -> Value:
+    def project(self, linear: str, states: Value, heads: int, name: str) -> Value:
         size = self.config.head_size
-        joined = self.linear(f"self_attn.{letter}_proj", states, heads * size)
+        joined = self.linear(linear, states, heads * size)
         return self.graph.reshape(self.name(name), joined, (*states.shape[:-1], heads, size))
 
     def mlp(self, states: Value) -> Value:
         inner = self.config.intermediate_size
-        gate = self.graph.silu(self.name("mlp.gate"), self.linear("mlp.gate_proj", states, inner))
-        gated = self.graph.multiply(self.name("mlp.gated"), gate, self.linear("mlp.up_proj", states, inner))
-        return self.linear("mlp.down_proj", gated, self.config.hidden_size)
+        gate = self.graph.silu(self.name("mlp.gate"), self.linear(GATE, states, inner))
+        gated = self.graph.multiply(self.name("mlp.gated"), gate, self.linear(UP, states, inner))
+        return self.linear(DOWN, gated, self.config.hidden_size)
 
     def norm(self, name: str, states: Value) -> Value:
         return _norm(self.graph, self.name(name), states, self.config.norm_eps)

@@ -20,7 +20,7 @@ from baichuan2_tpu.compile.nets import (
     head_net,
     layers_of,
 )
-from baichuan2_tpu.compile.settings import HEAD_BITS, CompileSettings, compiled_group_size
+from baichuan2_tpu.compile.settings import BITS_OF_HEAD, CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.manifest import Stage
 
@@ -206,7 +206,7 @@ def _block(config: ModelConfig, settings: CompileSettings, number: int) -> Unit:
 
 
 def _head(config: ModelConfig, settings: CompileSettings) -> Unit:
-    count, bits = config.vocabulary_size * config.hidden_size, HEAD_BITS[settings.head]
+    count, bits = config.vocabulary_size * config.hidden_size, BITS_OF_HEAD[settings.head]
     weight, given = _bytes(count, bits, config.hidden_size, compiled_group_size(config))
     stages = tuple(Stage(rows, 0) for rows in reversed(settings.head_rows))
     return Unit(HEAD, "head", 0, stages, weight, given)

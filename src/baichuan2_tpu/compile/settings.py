@@ -15,7 +15,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.manifest import EmbeddingPlace, Float, HeadKind, HeadOutput, Stage
 
 __all__ = [
-    "HEAD_BITS",
+    "BITS_OF_HEAD",
     "HEAD_ROWS",
     "MOST_CONTEXT",
     "MOST_ROWS",
@@ -40,7 +40,7 @@ SAMPLE_CANDIDATES = 64
 HEAD_ROWS = (1, 16, 32)
 """Rows of the stages of the head. By the cycle model 16 rows take 1 % longer than one."""
 
-HEAD_BITS: Mapping[HeadKind, int] = {"w4": 4, "w8": 8, "f16": 16}
+BITS_OF_HEAD: Mapping[HeadKind, int] = {"w4": 4, "w8": 8, "f16": 16}
 
 _USUAL_TOKENS = (1, 16, 32, 64, 128, 256)
 _USUAL_HISTORIES = (128, 512, 1024, 2048, 4096, 8192)
@@ -140,7 +140,7 @@ class CompileSettings:
     def _check_head(self, config: ModelConfig) -> None:
         if self.head == "f16":
             return
-        bits = HEAD_BITS[self.head]
+        bits = BITS_OF_HEAD[self.head]
         if config.quantization is None:
             raise RequestError(
                 f"a {self.head} head needs a quantised checkpoint and this one holds floats; run baichuan2 "

@@ -129,7 +129,7 @@ class Compiler:
         if code != 0 and is_full(folder):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if code != 0:
-            raise _failure(command, log, f"ended with {_ending(code)}")
+            raise _failure(command, log, f"ended with {_describe_exit(code)}")
         return log
 
     def _start(
@@ -202,7 +202,7 @@ def _stages(text: str) -> list[StageSummary]:
     return summaries
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """Say how a program ended."""
     if code < 0:
         return f"signal {signal.Signals(-code).name}"

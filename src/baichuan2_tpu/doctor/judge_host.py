@@ -124,5 +124,5 @@ def _judge_toolchain(host: Host) -> Finding:
 
 
 def _pretty_name(text: str) -> str | None:
-    found = re.search(r'^PRETTY_NAME="?([^"\n]{1,60})', text, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r'^PRETTY_NAME="?([^"\n]{1,60})', text, re.MULTILINE)
+    return match[1] if match else None

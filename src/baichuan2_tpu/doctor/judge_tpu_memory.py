@@ -54,11 +54,11 @@ def _unread(tpu: Tpu, regions: Regions) -> Finding:
 
 
 def _regions(regions: Regions) -> Finding:
-    parts = " + ".join(f"{one.name} {one.total // MIB}" for one in regions.regions)
+    parts = " + ".join(f"{region.name} {region.total // MIB}" for region in regions.regions)
     value = f"{parts} = {regions.total // MIB} MiB"
     if regions.ddr_gib is not None:
         value += f" of {regions.ddr_gib} GiB"
-    if any(one.used is not None for one in regions.regions):
+    if any(region.used is not None for region in regions.regions):
         value += f", {regions.free // MIB} MiB free"
     if regions.problems:
         return Finding("tpu memory", "warn", f"{value}; {regions.problems[0]}")
@@ -89,16 +89,22 @@ def _more_memory(machine: Machine, tpu: Tpu, regions: Regions, device_bytes: int
     smaller = "compile with fewer bits, fewer --rows or a shorter --context"
     if used >= _BORDER_BYTES and regions.total - device_bytes >= _BORDER_BYTES:
         return (f"end the programs that hold {_mib(used)} MiB of it: bm-smi lists them",)
-    sizes = {one.name: one.total // MIB for one in regions.regions}
+    sizes = {region.name: region.total // MIB for region in regions.regions}
     if tpu.kind != "soc" or set(sizes) != set(REGIONS):
         return (smaller,)
     now, limits = Layout(**sizes), read_limits(machine)
     planned = plan_layout(now, limits, device_bytes + used + _BORDER_BYTES)
     if planned is None:
         most = limits.largest
-        return (f"this board gives at most {most.total} MiB ({_written(most)}); {smaller}",)
-    told = "" if limits.is_read else ", if memory_edit.sh -p allows them: the device tree is not as known"
-    return (f"divide the memory anew{told}:", *_commands(planned), *_left(machine, now, planned))
+        return (f"this board gives at most {most.total} MiB ({_format_layout(most)}); {smaller}",)
+    condition = (
+        "" if limits.is_read else ", if memory_edit.sh -p allows them: the device tree is not as known"
+    )
+    return (
+        f"divide the memory again{condition}:",
+        *_commands(planned),
+        *_warn_about_system_memory(machine, now, planned),
+    )
 
 
 def _commands(planned: Layout) -> tuple[str, ...]:
@@ -107,13 +113,13 @@ def _commands(planned: Layout) -> tuple[str, ...]:
         "$ mkdir -p /data/memedit && cd /data/memedit",
         f"$ wget {_KIT_ADDRESS}",
         f"$ tar xf {_KIT}.tar.xz && cd memory_edit && ./memory_edit.sh -p",
-        f"$ ./memory_edit.sh -c {_written(planned)}",
+        f"$ ./memory_edit.sh -c {_format_layout(planned)}",
         "$ sudo cp /data/memedit/memory_edit/emmcboot.itb /boot/emmcboot.itb && sync",
         "$ sudo reboot",
     )
 
 
-def _left(machine: Machine, now: Layout, planned: Layout) -> tuple[str, ...]:
+def _warn_about_system_memory(machine: Machine, now: Layout, planned: Layout) -> tuple[str, ...]:
     """Tell what the system keeps, where that is less than the vendor wants for installing."""
     seen = read_host_memory(machine).value
     if seen is None:
@@ -124,7 +130,7 @@ def _left(machine: Machine, now: Layout, planned: Layout) -> tuple[str, ...]:
     return (f"it leaves the system {gigabytes(left)}: install Python packages before",)
 
 
-def _written(layout: Layout) -> str:
+def _format_layout(layout: Layout) -> str:
     return f"-npu {layout.npu} -vpu {layout.vpu} -vpp {layout.vpp}"
 
 

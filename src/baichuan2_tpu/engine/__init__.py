@@ -1,1 +1,1 @@
-"""Engines compute logits: ``base`` is the seam, one file an engine, ``registry`` opens by name."""
+"""Engines compute logits: ``base`` is the seam, each engine has one file, ``registry`` opens by name."""

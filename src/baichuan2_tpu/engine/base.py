@@ -60,7 +60,7 @@ class Sequence(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New tokens of one sequence, and how many of its last rows want logits.
+    """New tokens of one sequence, and how many of its last rows need logits.
 
     ``logit_rows`` is 0 for a piece of a prompt, 1 to continue from here, ``len(tokens)`` to check or score
     every token.
@@ -102,7 +102,7 @@ class Engine(ABC):
     """Sequences that can be open at once."""
 
     candidates: int
-    """The likeliest tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
+    """The most likely tokens of a row, as many as have known logits: the whole vocabulary, or fewer where a
     compiled head returns only its best tokens or the best one."""
 
     prompt_piece: int = 128

@@ -11,9 +11,9 @@ Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Items
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,6 +172,20 @@ class CpuEngine(Engine):
         rows = [chunk.logit_rows for chunk in chunks]
         logits = model.forward([sequence.native for sequence in sequences], tokens, rows)
         return np.split(logits, np.cumsum(rows)[:-1])
+
+    @contextmanager
+    def profile(self) -> Generator[list[tuple[str, float, int, int]], None, None]:
+        """Count what is computed inside ``with``, and put it into the list at the end.
+
+        An item is a kind of work: its name, wall time in seconds, bytes read, and multiplications.
+        """
+        model, works = self._open_model(), list[tuple[str, float, int, int]]()
+        model.set_profile(True)
+        try:
+            yield works
+        finally:
+            works += model.profile()
+            model.set_profile(False)
 
     def forget(self, sequence: CpuSequence) -> None:
         """Stop counting a closed sequence as open."""

@@ -55,7 +55,7 @@ def open_engine(  # noqa: PLR0913 - all but the first are optional and go by nam
         raise RequestError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
     if located.is_compiled:
         if threads is not None or is_exact:
-            raise RequestError("threads and the exact mode are for the cpu engine alone; leave them out")
+            raise RequestError("threads and the exact mode are only for the cpu engine; leave them out")
         if located.bmodel is not None:
             return _open_vendor(located.bmodel, engine, device=device, context=context)
         return _open_bundle(located.path, engine, device=device, context=context)

@@ -18,12 +18,10 @@ from baichuan2_tpu.evaluate.passages import (
     RowCollector,
     readings_of,
 )
+from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence, common_prefix, feed_together
 
 __all__ = ["EngineScorer"]
-
-_ROWS_AT_ONCE = 64
-"""Rows of logits taken at once of one passage: 32 MB by Baichuan2's vocabulary."""
 
 _READ_TOGETHER = 8
 """Ends read at once: a decoding step reads every weight, however many sequences it is for."""
@@ -77,8 +75,8 @@ class EngineScorer:
         if engine.candidates < engine.config.vocabulary_size:
             known = "token" if engine.candidates == 1 else f"{engine.candidates} tokens"
             raise RequestError(
-                f"engine {engine.name} knows only the likeliest {known} of each step, and a score needs the "
-                "logits of all; use the checkpoint, or a bundle compiled with --head-output logits"
+                f"engine {engine.name} knows only the most likely {known} of each step, and a score needs "
+                "the logits of all; use the checkpoint, or a bundle compiled with --head-output logits"
             )
 
     def _groups(self, readings: Sequence[Reading], together: int) -> Iterator[tuple[list[Reading], int]]:
@@ -91,7 +89,7 @@ class EngineScorer:
         for reading in readings:
             if group:
                 wished = min(shared, reading.first_row, common_prefix(group[0].ids, reading.ids))
-                new_tokens = sum(len(one.ids) - wished for one in (*group, reading))
+                new_tokens = sum(len(member.ids) - wished for member in (*group, reading))
                 if len(group) < together and new_tokens <= self._engine.prompt_piece:
                     group.append(reading)
                     shared = wished
@@ -118,7 +116,7 @@ class EngineScorer:
         collectors: Sequence[RowCollector],
     ) -> None:
         """Read what is behind the shared ids, and hand out the rows."""
-        step = _ROWS_AT_ONCE if len(group) == 1 else self._engine.prompt_piece
+        step = SCORED_ROWS if len(group) == 1 else self._engine.prompt_piece
         for start in range(shared, max(len(reading.ids) for reading in group), step):
             feeds: list[Feed] = []
             takers: list[RowCollector] = []

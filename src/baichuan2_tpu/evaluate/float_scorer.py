@@ -20,14 +20,13 @@ from baichuan2_tpu.evaluate.passages import (
     RowCollector,
     readings_of,
 )
+from baichuan2_tpu.generate.answer import SCORED_ROWS
 from baichuan2_tpu.reference.float_model import FloatModel
 
 __all__ = ["FloatScorer"]
 
 _STATE_BYTES = 1 << 29
 """Of the passages that go through the layers together; 32,768 tokens of a 7B."""
-
-_ROWS_AT_ONCE = 64
 
 
 class FloatScorer:
@@ -80,8 +79,8 @@ class FloatScorer:
     ) -> None:
         """Run the head on the rows that are wanted, some at a time."""
         collector = RowCollector(reading, passages)
-        for start in range(reading.first_row, len(reading.ids), _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, len(reading.ids))
+        for start in range(reading.first_row, len(reading.ids), SCORED_ROWS):
+            stop = min(start + SCORED_ROWS, len(reading.ids))
             collector.take(self._model.logits(states[start:stop]))
         collector.put(scores)
 

@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness wants one: three kinds of requests, answered by a ``Subject``.
+"""A model in the form that lm-evaluation-harness expects: three kinds of requests, answered by a ``Subject``.
 
 Needs the extra ``eval``. Not here: tokens (``harness_requests``), tasks and results (``tasks``).
 Source: ``lm_eval.api.model.LM`` of lm-evaluation-harness 0.4.13.

@@ -35,7 +35,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class PassageScore:
-    """The loss of every token that is scored, in nats, and the token that was the likeliest there.
+    """The loss of every token that is scored, in nats, and the token that was the most likely there.
 
     Shapes: both (T,).
     """
@@ -49,7 +49,7 @@ class PassageScore:
         return float(self.losses.sum())
 
     def is_greedy(self, passage: Passage) -> bool:
-        """Tell whether always taking the likeliest token would have written them."""
+        """Tell whether always taking the most likely token would have written them."""
         return bool((self.best == passage.tokens[passage.first :]).all())
 
 
@@ -82,11 +82,11 @@ class Reading:
 
     @property
     def first_row(self) -> int:
-        """The first id behind which logits are wanted."""
+        """The first id after which logits are needed."""
         return self.first - 1
 
     def rows_until(self, start: int, stop: int) -> int:
-        """Return how many rows of logits are wanted at the end of a chunk of ids ``start`` to ``stop``."""
+        """Return how many rows of logits are needed at the end of a chunk of ids ``start`` to ``stop``."""
         return max(0, stop - max(start, self.first_row))
 
 

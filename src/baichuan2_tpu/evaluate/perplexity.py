@@ -20,7 +20,7 @@ __all__ = ["Perplexity", "PerplexityRise"]
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """Loss, in nats, and number of scored tokens of every window; the likeliest token of every place."""
+    """Loss, in nats, and number of scored tokens of every window; the most likely token of every place."""
 
     losses: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -69,4 +69,4 @@ class PerplexityRise:
     percent: float
     interval: Interval | None
     same_choice: float
-    """Share of the places at which both have the same likeliest token."""
+    """Share of the places at which both have the same most likely token."""

@@ -128,7 +128,7 @@ def _text_lines(text: ScoredText, perplexity: Perplexity, tokenizer: str) -> lis
     """Say what was scored, so that another can score the same."""
     return [
         f"text       {text.name}",
-        f"tokens     {len(text.tokens)} by {tokenizer}, none put before them; sha256 {text.sha256}",
+        f"tokens     {len(text.tokens)} by {tokenizer}, without a token in front; sha256 {text.sha256}",
         f"windows    {len(perplexity.counts)} of {text.window} tokens, stride {text.stride}; "
         f"{perplexity.scored_tokens} tokens are scored",
     ]

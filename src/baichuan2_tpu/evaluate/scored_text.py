@@ -7,7 +7,6 @@ Source of the way to cut: "Perplexity of fixed-length models" in Hugging Face's 
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.evaluate.passages import Passage
+from baichuan2_tpu.files import hash_blocks
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -68,7 +68,7 @@ class ScoredText:
     @property
     def sha256(self) -> str:
         """A digest of the tokens as little-endian int32."""
-        return hashlib.sha256(np.array(self.tokens, "<i4").tobytes()).hexdigest()
+        return hash_blocks([np.array(self.tokens, "<i4").tobytes()])
 
     def passages(self) -> list[Passage]:
         """Return the windows."""

@@ -202,11 +202,11 @@ def _check_metrics(what: str, task: Task) -> None:
 
     if task.config.process_results is not None:
         return
-    for one in task.config.metric_list or ():
-        metric = one["metric"]
-        if isinstance(metric, str) and (metric not in metric_registry or one.get("hf_evaluate") is True):
+    for entry in task.config.metric_list or ():
+        metric = entry["metric"]
+        if isinstance(metric, str) and (metric not in metric_registry or entry.get("hf_evaluate") is True):
             raise RequestError(
-                f"{what} wants the metric {metric!r}, which would be downloaded as code; "
+                f"{what} asks for the metric {metric!r}, which would be downloaded as code; "
                 "only lm-evaluation-harness's own metrics are run"
             )
 

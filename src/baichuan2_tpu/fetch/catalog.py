@@ -1,6 +1,6 @@
 """Names of models that can be fetched, and where each comes from.
 
-Sizes are told to a user before anything is asked of a network. Not here: fetching (``models``, ``vendor``,
+A user sees the sizes before the network is used. Not here: fetching (``models``, ``vendor``,
 ``wheels``), how a model is quantised (``resolve``).
 Source: the repositories of baichuan-inc on Hugging Face and ModelScope, which have the same names;
 sample/Baichuan2/scripts/download.sh of sophgo/sophon-demo. 7.506e9 and 13.896e9 parameters of 2 bytes.

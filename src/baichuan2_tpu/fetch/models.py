@@ -1,7 +1,7 @@
 """Bring a checkpoint from a hub into a folder: list, choose, compare, make sure of the disk, download.
 
-A file in the folder is whole and proven, or not there. What is there and untouched is not fetched again; what
-is cut short or changed is, alone. A folder that was not made here is only added to.
+A file in the folder is complete and verified, or not there. Files that are unchanged are not fetched again;
+only truncated or changed ones are. In a folder that was not made here, nothing is replaced.
 A model consists of data alone, and one set of weights: no ``.py`` file is ever fetched, and safetensors are
 preferred to ``.bin`` files, which hold the same numbers.
 Not here: one file's way (``transfer.download``), the vendor's bmodels (``vendor``), names (``catalog``).
@@ -319,7 +319,7 @@ def _weight_names(files: Mapping[str, RemoteFile], where: str) -> list[str]:
         if index in files and shards:
             return [index, *shards]
     raise FetchError(
-        f"{where}: holds no whole set of weights, neither model.safetensors nor pytorch_model.bin nor all "
+        f"{where}: holds no complete set of weights, neither model.safetensors nor pytorch_model.bin nor all "
         "shards of one with its .index.json; take another --revision or --source"
     )
 

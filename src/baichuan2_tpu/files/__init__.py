@@ -1,4 +1,4 @@
-"""How files are hashed, locked, written whole and read as JSON; nothing here knows what is in them.
+"""How files are hashed, locked, written completely and read as JSON; nothing here knows what is in them.
 
 Not here: the formats of weights (``checkpoint``), of the vendor's models (``bmodel``).
 """

@@ -136,7 +136,7 @@ def _check_depth(text: str) -> None:
 
 def _parse_integer(digits: str) -> int:
     if len(digits) > _DIGITS or abs(value := int(digits)) > _MOST_INTEGER:
-        raise ValueError(f"{quote(digits)} is no number below 2^63")
+        raise ValueError(f"{quote(digits)} is not a number below 2^63")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Write files so that each is there whole or not at all, even after a failure of power.
+"""Write files so that each is complete or absent, even after a power failure.
 
 A file is written beside its place, brought to the disk, and renamed; then the folder is brought to the disk
 too, so that what is recorded of a file afterwards is never newer than the file itself.

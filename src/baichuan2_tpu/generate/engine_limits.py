@@ -1,4 +1,4 @@
-"""What can be asked of an engine that knows only the likeliest tokens of a row, its candidates.
+"""What can be asked of an engine that knows only the most likely tokens of a row, its candidates.
 
 Penalties are applied to the known candidates only. An unknown token could overtake them only if nearly all
 known ones were penalised. Not here: choosing among them (``sampling``).
@@ -23,9 +23,9 @@ def check_candidates(engine: Engine, settings: GenerationSettings) -> None:
     if known == engine.config.vocabulary_size:
         return
     if (settings.logprobs, settings.prompt_logprobs) != (None, None):
-        raise _refusal(engine, "log probabilities need all of them; ask for none")
+        raise _refusal(engine, "log probabilities need all of them; leave them out")
     if settings.grammar is not None:
-        raise _refusal(engine, "a grammar may allow none of them; ask for text that is free")
+        raise _refusal(engine, "a grammar may allow none of them; leave the grammar out")
     if not settings.sampling.is_greedy and not 0 < settings.sampling.top_k <= known:
         raise _refusal(engine, _sampling_advice(settings.sampling.top_k, known))
     for name, value, lift in _shifts(settings.sampling):
@@ -64,4 +64,4 @@ def _sampling_advice(top_k: int, known: int) -> str:
 
 def _refusal(engine: Engine, reason: str) -> RequestError:
     tokens = "token" if engine.candidates == 1 else f"{engine.candidates} tokens"
-    return RequestError(f"engine {engine.name} knows only the likeliest {tokens} of each step: {reason}")
+    return RequestError(f"engine {engine.name} knows only the most likely {tokens} of each step: {reason}")

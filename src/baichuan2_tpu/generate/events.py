@@ -1,4 +1,4 @@
-"""What an answer is made of, as it comes and when it is whole.
+"""What an answer is made of, as it comes and when it is complete.
 
 Not here: making it (``answer``, ``loop``).
 """
@@ -58,7 +58,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The whole answer; the last event, always.
+    """The complete answer; always the last event.
 
     ``text`` is all text pieces together, without the stop string; ``token_ids`` has no stop id. ``end`` is
     the stop id that ended the answer, if one did.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -78,7 +79,7 @@ class SamplingSettings:
 
 
 class GivenSettings(TypedDict, total=False):
-    """What a caller may give over a model's own settings, by keyword; None leaves the model's own.
+    """The keywords that override a model's own settings; None keeps the model's own.
 
     ``stop`` is one text or several, ``logit_bias`` maps token ids to what is added to their logits.
     """
@@ -108,10 +109,10 @@ class GenerationSettings:
     """How tokens are chosen and when the answer ends.
 
     ``logprobs`` asks for the log probability of each token and of that many most likely ones;
-    ``prompt_logprobs`` asks the same for the prompt's tokens, of which none is then reused. ``grammar`` is
-    what the whole answer must follow; one that its ``max_tokens`` cut is a beginning of that.
-    ``min_tokens`` come before any id that ends the answer, unless a grammar allows only its end. With
-    ``ignore_eos`` only ``own_stop_ids`` and stop strings end it, and no other id that would is chosen.
+    ``prompt_logprobs`` asks the same for the tokens of the prompt, which is then computed without reuse.
+    ``grammar`` constrains the complete answer; an answer cut by ``max_tokens`` is the beginning of one. No
+    id ends the answer before ``min_tokens``, unless a grammar allows only its end. With ``ignore_eos`` only
+    ``own_stop_ids`` and stop strings end it; other stop ids are never chosen.
 
     Units: ``max_tokens`` counts the answer's tokens; 0 is for ``prompt_logprobs`` alone.
     Raises: RequestError naming the value and the range that is allowed.
@@ -138,7 +139,7 @@ class GenerationSettings:
             raise RequestError("a stop string is empty; one character or more is allowed")
 
     def override(self, **given: Unpack[GivenSettings]) -> GenerationSettings:
-        """Return these settings with what is given in their place.
+        """Return a copy of these settings with the given values.
 
         Raises: RequestError naming a setting that does not exist, or a value and what is allowed.
         """
@@ -192,9 +193,9 @@ def _check_names(given: Collection[str]) -> None:
 def _convert(name: str, value: object) -> object:
     """Return a value that was given by keyword as the classes above hold it."""
     if name == "grammar":
-        return value
+        return _grammar(value)
     if name == "ignore_eos":
-        return value is True
+        return _flag(name, value)
     if name == "stop":
         return _stop_strings(value)
     if name in ("stop_ids", "own_stop_ids"):
@@ -202,6 +203,18 @@ def _convert(name: str, value: object) -> object:
     if name == "logit_bias":
         return _biases(value)
     return _integer({name: value}, name, 0) if name in _INTEGERS else _number({name: value}, name, 0)
+
+
+def _grammar(value: object) -> object:
+    if hasattr(value, "start"):
+        return value
+    raise RequestError(f"grammar is {quote(value)}; a compiled grammar is allowed")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise RequestError(f"{name} is {quote(value)}; True or False is allowed")
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:
@@ -233,7 +246,7 @@ def _number(values: Mapping[str, object], name: str, default: float) -> float:
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are some too
         raise RequestError(f"{name} is {quote(value)}; a number is allowed")
     try:
         return float(value)
@@ -245,9 +258,9 @@ def _integer(values: Mapping[str, object], name: str, default: int) -> int:
     value = values.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name} is {quote(value)}; a whole number is allowed")
-    return value
+    return int(value)
 
 
 def _stop_ids(name: str, value: object) -> frozenset[int]:

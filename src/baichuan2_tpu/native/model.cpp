@@ -178,6 +178,11 @@ void Model::set_norm(Norm which, std::int64_t layer, const float* weight) {
     target.assign(weight, weight + shape_.hidden);
 }
 
+void Model::set_profile(bool is_on) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    profile_ = is_on ? std::make_unique<Profile>() : nullptr;
+}
+
 void Model::forward(const std::vector<Request>& requests, float* logits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<Row> rows;
@@ -199,12 +204,7 @@ void Model::forward(const std::vector<Request>& requests, float* logits) {
 void Model::run_batch(const std::vector<Row>& rows, float*& logits) {
     Workspace& work = *work_;
     const auto tokens = static_cast<std::int64_t>(rows.size());
-    pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const std::uint16_t* from = embedding_ + rows[static_cast<std::size_t>(i)].token * shape_.hidden;
-            kernels_.from_half(from, shape_.hidden, work.at(work.x, work.hidden_stride, i));
-        }
-    });
+    look_up(rows);
     for (std::int64_t i = 0; i < shape_.layers; ++i) {
         const Layer& layer = layers_[static_cast<std::size_t>(i)];
         run_attention(layer, i, rows);
@@ -217,25 +217,49 @@ void Model::run_batch(const std::vector<Row>& rows, float*& logits) {
                           shape_.hidden, work.at(work.normed, work.hidden_stride, logit_rows++));
     }
     if (logit_rows == 0) return;
-    multiply(head_, work.at(work.normed, work.hidden_stride, 0), logit_rows, logits);
+    multiply(Work::kHead, head_, work.at(work.normed, work.hidden_stride, 0), logit_rows, logits);
     logits += logit_rows * logits_stride();
+}
+
+void Model::look_up(const std::vector<Row>& rows) {
+    const Stopwatch watch(profile_.get(), Work::kEmbedding);
+    Workspace& work = *work_;
+    const auto tokens = static_cast<std::int64_t>(rows.size());
+    pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::uint16_t* from = embedding_ + rows[static_cast<std::size_t>(i)].token * shape_.hidden;
+            kernels_.from_half(from, shape_.hidden, work.at(work.x, work.hidden_stride, i));
+        }
+    });
 }
 
 void Model::run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows) {
     Workspace& work = *work_;
     const auto tokens = static_cast<std::int64_t>(rows.size());
     norm(work.at(work.x, work.hidden_stride, 0), layer.attention_norm.data(), tokens);
-    multiply(layer.qkv, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.qkv, 0, 0));
+    multiply(Work::kQkv, layer.qkv, work.at(work.normed, work.hidden_stride, 0), tokens,
+             work.at(work.qkv, 0, 0));
     store_keys_values(index, rows);
     attend(index, rows);
-    multiply(layer.output, work.at(work.attended, work.heads_stride, 0), tokens, work.at(work.added, 0, 0));
+    multiply(Work::kOutput, layer.output, work.at(work.attended, work.heads_stride, 0), tokens,
+             work.at(work.added, 0, 0));
     add_residual(tokens, layer.output.padded_rows());
 }
 
 void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
     Workspace& work = *work_;
     norm(work.at(work.x, work.hidden_stride, 0), layer.mlp_norm.data(), tokens);
-    multiply(layer.gate_up, work.at(work.normed, work.hidden_stride, 0), tokens, work.at(work.gate_up, 0, 0));
+    multiply(Work::kGateUp, layer.gate_up, work.at(work.normed, work.hidden_stride, 0), tokens,
+             work.at(work.gate_up, 0, 0));
+    apply_swiglu(tokens);
+    multiply(Work::kDown, layer.down, work.at(work.inner, work.inner_stride, 0), tokens,
+             work.at(work.added, 0, 0));
+    add_residual(tokens, layer.down.padded_rows());
+}
+
+void Model::apply_swiglu(std::int64_t tokens) {
+    const Stopwatch watch(profile_.get(), Work::kSwiglu);
+    Workspace& work = *work_;
     // A token is cut into pieces too, so that the pool shares even a single one.
     constexpr std::int64_t kPieces = 4;
     const std::int64_t piece = round_up((shape_.intermediate + kPieces - 1) / kPieces, 8);
@@ -249,12 +273,11 @@ void Model::run_mlp(const Layer& layer, std::int64_t tokens) {
                             work.at(work.inner, work.inner_stride, i / kPieces) + first);
         }
     });
-    multiply(layer.down, work.at(work.inner, work.inner_stride, 0), tokens, work.at(work.added, 0, 0));
-    add_residual(tokens, layer.down.padded_rows());
 }
 
 // Rotate queries and keys where the model has RoPE, and put keys and values into the caches.
 void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) {
+    const Stopwatch watch(profile_.get(), Work::kKeysValues);
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size, half = size / 2;
     pool_.parallel_for(
@@ -302,6 +325,15 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
         }
     }
     std::reverse(tiles.begin(), tiles.end());  // late tokens see more keys: the longest tasks go first
+    std::int64_t read = 0, seen = 0;           // positions, by tiles and by tokens
+    for (const Tile& tile : tiles) {
+        const std::int64_t position = rows[static_cast<std::size_t>(tile.first)].position;
+        read += position + tile.count;
+        seen += tile.count * position + tile.count * (tile.count + 1) / 2;
+    }
+    const Stopwatch watch(profile_.get(), Work::kAttention,
+                          read * shape_.kv_rows() * 2 * static_cast<std::int64_t>(sizeof(std::uint16_t)),
+                          seen * shape_.query_rows() * 2);
     const auto tasks = static_cast<std::int64_t>(tiles.size()) * shape_.kv_heads;
     pool_.parallel_for(tasks, 1, [&](int thread, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -332,6 +364,7 @@ void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
 }
 
 void Model::norm(const float* x, const float* weight, std::int64_t tokens) {
+    const Stopwatch watch(profile_.get(), Work::kNorm);
     Workspace& work = *work_;
     pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -342,10 +375,11 @@ void Model::norm(const float* x, const float* weight, std::int64_t tokens) {
 }
 
 // y[token * padded rows + row] = matrix times x, whose rows are full groups apart.
-void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y) {
+void Model::multiply(Work kind, const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y) {
     Workspace& work = *work_;
     const std::int64_t x_stride = matrix.groups() * kGroup;
     if (!is_exact_) {
+        const Stopwatch watch(profile_.get(), Work::kQuantize);
         work.activations.reshape(tokens, matrix.columns(), matrix.bits());
         pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
@@ -353,6 +387,7 @@ void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t to
             }
         });
     }
+    const Stopwatch watch(profile_.get(), kind, matrix.bytes(), tokens * matrix.rows() * matrix.columns());
     const std::int64_t unit = kernels_.matmul_blocks;
     const std::int64_t grain =
         std::clamp<std::int64_t>(matrix.blocks() / (pool_.threads() * 16) / unit * unit, unit, 16);
@@ -372,6 +407,7 @@ void Model::multiply(const PackedMatrix& matrix, const float* x, std::int64_t to
 }
 
 void Model::add_residual(std::int64_t tokens, std::int64_t stride) {
+    const Stopwatch watch(profile_.get(), Work::kResidual);
     Workspace& work = *work_;
     pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {

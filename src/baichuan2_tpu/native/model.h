@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "layout/kv_cache.h"
 #include "layout/packed_matrix.h"
+#include "profile.h"
 #include "thread_pool.h"
 
 namespace baichuan2 {
@@ -99,6 +100,11 @@ public:
     void forward(const std::vector<Request>& requests, float* logits);
     std::int64_t logits_stride() const { return head_.padded_rows(); }
 
+    // Count from zero what every forward pass does from now on, or no longer.
+    void set_profile(bool is_on);
+    // The totals since set_profile(true); empty without.
+    const Profile* profile() const { return profile_.get(); }
+
 private:
     struct Layer;
     struct Workspace;
@@ -107,12 +113,14 @@ private:
 
     Part find(Linear which, std::int64_t layer);
     void run_batch(const std::vector<Row>& rows, float*& logits);
+    void look_up(const std::vector<Row>& rows);
     void run_attention(const Layer& layer, std::int64_t index, const std::vector<Row>& rows);
     void run_mlp(const Layer& layer, std::int64_t tokens);
+    void apply_swiglu(std::int64_t tokens);
     void store_keys_values(std::int64_t layer, const std::vector<Row>& rows);
     void attend(std::int64_t layer, const std::vector<Row>& rows);
     void norm(const float* x, const float* weight, std::int64_t tokens);
-    void multiply(const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
+    void multiply(Work kind, const PackedMatrix& matrix, const float* x, std::int64_t tokens, float* y);
     void add_residual(std::int64_t tokens, std::int64_t stride);
 
     const ModelShape shape_;
@@ -130,6 +138,7 @@ private:
     std::vector<float> cosines_;  // [position][half head]
     std::vector<float> sines_;
     std::unique_ptr<Workspace> work_;
+    std::unique_ptr<Profile> profile_;
 };
 
 }  // namespace baichuan2

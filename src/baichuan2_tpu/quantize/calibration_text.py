@@ -5,8 +5,6 @@ Not here: what is done with them (``gptq_run``), how the model writes (``generat
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import write_tokenizer
 from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import CheckpointError, RequestError
+from baichuan2_tpu.files import hash_blocks
 from baichuan2_tpu.quantize.generated_text import BEGINNINGS, generate_windows
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import Plan
@@ -66,7 +64,7 @@ class Windows:
 
     def describe(self) -> dict[str, object]:
         """Describe them for a journal: two runs of the same description use the same tokens."""
-        text = None if self.given is None else hashlib.sha256(self.given.astype("<i4").tobytes()).hexdigest()
+        text = None if self.given is None else hash_blocks([self.given.astype("<i4").tobytes()])
         return {"windows": self.count, "tokens": self.length, "text": text}
 
 
@@ -85,7 +83,7 @@ def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windo
     name, text = user_text_name(calibration.file), read_user_text(calibration.file)
     if not text.strip():
         raise RequestError(f"{name} is empty; give a text to calibrate with")
-    ids = _tokenizer(checkpoint).encode(text)
+    ids = _open_tokenizer(checkpoint).encode(text)
     if len(ids) < count * length:
         raise RequestError(
             f"{name} holds {len(ids)} tokens, {count * length} are needed; give a longer text, "
@@ -101,7 +99,7 @@ def write_windows(
     checkpoint: FloatCheckpoint, plan: Plan, windows: Windows, notice: Notice
 ) -> NDArray[np.int32]:
     """Let the model itself, rounded quickly to the bits of ``plan``, write the windows. Shapes: -> (W, T)."""
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = _open_tokenizer(checkpoint)
     beginnings = [tokenizer.encode(text) for text in BEGINNINGS]
     for ids in beginnings:
         _check_ids(checkpoint, ids)
@@ -152,13 +150,9 @@ class _QuickWeights:
         self._checkpoint.release(name)
 
 
-def _tokenizer(checkpoint: FloatCheckpoint) -> Tokenizer:
-    """Open the tokenizer of a float checkpoint, which in a GGUF is part of the metadata."""
-    if checkpoint.metadata is None:
-        return open_tokenizer(checkpoint.path)
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(checkpoint.metadata, Path(folder))
-        return open_tokenizer(Path(folder))
+def _open_tokenizer(checkpoint: FloatCheckpoint) -> Tokenizer:
+    with checkpoint.tokenizer_files() as folder:
+        return open_tokenizer(folder)
 
 
 def _check_ids(checkpoint: FloatCheckpoint, ids: list[int]) -> None:

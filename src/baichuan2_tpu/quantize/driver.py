@@ -51,8 +51,8 @@ Notice = Callable[[str], None]
 
 
 def quantize(  # noqa: PLR0913 - all but two are optional and go by name
-    source: Path,
-    destination: Path,
+    source: str | Path,
+    destination: str | Path,
     *,
     bits: int,
     group_size: int = 64,
@@ -71,6 +71,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     """
     if workers < 1:
         raise RequestError(f"workers is {workers}, allowed is 1 or more")
+    source, destination = Path(source), Path(destination)
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)

@@ -83,24 +83,24 @@ class CalibratedLayer:
         return self._packed
 
     def _attention(self, states: Floats) -> None:
-        projections = self._quantize(QKV, self._normed(ATTENTION_NORM, states))
+        projections = self._quantize(QKV, self._normalize(ATTENTION_NORM, states))
         mixed = self._scratch_array(states, projections[0].shape[1])
-        for place, inputs in enumerate(self._normed(ATTENTION_NORM, states)):
+        for place, inputs in enumerate(self._normalize(ATTENTION_NORM, states)):
             for path, own in enumerate(inputs):
                 mixed[place, path] = attend(self._config, *(own @ weights[path].T for weights in projections))
         (output,) = self._quantize([ATTENTION_OUTPUT], mixed)
         _add_products(states, mixed, output)
 
     def _mlp(self, states: Floats) -> None:
-        gate, up = self._quantize([GATE, UP], self._normed(MLP_NORM, states))
+        gate, up = self._quantize([GATE, UP], self._normalize(MLP_NORM, states))
         inner = self._scratch_array(states, gate.shape[1])
-        for place, inputs in enumerate(self._normed(MLP_NORM, states)):
+        for place, inputs in enumerate(self._normalize(MLP_NORM, states)):
             for path, own in enumerate(inputs):
                 inner[place, path] = swiglu(own @ gate[path].T, own @ up[path].T)
         (down,) = self._quantize([DOWN], inner)
         _add_products(states, inner, down)
 
-    def _normed(self, name: str, states: Floats) -> Iterator[Floats]:
+    def _normalize(self, name: str, states: Floats) -> Iterator[Floats]:
         """Yield the states of every window behind a norm. Shapes: (P, T, E)."""
         weight = self._checkpoint.read(f"{self._prefix}{name}")
         return (rms_norm(window, weight, self._config.norm_eps) for window in states)

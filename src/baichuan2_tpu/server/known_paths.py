@@ -31,7 +31,7 @@ _MAX_PATH = 100  # characters of an unknown path that are quoted
 _ELSEWHERE = {
     "embeddings": "this model writes text and has no embeddings",
     "embed": "this model writes text and has no embeddings",
-    "rerank": "this model writes text and ranks none",
+    "rerank": "this model writes text and cannot rank it",
     "messages": "Anthropic's interface is not served; use OpenAI's",
     "responses": "responses are not served; use chat completions",
     "tags": "Ollama's interface is not served; use OpenAI's",

@@ -1,13 +1,13 @@
 """The messages of a conversation, and the order they may come in.
 
-Not here: how a model wants them written (``template``).
+Not here: the form that a model expects (``template``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.quoting import quote
@@ -22,9 +22,9 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side said.
+    """One message of a conversation.
 
-    Raises: RequestError for an unknown role, or content that is not Unicode.
+    Raises: RequestError for an unknown role, or content that is not a text of Unicode.
     """
 
     role: Role
@@ -33,6 +33,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in _ROLES:
             raise RequestError(f"message role is {quote(self.role)}; one of {', '.join(_ROLES)} is allowed")
+        if not isinstance(cast("object", self.content), str):
+            raise RequestError(f"a message is {quote(self.content)}; a text is allowed")
         check_text(self.content)
 
 

@@ -1,4 +1,4 @@
-"""How each family of models wants a conversation written as token ids.
+"""How each family of models expects a conversation as token ids.
 
 Roles are control ids, put here by id; what people wrote goes through ``Tokenizer.encode``, which yields none.
 Not here: keeping a conversation (``chat``). The templates are code, not Jinja out of the checkpoint: a
@@ -21,7 +21,14 @@ from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.messages import Message, split_rounds
 from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
-__all__ = ["BaichuanTemplate", "ChatMLTemplate", "ChatTemplate", "RenderedPrompt", "open_template"]
+__all__ = [
+    "BaichuanTemplate",
+    "ChatMLTemplate",
+    "ChatTemplate",
+    "RenderedPrompt",
+    "find_template",
+    "open_template",
+]
 
 # Ids 195 and 196; ``user_token_id`` and ``assistant_token_id`` in Baichuan2's generation_config.json.
 _BAICHUAN_USER = "<reserved_106>"
@@ -144,6 +151,14 @@ def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
         f"the tokenizer of {directory} knows no chat marks: neither {_BAICHUAN_USER} and "
         f"{_BAICHUAN_ASSISTANT} nor {_CHATML_START} and {_CHATML_END}; use a chat model"
     )
+
+
+def find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Return the template as ``open_template`` does, or None for a base model, which has none."""
+    try:
+        return open_template(directory, tokenizer)
+    except CheckpointError:
+        return None
 
 
 def _default_system(directory: Path) -> str:

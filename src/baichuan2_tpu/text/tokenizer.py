@@ -96,7 +96,7 @@ def check_text(text: str) -> None:
 
 
 class StreamDecoder:
-    """Gives out text as soon as its characters are whole.
+    """Gives out text as soon as its characters are complete.
 
     All that was given out, with the flush, is ``tokenizer.decode`` of all ids. Only the bytes of an
     unfinished character are kept, so a token costs the same at any place of the stream.

@@ -1,7 +1,7 @@
 """Install TPU-MLIR, or its simulator alone: download, verify, unpack what is needed, rename.
 
 The work is done in ``ROOT.partial``; what is unpacked there gets the name ROOT when its record is written:
-after a kill at any moment ROOT is whole or absent. The downloaded wheel stays until it is unpacked, so the
+after a kill at any moment ROOT is complete or absent. The downloaded wheel stays until it is unpacked, so the
 next call continues from there. Not here: what an installation holds (``contents``), finding it (``locate``).
 """
 
@@ -41,7 +41,7 @@ def install_toolchain(
 ) -> Toolchain:
     """Install the compiler and the simulator into ``path``, or into the user's cache.
 
-    ``wheel`` is a file that was downloaded by other means. What is installed and whole already is kept.
+    ``wheel`` is a file that was downloaded by other means. A complete installation is kept.
     Raises: CompileError when this machine cannot run it; FetchError about the wheel or the disk;
     RequestError about the folder.
     """

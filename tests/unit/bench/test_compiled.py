@@ -48,7 +48,7 @@ def test_a_run_on_the_simulator_is_no_measure_of_speed() -> None:
     report = measure(engine)
     assert report.to_json()["is_measure_of_speed"] is False
     assert report.rows()[0] == ("engine", "bmrt-simulator: no measure of a chip's speed", "")
-    assert report.performance.platform == "simulator of BM1684X: no measure of its speed"
+    assert report.performance.platform == "simulator of BM1684X: not a measure of its speed"
 
 
 def test_the_performance_table_has_the_first_token_of_the_prompt_that_is_answered() -> None:

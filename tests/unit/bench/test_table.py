@@ -64,4 +64,4 @@ def test_a_chip_is_named_with_its_board_where_that_is_known(tmp_path: Path) -> N
 def test_a_simulator_is_never_taken_for_a_chip(tmp_path: Path) -> None:
     root = machine(tmp_path, model="SE7 board\0")
     name = chip_platform("bm1684x", "bmrt-simulator", is_simulated=True, root=root)
-    assert name == "simulator of BM1684X: no measure of its speed"
+    assert name == "simulator of BM1684X: not a measure of its speed"

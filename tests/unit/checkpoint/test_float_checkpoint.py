@@ -157,7 +157,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     write_official(tmp_path, rope_config(), shards=2)
     shard = tmp_path / "pytorch_model-00002-of-00002.bin"
     shard.write_bytes(shard.read_bytes()[:5000])
-    assert f"{shard}: is no readable zip" in refusal(tmp_path)
+    assert f"{shard}: is not a readable zip" in refusal(tmp_path)
 
 
 def test_what_lies_at_a_path_is_told_apart(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_tensor_of_no_model_is_named(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path, size: int) -> None:
     path = write_gguf(tmp_path / "m.gguf", float_weights(CONFIG, 0))
     path.write_bytes(path.read_bytes()[:size])
-    assert "is no readable GGUF file" in refusal(path)
+    assert "is not a readable GGUF file" in refusal(path)
 
 
 def test_the_tokenizer_cuts_and_joins_as_the_metadata_say(tmp_path: Path) -> None:
@@ -225,5 +225,5 @@ def test_text_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert content.count(b"smollm") == 1
     path.write_bytes(content.replace(b"smollm", b"\xff" * 6))
-    with pytest.raises(CheckpointError, match=r"is no readable GGUF file \('utf-8' codec"):
+    with pytest.raises(CheckpointError, match=r"is not a readable GGUF file \('utf-8' codec"):
         GgufFile(path)

@@ -43,8 +43,10 @@ def test_a_header_of_every_kind_of_entry_is_read(tmp_path: Path) -> None:
         text("d") + ARRAY + UINT8 + struct.pack("<Q", 3) + bytes(3),
     ]
     path = tmp_path / "m.gguf"
-    path.write_bytes(header(*entries, tensor(), tensor((8,)), entries=4, tensors=2))
+    content = header(*entries, tensor(), tensor((8,)), entries=4, tensors=2)
+    path.write_bytes(content)
     check_header(path)
+    assert "it ends within its header" in refusal(path, content[:-1])  # so all of it was read
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_header_of_every_kind_of_entry_is_read(tmp_path: Path) -> None:
         (header(text("a") + ARRAY + ARRAY + MANY, entries=1), "'a' is an array of arrays"),
         (
             header(text("a") + UINT8[:0] + struct.pack("<I", 77), entries=1),
-            "'a' is of type 77, which is none",
+            "'a' is of type 77, which is unknown",
         ),
         (header(text(b"\xff\xfe"), entries=1), "a name is not UTF-8"),
         (header(text("a") + ARRAY + UINT32 + struct.pack("<Q", 9), entries=1), "it ends within its header"),

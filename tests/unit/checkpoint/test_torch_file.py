@@ -106,7 +106,10 @@ def test_a_pickle_that_wants_anything_but_tensors_is_refused_and_not_run(
         (pickled_int(3), "'w' is 3, allowed are tensors only"),
         (pickled_tensor("0", (25,), elements=24, kind="FloatStorage"), "ends at 24, storage '0' has 24"),
         (pickled_tensor("0", (2,), offset=-1, elements=24, kind="FloatStorage"), "storage '0' has 24"),
-        (pickled_tensor("0", (2, 2), strides=(-1, 1), elements=24, kind="FloatStorage"), "no tensor shape"),
+        (
+            pickled_tensor("0", (2, 2), strides=(-1, 1), elements=24, kind="FloatStorage"),
+            "not a tensor shape",
+        ),
         (pickled_tensor("0", (2, 2), strides=(1,), elements=24, kind="FloatStorage"), "something else"),
         (pickled_tensor("0", (2,), kind="ByteStorage"), "asks for torch.ByteStorage"),
         (pickled_tensor("9", (2,), kind="FloatStorage"), "tensor 'w': its data (data/9) is missing"),
@@ -114,7 +117,7 @@ def test_a_pickle_that_wants_anything_but_tensors_is_refused_and_not_run(
             pickled_tensor("0", (25,), kind="FloatStorage"),
             "tensor 'w': needs 100 bytes of data, the file holds 96",
         ),
-        (pickled_text("id") + pickle.BINPERSID, "persistent id is 'id', which names no storage"),
+        (pickled_text("id") + pickle.BINPERSID, "persistent id is 'id', which does not name a storage"),
         (b"\xff", "its pickle is damaged"),
     ],
 )
@@ -132,7 +135,7 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = write_one(tmp_path / "m.bin", pickled_tensor("0", (24,), kind="FloatStorage"))
     path.write_bytes(path.read_bytes()[:-40])
-    assert "is no readable zip" in refusal(path)
+    assert "is not a readable zip" in refusal(path)
     assert "it is truncated or damaged" in refusal(path)
 
 

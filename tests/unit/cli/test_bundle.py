@@ -35,7 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     return asked
 
 
-SIMULATED = "running on the simulator of a BM1684X: the same tokens, slowly; no measure of its speed\n"
+SIMULATED = "running on the simulator of a BM1684X: the same tokens, slowly; not a measure of its speed\n"
 
 
 def test_generate_names_the_engine_and_keeps_the_answer_alone_on_stdout(
@@ -88,7 +88,7 @@ def test_bench_waits_for_prompts_up_to_the_context_on_a_tpu(
 def test_bench_of_random_weights_runs_on_the_cpu_alone(run: Run) -> None:
     done = run("bench", "--shape", "tiny", "--engine", "simulator")
     assert done.code == 2
-    assert "--shape runs on the cpu engine alone" in done.err
+    assert "--shape runs only on the cpu engine" in done.err
 
 
 def test_info_shows_what_was_compiled(run: Run, bundle: Path) -> None:

@@ -323,3 +323,14 @@ def test_a_closed_stream_is_the_null_device(closed: str, tmp_path: Path) -> None
     words = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
     assert subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode == 0
     assert seen.read_text() == "True True"
+
+
+def test_bench_shows_and_draws_where_the_time_of_a_token_goes(run: Run, model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "profile.svg"
+    done = run("bench", model, "--profile", "--prefill", 8, "--decode", 2, "--picture", picture)
+    assert "| head | " in done.out
+    assert [phase["tokens"] for phase in json.loads(done.out.splitlines()[-1])["phases"]][:2] == [8, 2]
+    assert picture.read_text().startswith("<svg ")
+    assert f"[picture: {picture}]" in done.err
+    alone = run("bench", model, "--picture", picture)
+    assert (alone.code, "--picture needs --profile" in alone.err) == (2, True)

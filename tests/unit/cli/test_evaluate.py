@@ -52,13 +52,13 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_text_is_scored_and_said_how(run: Run, model: Path, text: Path) -> None:
+def test_a_text_is_scored_and_the_report_says_how(run: Run, model: Path, text: Path) -> None:
     done = run("evaluate", model, "--text", text, "--tokens", 130, *CUT)
     assert (done.code, done.err) == (0, "")
     name, tokens, windows, blank, header, rule, row = done.out.splitlines()
     assert name == f"text       {text}"
     assert tokens.startswith(
-        "tokens     130 by SentencePieceTokenizer of 400 ids, none put before them; sha256 "
+        "tokens     130 by SentencePieceTokenizer of 400 ids, without a token in front; sha256 "
     )
     assert windows == "windows    4 of 64 tokens, stride 32; 129 tokens are scored"
     assert (blank, rule) == ("", "|---|---|---|---|---|")

@@ -164,7 +164,7 @@ def test_interrupt_tells_that_the_same_command_goes_on(
     monkeypatch.setattr("baichuan2_tpu.fetch.models.download_file", interrupt)
     outcome = run("fetch", NAME)
     assert (outcome.code, outcome.out) == (130, "")
-    assert outcome.err.endswith("stopped; what came is kept, and the same command goes on\n")
+    assert outcome.err.endswith("stopped; what came is kept, and the same command continues\n")
 
 
 def test_list_shows_names_sizes_and_what_is_there(run: Run, hub: FaultyHub) -> None:

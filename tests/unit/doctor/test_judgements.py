@@ -218,7 +218,7 @@ def test_memory_that_fits_but_for_the_regions_ends_is_a_warning(tmp_path: Path) 
     model = write_bundle(tmp_path / "close", device_bytes=8700 << 20)
     finding = by_name(examine(RecordedMachine(MACHINES / "soc_broken"), HOST, model=model))["model fits"]
     assert finding.status == "warn"
-    assert finding.next_step[0] == "divide the memory anew:"
+    assert finding.next_step[0] == "divide the memory again:"
 
 
 def test_a_board_that_is_too_small_says_so(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_limits_that_are_guessed_are_told_so(tmp_path: Path) -> None:
     )
     model = write_bundle(tmp_path / "large", device_bytes=9300 << 20)
     steps = by_name(examine(machine, HOST, model=model))["model fits"].next_step
-    assert steps[0].startswith("divide the memory anew, if memory_edit.sh -p allows them")
+    assert steps[0].startswith("divide the memory again, if memory_edit.sh -p allows them")
     assert steps[-1] == "$ sudo reboot"
 
 

@@ -55,7 +55,7 @@ def test_the_cpu_refuses_a_bundle_and_names_its_checkpoint(bundle: Path) -> None
 
 @pytest.mark.parametrize("setting", [{"threads": 2}, {"is_exact": True}])
 def test_settings_of_the_cpu_are_refused_for_a_bundle(bundle: Path, setting: dict[str, int]) -> None:
-    with pytest.raises(RequestError, match="threads and the exact mode are for the cpu engine alone"):
+    with pytest.raises(RequestError, match="threads and the exact mode are only for the cpu engine"):
         open_engine(identify(bundle), **setting)  # pyright: ignore[reportArgumentType]
 
 

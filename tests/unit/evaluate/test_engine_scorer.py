@@ -113,7 +113,7 @@ def test_a_passage_longer_than_the_context_is_refused_before_any_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "known"), [(1, "the likeliest token of"), (16, "the likeliest 16 tokens of")]
+    ("candidates", "known"), [(1, "the most likely token of"), (16, "the most likely 16 tokens of")]
 )
 def test_an_engine_that_does_not_know_every_logit_is_refused(candidates: int, known: str) -> None:
     engine = HistoryEngine(VOCABULARY)

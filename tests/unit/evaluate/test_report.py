@@ -43,7 +43,7 @@ def test_lines_say_how_the_text_was_tokenised_and_cut() -> None:
     lines = Report(OWN).lines()
     assert lines[:4] == [
         "text       notes.txt",
-        f"tokens     21 by ByteTokenizer of 257 ids, none put before them; sha256 {TEXT.sha256}",
+        f"tokens     21 by ByteTokenizer of 257 ids, without a token in front; sha256 {TEXT.sha256}",
         "windows    3 of 8 tokens, stride 8; 19 tokens are scored",
         "",
     ]

@@ -66,7 +66,7 @@ def test_one_whole_set_of_weights_is_chosen(weights: list[str], chosen: list[str
     ],
 )
 def test_no_whole_set_is_an_error(weights: list[str]) -> None:
-    with pytest.raises(FetchError, match="hub: repository: holds no whole set of weights"):
+    with pytest.raises(FetchError, match="hub: repository: holds no complete set of weights"):
         select(*SMALL, *weights)
 
 

@@ -25,7 +25,7 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"a": NaN}', "is not JSON (NaN is not a finite number)"),
         (b'{"a": -Infinity}', "is not JSON (-Infinity is not a finite number)"),
         (b'{"a": 1e400}', "is not JSON ('1e400' is too large for a number)"),
-        (b'{"a": 9223372036854775808}', "is not JSON ('9223372036854775808' is no number below 2^63)"),
+        (b'{"a": 9223372036854775808}', "is not JSON ('9223372036854775808' is not a number below 2^63)"),
         (b'{"a": 1' + b"0" * 400 + b"}", "is not JSON ("),
         (b'{"a": "\\ud800"}', "is not JSON ('utf-8' codec can't encode"),
         (b"null", "holds a NoneType, not a JSON object"),

@@ -1,4 +1,4 @@
-"""An engine that knows only its likeliest tokens serves what it can, and refuses the rest by name."""
+"""An engine that knows only its most likely tokens serves what it can, and refuses the rest by name."""
 
 from dataclasses import replace
 
@@ -86,7 +86,11 @@ def test_all_is_allowed_where_all_is_known() -> None:
 @pytest.mark.parametrize(
     ("candidates", "settings", "message"),
     [
-        (1, GenerationSettings(SamplingSettings(top_k=5)), "likeliest token of each step: it cannot sample;"),
+        (
+            1,
+            GenerationSettings(SamplingSettings(top_k=5)),
+            "most likely token of each step: it cannot sample;",
+        ),
         (
             1,
             GenerationSettings(replace(GREEDY, repetition_penalty=1.05)),

@@ -270,7 +270,7 @@ def test_a_row_beyond_the_tokenizer_is_never_chosen(temperature: float) -> None:
 
 
 def ending_first() -> ScriptedEngine:
-    """Return an engine whose likeliest tokens end the answer, and whose next likeliest is a letter."""
+    """Return an engine whose most likely tokens end the answer, and whose next most likely is a letter."""
     engine = ScriptedEngine(VOCABULARY)
     for letter in b"abcdef":
         logits = np.zeros(VOCABULARY, np.float32)

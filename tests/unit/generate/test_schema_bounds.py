@@ -3,6 +3,7 @@
 import pytest
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.generate.grammar import schema_bounds
 from baichuan2_tpu.generate.grammar.schema_bounds import check_schema, likely_cause
 
 Schema = dict[str, object]
@@ -46,15 +47,18 @@ def test_any_depth_is_counted_without_recursion(levels: int) -> None:
 
 
 def test_a_schema_that_refers_to_itself_has_the_depth_of_one_turn() -> None:
-    check_schema({"$ref": "#"})
-    check_schema({"properties": {"child": {"$ref": "#"}, "other": {"$ref": "#/properties/child"}}})
+    assert schema_bounds._levels({"$ref": "#"}) == 1
+    child: Schema = {"properties": {"child": {"$ref": "#"}, "other": {"$ref": "#/properties/child"}}}
+    assert schema_bounds._levels(child) == 4  # the schema, its properties, the other one, the child
 
 
 @pytest.mark.parametrize(
     "reference", ["#/x/9", "#/x/a", "#/type/y", "#name", "http://example.org/#/x", "", "#/"]
 )
 def test_a_reference_that_leads_nowhere_is_left_to_the_compiler(reference: str) -> None:
-    check_schema({"type": "object", "x": [{}], "$ref": reference})
+    schema: Schema = {"type": "object", "x": [{}]}
+    check_schema({**schema, "$ref": reference})
+    assert schema_bounds._levels({**schema, "$ref": reference}) == schema_bounds._levels(schema)
 
 
 def test_references_are_unescaped_as_pointers_are() -> None:

@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from baichuan2_tpu.errors import CheckpointError, RequestError
@@ -108,6 +109,13 @@ def test_what_is_given_goes_before_the_models_own_and_none_leaves_it() -> None:
     given = own.override(temperature=1, seed=3, max_tokens=4, stop="a", logit_bias={7: -1}, stop_ids=[3, 4])
     assert given.sampling == SamplingSettings(temperature=1, top_k=5, seed=3, logit_bias=((7, -1.0),))
     assert (given.max_tokens, given.stop, given.stop_ids) == (4, ("a",), {3, 4})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"temperature": np.float32(0.5), "max_tokens": np.int64(4), "seed": np.uint8(3)}
+    settings = GenerationSettings().override(**given)  # pyright: ignore[reportArgumentType]
+    assert settings.sampling == SamplingSettings(temperature=0.5, seed=3)
+    assert (settings.max_tokens, type(settings.max_tokens)) == (4, int)
 
 
 def test_a_setting_that_does_not_exist_names_those_that_do() -> None:

@@ -60,8 +60,11 @@ def test_the_supervisor_gets_a_datagram(form: str, tmp_path: Path, monkeypatch: 
 
 
 def test_without_a_supervisor_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setattr(socket, "socket", lambda *kind: opened.append(kind))
     tell_supervisor("READY=1")
+    assert opened == []
 
 
 def test_of_two_that_took_a_port_the_second_to_listen_is_told_in_a_line() -> None:

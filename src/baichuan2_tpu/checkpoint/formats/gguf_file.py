@@ -117,7 +117,7 @@ def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
         }
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is no readable GGUF file ({shorten(str(error))}); "
+            f"{path}: is not a readable GGUF file ({shorten(str(error))}); "
             "it is truncated or damaged, fetch it again"
         ) from error
 

@@ -52,7 +52,7 @@ def check_header(path: Path) -> None:
             _Header(content).check()
     except (_Damage, OSError, ValueError) as error:  # ValueError: an empty file
         raise CheckpointError(
-            f"{path}: is no readable GGUF file ({error}); it is truncated or damaged, fetch it again"
+            f"{path}: is not a readable GGUF file ({error}); it is truncated or damaged, fetch it again"
         ) from error
 
 
@@ -101,7 +101,7 @@ class _Header:
         elif kind in _VALUE_BYTES:
             self._skip(count * _VALUE_BYTES[kind])
         else:
-            raise _Damage(f"{quote(name)} is of type {kind}, which is none")
+            raise _Damage(f"{quote(name)} is of type {kind}, which is unknown")
 
     def _check_tensor(self) -> None:
         name = self._text("a name", _MOST_NAME_BYTES)

@@ -96,7 +96,7 @@ def _read_zip(file: MappedFile) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
                 "save it again with a newer torch.save"
             ) from error
         raise CheckpointError(
-            f"{file.path}: is no readable zip ({shorten(str(error))}); "
+            f"{file.path}: is not a readable zip ({shorten(str(error))}); "
             "it is truncated or damaged, fetch it again"
         ) from error
 

@@ -202,7 +202,7 @@ class _Machine:
 
     def _push_integer(self, value: object) -> None:
         if not isinstance(value, int) or abs(value) > _LARGEST:
-            raise _Damage("it holds a number that is no count")
+            raise _Damage("it holds a number that is not a count")
         self._stack.append(value)
 
     def _push_tuple(self, items: list[object]) -> None:
@@ -230,7 +230,7 @@ class _Machine:
     def _pop_names(self) -> list[str]:
         names = [name for name in self._pop(2) if isinstance(name, str)]
         if len(names) != 2:
-            raise _Damage("it asks for a function whose name is no text")
+            raise _Damage("it asks for a function whose name is not a text")
         return names
 
     def _remember(self, index: object) -> None:
@@ -294,7 +294,7 @@ def _storage(pid: object) -> Storage:
         case ("storage", _StorageType() as kind, str() as key, str(), int() as elements) if elements >= 0:
             return Storage(key, kind.dtype, elements)
         case _:
-            raise _Damage(f"the persistent id is {_describe(pid)}, which names no storage")
+            raise _Damage(f"the persistent id is {_describe(pid)}, which does not name a storage")
 
 
 def _view(storage: object, offset: object, shape: object, strides: object) -> TensorView:
@@ -315,7 +315,7 @@ def _counts(value: object) -> tuple[int, ...]:
     items = value.items if isinstance(value, _Tuple) else (None,)
     counts = tuple(item for item in items if isinstance(item, int) and item >= 0)
     if len(counts) != len(items):
-        raise _Damage(f"{_describe(value)} is no tensor shape")
+        raise _Damage(f"{_describe(value)} is not a tensor shape")
     return counts
 
 

@@ -216,4 +216,4 @@ def _simulate_apart(bmodel: Path, simulator: Path) -> None:
 
 def largest_error(expected: Sequence[Values], outputs: Sequence[NDArray[Any]]) -> float:
     """Return the largest relative error among outputs."""
-    return max(relative_error(values, want) for values, want in zip(outputs, expected, strict=True))
+    return max(relative_error(values, right) for values, right in zip(outputs, expected, strict=True))

@@ -1,6 +1,6 @@
 """The engine of compiled models: sequences of tokens on the nets of one bmodel, through any device.
 
-Not here: the nets' arithmetic (compiled), cutting a step into launches (``step``), one launch
+Not here: the nets' arithmetic (``compile.nets``), cutting a step into launches (``step``), one launch
 (``block_loop``), opening a bundle (``open_bundle``).
 """
 

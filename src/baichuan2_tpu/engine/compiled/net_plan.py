@@ -171,7 +171,7 @@ def _block_stage(net: NetInfo, index: int, family: str) -> BlockStage:
         raise ArtifactError(
             f"{net.name}, stage {index}: takes "
             f"{', '.join(f'{tensor.dtype} {list(tensor.shape)}' for tensor in stage.inputs)}, "
-            "which is no block that this engine knows; compile the bundle again"
+            "which is not a block that this engine knows; compile the bundle again"
         )
     history = stage.inputs[-1].shape[1] if family == _CACHE_BLOCK else 0
     return BlockStage(family, index, stage.inputs[0].shape[1], history, net.has_own_io)

@@ -345,7 +345,7 @@ def request_device(library: BmrtLibrary, device: int) -> DeviceHandles:
 def _chip(library: BmrtLibrary, handle: ctypes.c_void_p) -> str:
     chip_id = ctypes.c_uint(0)
     if library.get_chipid(handle, chip_id) != 0:
-        raise DeviceError("the device does not tell its chip; restart its driver")
+        raise DeviceError("the device does not report its chip; restart its driver")
     return _CHIPS.get(chip_id.value, f"chip {chip_id.value:#x}")
 
 

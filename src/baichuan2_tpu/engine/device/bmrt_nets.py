@@ -64,16 +64,16 @@ def _net_info(name: str, net: NetStruct) -> NetInfo:
 def _inputs(net: NetStruct, stage: int) -> tuple[TensorInfo, ...]:
     shapes = net.stages[stage].input_shapes
     return tuple(
-        _tensor_info(net.input_names[one], net.input_dtypes[one], shapes[one])
-        for one in range(net.input_count)
+        _tensor_info(net.input_names[index], net.input_dtypes[index], shapes[index])
+        for index in range(net.input_count)
     )
 
 
 def _outputs(net: NetStruct, stage: int) -> tuple[TensorInfo, ...]:
     shapes = net.stages[stage].output_shapes
     return tuple(
-        _tensor_info(net.output_names[one], net.output_dtypes[one], shapes[one])
-        for one in range(net.output_count)
+        _tensor_info(net.output_names[index], net.output_dtypes[index], shapes[index])
+        for index in range(net.output_count)
     )
 
 
@@ -84,9 +84,12 @@ def _tensor_info(name: bytes, dtype: int, shape: ShapeStruct) -> TensorInfo:
 def _stage_memory(net: NetStruct, stage: int) -> StageMemory:
     memories: Any = net.stages[stage]
     return StageMemory(
-        tuple(MemoryStruct.from_buffer_copy(memories.input_memories[one]) for one in range(net.input_count)),
         tuple(
-            MemoryStruct.from_buffer_copy(memories.output_memories[one]) for one in range(net.output_count)
+            MemoryStruct.from_buffer_copy(memories.input_memories[index]) for index in range(net.input_count)
+        ),
+        tuple(
+            MemoryStruct.from_buffer_copy(memories.output_memories[index])
+            for index in range(net.output_count)
         ),
     )
 

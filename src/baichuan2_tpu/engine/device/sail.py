@@ -122,18 +122,18 @@ class SailDevice(Device):
         self._dtypes = {name: getattr(sail.Dtype, f"BM_{name.upper()}") for name in DTYPES}
         self._device = device
         self._handle = self._open_handle()
-        with self._calling("name the chip"):
+        with self._call("name the chip"):
             # Where SAIL cannot tell, as on the functional model, libbmrt itself refuses other chips' files.
             self.chip = _chip(self._handle.get_target()) or file.chip
         check_chip(bmodel, file.chip, self.chip)
         check_memory(file.device_bytes + reserve_bytes, self.memory(), f"{bmodel} with its buffers")
-        with self._calling(f"load {bmodel}"):
+        with self._call(f"load {bmodel}"):
             self._engine: EngineLLM | None = sail.EngineLLM(str(bmodel), [device])
             self.nets = _describe(self._engine, {vendor: name for name, vendor in self._dtypes.items()})
 
     def memory(self) -> DeviceMemory | None:
         """Return how much memory the device has, or None where SAIL cannot tell."""
-        with self._calling("read the device's memory"):
+        with self._call("read the device's memory"):
             total_mib, used_mib, _ = self._sail.get_dev_stat(self._device)
         if not 0 <= used_mib <= total_mib or total_mib == 0:  # as on the functional model
             return None
@@ -143,34 +143,34 @@ class SailDevice(Device):
         """Return new memory, all zero."""
         info = _checked_info(dtype, shape)
         self._open_engine()
-        with self._calling(f"allocate {info.nbytes} bytes on the device"):
+        with self._call(f"allocate {info.nbytes} bytes on the device"):
             # Not on the host: without memory there, update_data and asnumpy reach the device itself.
             tensor = self._sail.Tensor(self._handle, list(shape), self._dtypes[dtype], False, True)
-        return self._remembered(SailBuffer(tensor, info))
+        return self._remember(SailBuffer(tensor, info))
 
     def view(self, buffer: Buffer, offset: int, shape: Shape) -> SailBuffer:
         """Return ``shape`` elements of ``buffer`` from element ``offset`` on, sharing its memory."""
         source, tensor = self._own(buffer)
         check_view(source, offset, shape)
         info = _checked_info(source.dtype, shape)
-        with self._calling("view a buffer"):
+        with self._call("view a buffer"):
             viewed = self._sail.Tensor(tensor, list(shape), offset, True)
-        return self._remembered(SailBuffer(viewed, info, source=source, offset=offset))
+        return self._remember(SailBuffer(viewed, info, source=source, offset=offset))
 
     def input(self, net: str, index: int, stage: int = 0) -> SailBuffer:
         """Return the net's own memory for an input; only where ``has_own_io``."""
         info = self._check_own_io(net, stage).inputs[index]
-        with self._calling(f"get input {index} of {net}"):
+        with self._call(f"get input {index} of {net}"):
             tensor = self._open_engine().get_input_tensors(net, stage)[index]
         # All stages of a net use one memory, so its name leaves the stage out.
-        return self._remembered(SailBuffer(tensor, info, net_memory=f"input {index} of {net}"))
+        return self._remember(SailBuffer(tensor, info, net_memory=f"input {index} of {net}"))
 
     def output(self, net: str, index: int, stage: int = 0) -> SailBuffer:
         """Return the net's own memory for an output; only where ``has_own_io``."""
         info = self._check_own_io(net, stage).outputs[index]
-        with self._calling(f"get output {index} of {net}"):
+        with self._call(f"get output {index} of {net}"):
             tensor = self._open_engine().get_output_tensors(net, stage)[index]
-        return self._remembered(SailBuffer(tensor, info, net_memory=f"output {index} of {net}"))
+        return self._remember(SailBuffer(tensor, info, net_memory=f"output {index} of {net}"))
 
     def upload(self, buffer: Buffer, values: NDArray[Any]) -> None:
         """Copy host values of the buffer's dtype and shape to the device."""
@@ -186,7 +186,7 @@ class SailDevice(Device):
         # SAIL would convert float16 to float32, so 16 bits of any kind go as uint16.
         plain = values.view(np.uint16) if values.dtype.itemsize == 2 else values
         self.counts.uploaded_bytes += own.nbytes
-        with self._calling("upload to a buffer"):
+        with self._call("upload to a buffer"):
             tensor.update_data(np.ascontiguousarray(plain))
 
     def download(self, buffer: Buffer) -> NDArray[Any]:
@@ -197,7 +197,7 @@ class SailDevice(Device):
             self.copy(staged, own)
             return self.download(staged)
         self.counts.downloaded_bytes += own.nbytes
-        with self._calling("download a buffer"):
+        with self._call("download a buffer"):
             values = tensor.asnumpy()
         return values.view(DTYPES[own.dtype])
 
@@ -209,7 +209,7 @@ class SailDevice(Device):
         if to.overlaps(of):
             raise DeviceError("the two buffers of a copy overlap; copy through a third one")
         self.counts.copies += 1
-        with self._calling("copy on the device"):
+        with self._call("copy on the device"):
             to_tensor.sync_d2d(of_tensor, 0, 0, math.prod(of.shape))
 
     def launch(self, net: str, stage: int, inputs: Items[Buffer], outputs: Items[Buffer]) -> None:
@@ -225,7 +225,7 @@ class SailDevice(Device):
         for (first, _), (second, _) in itertools.combinations(filled, 2):
             if first.overlaps(second):
                 raise DeviceError(f"two outputs of {net} overlap; give each a buffer of its own")
-        with self._calling(f"run stage {stage} of net {net}"):
+        with self._call(f"run stage {stage} of net {net}"):
             outs = {index: tensor for index, (_, tensor) in enumerate(filled)}
             self._open_engine().process(net, dict(enumerate(fed)), outs)
         self.counts.launches += 1
@@ -242,13 +242,13 @@ class SailDevice(Device):
                 buffer.tensor = None
 
     @contextmanager
-    def _calling(self, action: str) -> Generator[None, None, None]:
+    def _call(self, action: str) -> Generator[None, None, None]:
         """Let one thread in, and map what SAIL raises; every call of SAIL is made inside of this."""
         with self._lock, vendor_errors(self._sail, action):
             yield
 
     def _open_handle(self) -> Handle:
-        with self._calling("set its log level"):
+        with self._call("set its log level"):
             self._sail.set_loglevel(self._sail.LogLevel.ERROR)
         count = self._count_devices()
         if count is not None and not 0 <= self._device < count:
@@ -256,7 +256,7 @@ class SailDevice(Device):
                 f"there is no device {self._device}: SAIL sees {count}, counted from 0; bm-smi lists them"
             )
         try:
-            with self._calling(f"open device {self._device}"):
+            with self._call(f"open device {self._device}"):
                 return self._sail.Handle(self._device)
         except DeviceError as error:
             raise BackendUnavailable(
@@ -265,7 +265,7 @@ class SailDevice(Device):
 
     def _count_devices(self) -> int | None:
         try:
-            with self._calling("count the devices"):
+            with self._call("count the devices"):
                 return self._sail.get_available_tpu_num()
         except DeviceError:  # a SoC may lack the control node of a card's driver; opening the device tells
             return None
@@ -275,7 +275,7 @@ class SailDevice(Device):
             raise DeviceError("this device is closed; open the model again")
         return self._engine
 
-    def _remembered(self, buffer: SailBuffer) -> SailBuffer:
+    def _remember(self, buffer: SailBuffer) -> SailBuffer:
         self._buffers.add(buffer)
         return buffer
 
@@ -290,7 +290,7 @@ class SailDevice(Device):
 
         ``update_data`` and ``asnumpy`` then reach the host's alone, so data goes through memory of our own.
         """
-        with self._calling("ask for the memory of a tensor"):
+        with self._call("ask for the memory of a tensor"):
             return tensor.is_sys_data_valid()
 
     def _net(self, net: str) -> NetInfo:

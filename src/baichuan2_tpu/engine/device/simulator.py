@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 
 from baichuan2_tpu.engine.device.c_library import drop_c_output, quiet_c_output, send_c_output_to_stderr
-from baichuan2_tpu.engine.device.simulator_yield import call_slots, load_address, text_addresses
+from baichuan2_tpu.engine.device.elf_file import call_slots, load_address, text_addresses
 from baichuan2_tpu.errors import BackendUnavailable
 
 __all__ = ["prepare_simulator", "simulator_memory_bytes"]
@@ -80,7 +80,7 @@ def simulator_memory_bytes() -> int:
         nbytes = int(text, 0)
     except ValueError as error:
         raise BackendUnavailable(
-            f"{_MEMORY_VARIABLE}={text}: is no number of bytes; give one like 0x100000000"
+            f"{_MEMORY_VARIABLE}={text}: is not a number of bytes; give one like 0x100000000"
         ) from error
     if nbytes < _LEAST_MEMORY_BYTES:
         raise BackendUnavailable(

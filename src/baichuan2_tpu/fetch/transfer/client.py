@@ -111,7 +111,7 @@ def mapped_errors(url: str) -> Generator[None, None, None]:
     except httpx.LocalProtocolError:
         # Its text quotes the header, and so a token or a proxy's password; a traceback would show it too.
         raise FetchError(
-            f"{url}: cannot be asked for: a header has characters that HTTP does not allow; check the tokens "
+            f"{url}: cannot be requested: a header has characters that HTTP does not allow; check the tokens "
             "(HF_TOKEN, MODELSCOPE_API_TOKEN) and the user and password of HTTPS_PROXY"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, httpx.CookieConflict) as error:

@@ -52,7 +52,7 @@ class DownloadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Hears of a download: the bytes that came, less than 0 where some are given up, and long waits."""
+    """Receives the progress of a download: bytes that came, below 0 for discarded ones, and long waits."""
 
     report: Callable[[int], None]
     notice: Callable[[str], None]
@@ -227,7 +227,7 @@ class _Transfer:
         check_status(response, url, self.address.advice)
         self._check_version(response)
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise FetchError(f"{url}: comes encoded, which was not asked for; take another --source")
+            raise FetchError(f"{url}: arrives in an encoding that was not requested; take another --source")
         if response.status_code != HTTPStatus.PARTIAL_CONTENT:
             self._check_whole(response, piece, offset)
             return

@@ -321,7 +321,7 @@ def huggingface_token(environment: Mapping[str, str], endpoint: str) -> str | No
     Raises: FetchError naming the variable or the file of a token that cannot be sent.
     """
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        token = _checked(environment.get(variable, ""), variable)
+        token = _check_token(environment.get(variable, ""), variable)
         if token:
             return token
     is_forbidden = environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in TRUE_WORDS
@@ -331,7 +331,7 @@ def huggingface_token(environment: Mapping[str, str], endpoint: str) -> str | No
     home = environment.get("HF_HOME") or f"{cache}/huggingface"
     path = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
     try:
-        return _checked(path.read_text("utf-8"), str(path))
+        return _check_token(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -341,10 +341,10 @@ def modelscope_token(environment: Mapping[str, str]) -> str | None:
 
     Raises: FetchError naming the variable of a token that cannot be sent.
     """
-    return _checked(environment.get("MODELSCOPE_API_TOKEN", ""), "MODELSCOPE_API_TOKEN")
+    return _check_token(environment.get("MODELSCOPE_API_TOKEN", ""), "MODELSCOPE_API_TOKEN")
 
 
-def _checked(text: str, where: str) -> str | None:
+def _check_token(text: str, where: str) -> str | None:
     """Return a token without the white space around it, None where nothing is left."""
     token = text.strip()
     if not token:

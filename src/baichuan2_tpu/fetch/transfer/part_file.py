@@ -1,4 +1,4 @@
-"""A file that is not whole yet, and the journal of the ranges that are.
+"""A file that is not complete yet, and the journal of its finished ranges.
 
 ``NAME.part`` has the full length from the beginning, with holes. The first line of ``NAME.part.journal`` says
 which file it will be, every other line names one finished range. A range is written to the journal after its

@@ -1,4 +1,4 @@
-"""llguidance itself: a vocabulary as it wants it, and one grammar compiled.
+"""llguidance itself: a vocabulary in the form that it expects, and one grammar compiled.
 
 Used in the server's process and in the child that tries grammars first, so that both do the same work.
 Not here: what grammars there are (``grammars``), limits (``trial``).

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <map>
@@ -98,6 +99,19 @@ nb::list packed_parts(nb::handle self) {
     return parts;
 }
 
+// Name, seconds, bytes read and multiplications of every kind of work.
+using WorkTuple = std::tuple<std::string, double, std::int64_t, std::int64_t>;
+
+std::vector<WorkTuple> read_profile(const Model& model) {
+    std::vector<WorkTuple> works;
+    if (model.profile() == nullptr) return works;
+    std::size_t index = 0;
+    for (const WorkTotal& total : *model.profile()) {
+        works.emplace_back(kWorkNames[index++], total.seconds, total.bytes, total.macs);
+    }
+    return works;
+}
+
 void set_norm(Model& model, std::int64_t layer, const std::string& name, const NormVector& weight) {
     check_layer(model, layer);
     if (size_of(weight, 0) != model.shape().hidden) {
@@ -185,6 +199,8 @@ void bind_model(nb::module_& module) {
         .def("packed_parts", &packed_parts)
         .def("pack", &pack, "layer"_a, "name"_a, "qweight"_a, "qzeros"_a, "scales"_a, "group_size"_a)
         .def("set_norm", &set_norm, "layer"_a, "name"_a, "weight"_a)
+        .def("set_profile", &Model::set_profile, "is_on"_a)
+        .def("profile", &read_profile)
         .def("set_embedding", &set_embedding, "embedding"_a, nb::keep_alive<1, 2>())
         .def("forward", &forward, "sequences"_a, "tokens"_a, "logit_rows"_a);
 }

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.identify import find_bmodel, identify
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import open_vendor_bmodel, read_vendor_config
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, RequestError
-from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel
+from baichuan2_tpu.manifest import MANIFEST_NAME
 from baichuan2_tpu.resolve import resolve_model
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from baichuan2_tpu.engine.device import simulator, simulator_yield
+from baichuan2_tpu.engine.device import elf_file, simulator
 from baichuan2_tpu.engine.device.bmrt_library import BmrtLibrary, MemoryStruct
 from baichuan2_tpu.engine.device.bmrt_nets import StageMemory, check_shared
 from baichuan2_tpu.engine.device.simulator import prepare_simulator, simulator_memory_bytes
@@ -103,26 +103,26 @@ def test_memory_is_the_variables_or_four_gigabytes(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_that_is_no_library_has_no_slots(folder: Path) -> None:
-    with pytest.raises(ValueError, match="is no 64-bit ELF library"):
-        simulator_yield.call_slots(folder / LIBRARIES[0], "free")
+    with pytest.raises(ValueError, match="is not a 64-bit ELF library"):
+        elf_file.call_slots(folder / LIBRARIES[0], "free")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86_64 machine: so is the simulator")
 def test_a_text_of_a_loaded_library_is_found_where_it_lies() -> None:
     library = loaded_library("libm.so")
-    (address,) = simulator_yield.text_addresses(library, b"pow")
-    assert ctypes.string_at(simulator_yield.load_address(library) + address) == b"pow"
-    assert simulator_yield.text_addresses(library, b"[%d] do_allreduce: %d.\n") == []
+    (address,) = elf_file.text_addresses(library, b"pow")
+    assert ctypes.string_at(elf_file.load_address(library) + address) == b"pow"
+    assert elf_file.text_addresses(library, b"[%d] do_allreduce: %d.\n") == []
 
 
 def test_a_file_that_is_no_library_has_no_texts(folder: Path) -> None:
-    with pytest.raises(ValueError, match="is no 64-bit ELF library"):
-        simulator_yield.text_addresses(folder / LIBRARIES[0], b"pow")
+    with pytest.raises(ValueError, match="is not a 64-bit ELF library"):
+        elf_file.text_addresses(folder / LIBRARIES[0], b"pow")
 
 
 def test_a_library_that_is_not_loaded_has_no_address(folder: Path) -> None:
     with pytest.raises(ValueError, match="is not loaded"):
-        simulator_yield.load_address(folder / LIBRARIES[0])
+        elf_file.load_address(folder / LIBRARIES[0])
 
 
 def test_a_machine_without_the_vendors_libraries_is_told_what_to_install(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ STAYING = {
     "wrong bytes": "the file has sha256 [0-9a-f]{64}, sha256 [0-9a-f]{64} is listed, 2 times",
     "whole of another size": "it has 81996 bytes, listed are 81997, 2 times",
     "ignore range and drop": "failed 4 times, at last with",
-    "encoded": "comes encoded, which was not asked for",
+    "encoded": "arrives in an encoding that was not requested",
     "401": "failed 4 times, at last with status 401",
     "403": "failed 4 times, at last with status 403",
     "404": r"status 404 \(Not Found\); see .* for the revisions and files there are",

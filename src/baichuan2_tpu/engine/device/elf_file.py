@@ -1,7 +1,7 @@
-"""Where a loaded library keeps the addresses of the functions it calls in other libraries, and its texts.
+"""A shared library in ELF form: where it keeps the addresses of the functions that it imports, and its texts.
 
-Enough of the format for two things: to find the slots of one function, and one text.
-Not here: changing them (``simulator``).
+Only as much of the format as two questions need: the slots of one function, and the place of one text.
+Not here: changing them in memory (``simulator``).
 Source: System V ABI, AMD64 supplement, "Object Files"; proc(5) for ``/proc/self/maps``.
 """
 
@@ -40,11 +40,11 @@ class _Section(NamedTuple):
 def call_slots(path: Path, function: str) -> list[int]:
     """Return the addresses, from the library's start, that hold the address of an imported function.
 
-    Raises: ValueError when ``path`` is no such library.
+    Raises: ValueError when ``path`` is not a 64-bit ELF library.
     """
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
-        raise ValueError(f"{path}: is no 64-bit ELF library")
+        raise ValueError(f"{path}: is not a 64-bit ELF library")
     sections = _sections(data)
     return [
         slot
@@ -58,11 +58,11 @@ def call_slots(path: Path, function: str) -> list[int]:
 def text_addresses(path: Path, text: bytes) -> list[int]:
     """Return the addresses, from the library's start, of a text that ends with a zero.
 
-    Raises: ValueError when ``path`` is no such library.
+    Raises: ValueError when ``path`` is not a 64-bit ELF library.
     """
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
-        raise ValueError(f"{path}: is no 64-bit ELF library")
+        raise ValueError(f"{path}: is not a 64-bit ELF library")
     loaded = [section for section in _sections(data) if section.address and section.kind != _NOT_IN_FILE]
     return [
         match.start() + 1 - section.offset + section.address
