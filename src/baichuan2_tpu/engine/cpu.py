@@ -3,7 +3,7 @@
 Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
 weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
 a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
-and with any number of threads. AVX2 and AVX-512 VNNI give the same bits as each other; the portable kernels
+and with any number of threads. The vector instruction sets all give the same bits; the portable kernels
 have the same integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
@@ -100,8 +100,8 @@ class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
     ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
-    ("avx512_vnni", "avx2", "scalar") to the fastest here. The embedding stays in ``weights``, so keep those
-    open. ``packed`` is where the packed weights are looked for, and kept; ``progress`` is told the bytes that
+    ("avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "scalar") to the fastest here. The embedding
+    stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept; ``progress`` is told the bytes that
     are packed, written or mapped, and ``notice`` why they could not be kept.
     Side effect: weights that were not packed before are packed, one tensor at a time, and each is released
     once it is packed.
