@@ -101,8 +101,9 @@ class CpuEngine(Engine):
 
     ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kernels``
     ("avx512_vnni", "avx2", "neon_i8mm", "neon_dotprod", "neon", "scalar") to the fastest here. The embedding
-    stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept; ``progress`` is told the bytes that
-    are packed, written or mapped, and ``notice`` why they could not be kept.
+    stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept;
+    ``progress`` is told the bytes that are packed, written or mapped, and ``notice`` why they could not be
+    kept.
     Side effect: weights that were not packed before are packed, one tensor at a time, and each is released
     once it is packed.
     Raises: BackendUnavailable for kernels this processor lacks, a shape the kernels cannot run, or threads
