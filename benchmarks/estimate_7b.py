@@ -1,8 +1,8 @@
 """Compile one real-size layer and the heads in all their stages, and estimate the whole model from them.
 
 The figures are those of the compiler's cycle model: an estimate, never a measurement. Weights are random,
-which changes no time. A layer costs what every other one does, so one is compiled and counted 32 times; four
-of them in one net take 0.1 % less than four nets.
+which changes no time. A layer costs what every other one does, so one is compiled and counted as often as the
+model has layers; four of them in one net take 0.1 % less than four nets. ``--shape`` takes another model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from baichuan2_tpu.compile.tpuc import Addresses, Compiler
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.estimate import USERS, Estimate, draw, estimate
 from baichuan2_tpu.manifest import HeadKind, Manifest, NetCost
-from baichuan2_tpu.shapes import shape_config
+from baichuan2_tpu.shapes import SHAPES, shape_config
 from baichuan2_tpu.toolchain import find_toolchain
 from vendor_form import vendor_block
 
 SHAPE = "baichuan2-7b"
+"""Of the goals, the picture and the vendor's form."""
+
 CONTEXT = 4096
 LAYERS_PER_NET = 4
 VENDOR_CONTEXT = 512
@@ -42,11 +44,12 @@ VENDOR_HEAD: HeadKind = "f16"
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is compiled: bits and group of the layers, form of the head."""
+    """What is compiled: bits and group of the layers, form of the head, and the model's dimensions."""
 
     bits: Literal[4, 8]
     group_size: int
     head: HeadKind
+    shape: str = SHAPE
 
     @property
     def name(self) -> str:
@@ -55,7 +58,7 @@ class Build:
 
     def config(self) -> ModelConfig:
         """Return the dimensions, quantised in this way."""
-        base = shape_config(SHAPE, self.bits)
+        base = shape_config(self.shape, self.bits)
         assert base.quantization is not None
         head_bits: Literal[4, 8] = 4 if self.head == "w4" else 8
         quantization = replace(base.quantization, group_size=self.group_size, head_bits=head_bits)
@@ -122,16 +125,19 @@ class Bench:
 def main() -> None:
     """Compile, print Markdown tables and, if asked, one JSON object as the last line."""
     arguments = parse_arguments()
-    builds = [build for build in BUILDS if build.bits in arguments.bits]
+    builds = [replace(build, shape=arguments.shape) for build in BUILDS if build.bits in arguments.bits]
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         bench = Bench(Compiler(find_toolchain(arguments.toolchain), Path(scratch)), Path(scratch) / "nets")
         bench.folder.mkdir()
         results = dict(measure(bench, builds))
-        vendors = [vendor_estimate(bench, bits) for bits in arguments.bits]
-    print("\n".join([*build_table(results), "", *vendor_table(vendors)]))
+        vendors = [vendor_estimate(bench, bits) for bits in arguments.bits if arguments.shape == SHAPE]
+    print("\n".join(build_table(results)))
+    if vendors:
+        print("\n".join(["", *vendor_table(vendors)]))
     for build, figures in results.items():
         print("\n".join(["", f"{build.name}: ms per step (tok/s)", "", *users_table(figures)]))
-    print("\n".join(["", *goal_table(goals(results))]))
+    if listed := goals(results):
+        print("\n".join(["", *goal_table(listed)]))
     if arguments.picture and DRAWN in results:
         arguments.picture.write_text(draw(results[DRAWN], title=f"{SHAPE}, {DRAWN.name}"), "utf-8")
     if arguments.json:
@@ -143,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Estimate builds of the 7B from one real layer and the heads."
     )
+    parser.add_argument("--shape", choices=[*SHAPES], default=SHAPE, help=f"another model than {SHAPE}")
     parser.add_argument("--bits", type=int, nargs="+", choices=(4, 8), default=[4, 8])
     parser.add_argument("--toolchain", type=Path, help="where TPU-MLIR is installed")
     parser.add_argument("--scratch", type=Path, help="folder for some gigabytes, which are removed")
@@ -212,7 +219,7 @@ def whole_model(build: Build, costs: Sequence[NetCost]) -> Estimate:
         chip="bm1684x",
         bmodel="",
         device_bytes=0,
-        source=f"{SHAPE}, random weights",
+        source=f"{build.shape}, random weights",
         tools={},
         costs=(),
         files={},

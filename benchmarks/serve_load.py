@@ -4,7 +4,8 @@ Each question is answered alone first; under load its answer must be the same, g
 end nothing may be lost: the server's counts must equal those of the clients, and it must exit with code 0.
 Memory must not grow once keys and values have filled their limit, which should happen in the first quarter.
 A compiled model promises the same tokens only where its choice is clear: ``--margin`` keeps answers greedy
-and ends each before its first near tie. ``--overflowing`` mixes in requests that must fail, each alone.
+and ends each before its first near tie. ``--overflowing`` mixes in requests that must fail, each alone;
+with ``--attacker`` one client sends only attacks.
 All traffic stays on 127.0.0.1, and the load ends after the given time.
 """
 
@@ -22,11 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 
 from servers.asking import Answer, AnswerError, ask, ask_stream, new_client
+from servers.attacker import Siege, attack, watch_readiness
 
 COMMAND = "from baichuan2_tpu.cli import main; main()"
 TOPICS = ("France", "the sea", "bubble sort", "tea", "the moon", "C++", "北京", "a bicycle")
@@ -41,14 +44,21 @@ OVERFLOWING_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened. Units: megabytes of anonymous memory, in quarters of the time."""
+    """What happened. Units: megabytes of anonymous memory, in quarters of the time, and before and after it.
+
+    ``pause_s`` is the longest between two pieces of a streamed answer; the server took ``end_s`` to end.
+    """
 
     clients: int
     seconds: float
     asked: dict[str, int]
     wrong: list[str]
+    pause_s: float
     memory_mb: list[float]
+    memory_idle_mb: tuple[float, float]
     server_counts: dict[str, int]
+    siege: Siege
+    end_s: float
     exit_code: int
 
     @property
@@ -59,14 +69,18 @@ class Report:
     @property
     def faults(self) -> list[str]:
         """Everything that must not happen."""
-        faults = [*self.wrong]
+        faults = [*self.wrong, *self.siege.faults]
         if self.growth > MOST_GROWTH:
             faults.append(f"memory grew by {self.growth:.1%}")
         if self.exit_code:
             faults.append(f"the server ended with exit code {self.exit_code}")
         if self.server_counts["running"] or self.server_counts["waiting"]:
             faults.append("requests are left in the server")
-        if self.server_counts["failed"] != self.asked.get("failed", 0) or self.server_counts["faults"]:
+        if self.server_counts["faults"]:
+            faults.append("steps of the server failed")
+        if self.siege.statuses:  # the server counts the attacks too
+            return faults
+        if self.server_counts["failed"] != self.asked.get("failed", 0):
             faults.append("the server counts failed requests")
         ended = self.server_counts["finished"] + self.server_counts["cancelled"]
         # The server never sees a client that gives up before its request is read.
@@ -81,6 +95,7 @@ class Tally:
 
     asked: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    pause_s: float = 0
 
 
 def main() -> None:
@@ -88,7 +103,17 @@ def main() -> None:
     given = parse_arguments()
     report = run(given)
     print(f"{report.clients} clients, {report.seconds:.0f} s: {dict(report.asked)}")
-    print(f"memory in quarters: {', '.join(f'{median:.0f}' for median in report.memory_mb)} MB")
+    print(f"longest pause in a streamed answer: {report.pause_s:.2f} s")
+    before, after = report.memory_idle_mb
+    print(
+        f"memory in quarters: {', '.join(f'{median:.0f}' for median in report.memory_mb)} MB; "
+        f"idle: {before:.0f} MB before, {after:.0f} MB after"
+    )
+    siege = report.siege
+    if siege.statuses:
+        print(f"attacks by status: {dict(siege.statuses)}; the longest took {siege.longest_attack_s:.1f} s")
+    print(f"ready: {dict(siege.readiness)}; the longest answer took {siege.longest_readiness_s:.2f} s")
+    print(f"SIGTERM: exit code {report.exit_code} after {report.end_s:.1f} s")
     print(f"the server's counts: {report.server_counts}")
     print(
         "\n".join(report.faults)
@@ -115,6 +140,7 @@ def parse_arguments() -> argparse.Namespace:
         help="greedy answers, each up to where the best two log probabilities are so close",
     )
     parser.add_argument("--overflowing", type=int, metavar="ID", help="a token whose states are no numbers")
+    parser.add_argument("--attacker", action="store_true", help="let one of the clients send only attacks")
     parser.add_argument("--kv-memory", type=float, default=0.25, metavar="GB")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the ways to ask (0)")
@@ -136,18 +162,36 @@ def run(given: argparse.Namespace) -> Report:
         tell(f"{len(questions)} solo runs")
         alone = asyncio.run(ask_alone(url, questions))
         tell(f"{given.clients} clients for {given.seconds:g} s")
+        before_mb = memory_mb(process.pid)
         start_s = time.perf_counter()
-        tally, samples = asyncio.run(load(url, process.pid, list(zip(questions, alone, strict=True)), given))
+        siege = Siege()
+        known = list(zip(questions, alone, strict=True))
+        tally, samples = asyncio.run(load(url, process.pid, known, siege, given=given))
         seconds = time.perf_counter() - start_s
+        after_mb = memory_mb(process.pid)
         counts = read_counts(url)
         counts["finished"] -= solo_runs
+        end_s = -time.perf_counter()
         process.terminate()
         code = process.wait(60)
+        end_s += time.perf_counter()
     finally:
         process.kill()
         process.wait()
     asked = dict(tally.asked)
-    return Report(given.clients, seconds, asked, tally.wrong, quarter_medians(samples), counts, code)
+    return Report(
+        given.clients,
+        seconds,
+        asked,
+        tally.wrong,
+        tally.pause_s,
+        quarter_medians(samples),
+        (before_mb, after_mb),
+        counts,
+        siege,
+        end_s,
+        code,
+    )
 
 
 def start_server(given: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
@@ -219,9 +263,17 @@ async def ask_alone(url: str, questions: Sequence[dict[str, object]]) -> list[An
 
 
 async def load(
-    url: str, process: int, known: Sequence[tuple[dict[str, object], Answer]], given: argparse.Namespace
+    url: str,
+    process: int,
+    known: Sequence[tuple[dict[str, object], Answer]],
+    siege: Siege,
+    *,
+    given: argparse.Namespace,
 ) -> tuple[Tally, list[float]]:
-    """Ask from all clients until the time is over; return what they saw, and samples of the memory."""
+    """Ask from all clients until the time is over; return what they saw, and samples of the memory.
+
+    Side effect: ``siege`` has what became of attacks, and whether the server was ready.
+    """
     tally = Tally()
     samples: list[float] = []
     end_s = time.perf_counter() + given.seconds
@@ -240,7 +292,10 @@ async def load(
             samples.append(memory_mb(process))
             await asyncio.sleep(given.seconds / 100)
 
-    await asyncio.gather(watch_memory(), *(be_client(number) for number in range(given.clients)))
+    clients = [be_client(number) for number in range(given.attacker, given.clients)]
+    if given.attacker:
+        clients.append(attack(url, end_s, siege, given.seed))
+    await asyncio.gather(watch_memory(), watch_readiness(url, end_s, siege), *clients)
     await wait_until_idle(url)
     return tally, samples
 
@@ -254,6 +309,8 @@ async def ask_once(
     try:
         if way == "stream":
             answer = await ask_stream(client, question)
+            gaps = (later - sooner for sooner, later in pairwise(answer.arrivals_s))
+            tally.pause_s = max(tally.pause_s, max(gaps, default=0))
         elif way == "whole":
             answer = await ask(client, question)
         elif way == "leave stream":
@@ -280,7 +337,7 @@ async def ask_overflowing(client: httpx.AsyncClient, token: int, tally: Tally) -
     try:
         answer = await ask(client, body)
     except (AnswerError, httpx.HTTPError) as error:
-        if "finite number" not in str(error):
+        if "overflows" not in str(error):
             tally.wrong.append(f"overflowing: {type(error).__name__}: {error}")
     else:
         tally.wrong.append(f"overflowing: gave {answer.text!r}")

@@ -8,25 +8,36 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from baichuan2_tpu.server.api.fields import IGNORED, REFUSED
+from baichuan2_tpu.server.api.fields import IGNORED, REFUSED, REFUSED_OF_RESPONSES
+from baichuan2_tpu.server.api.responses.schema import ResponseRequest
 from baichuan2_tpu.server.api.schema_chat import ChatRequest
 from baichuan2_tpu.server.api.schema_completion import CompletionRequest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- parameters: written by scripts/generate_parameter_table.py -->", "<!-- parameters end -->"
-ENGLISH = ("Honoured", "Chats", "Completions", "yes", "Ignored", "Refused")
-CHINESE = ("支持", "对话", "续写", "是", "忽略", "拒绝")
+ENGLISH = (
+    "Honoured",
+    "Chats",
+    "Completions",
+    "Responses",
+    "yes",
+    "Ignored",
+    "Refused",
+    "Refused of responses",
+)
+CHINESE = ("支持", "对话", "续写", "Responses", "是", "忽略", "拒绝", "Responses 拒绝")
+MODELS = (ChatRequest, CompletionRequest, ResponseRequest)
 
 
 def honoured(words: tuple[str, ...]) -> Iterator[str]:
     """Yield the lines of the fields that are declared."""
-    chat, completion = ChatRequest.model_fields, CompletionRequest.model_fields
-    yield f"| {words[0]} | {words[1]} | {words[2]} | |"
-    yield "|---|---|---|---|"
-    for name in dict.fromkeys([*chat, *completion]):
-        marks = (words[3] if name in fields else "" for fields in (chat, completion))
-        field = chat.get(name) or completion[name]
-        note = (field.description or "").replace("``", "`") if words is ENGLISH else ""
+    yield f"| {' | '.join(words[:4])} | |"
+    yield "|---|---|---|---|---|"
+    for name in dict.fromkeys(name for model in MODELS for name in model.model_fields):
+        fields = [model.model_fields.get(name) for model in MODELS]
+        marks = ("" if field is None else words[4] for field in fields)
+        first = next(field for field in fields if field is not None)
+        note = (first.description or "").replace("``", "`") if words is ENGLISH else ""
         yield f"| `{name}` | {' | '.join(marks)} | {note} |"
 
 
@@ -42,10 +53,12 @@ def reasons(heading: str, table: dict[str, str], words: tuple[str, ...]) -> Iter
 
 def render(words: tuple[str, ...]) -> str:
     """Return the tables of one language."""
+    own = {name: reason for name, reason in REFUSED_OF_RESPONSES.items() if REFUSED.get(name) != reason}
     parts = [
         honoured(words),
-        reasons(words[4], dict(IGNORED), words),
-        reasons(words[5], dict(REFUSED), words),
+        reasons(words[5], dict(IGNORED), words),
+        reasons(words[6], dict(REFUSED), words),
+        reasons(words[7], own, words),
     ]
     return "\n\n".join("\n".join(part) for part in parts)
 

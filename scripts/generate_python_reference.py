@@ -16,7 +16,7 @@ from typing import Any
 import baichuan2_tpu
 from baichuan2_tpu import errors, model
 from baichuan2_tpu.checkpoint import identify
-from baichuan2_tpu.generate import events
+from baichuan2_tpu.generate import events, loop
 from baichuan2_tpu.generate.events import Stats, TokenChosen
 from baichuan2_tpu.generate.sampling import TokenLogprob
 from baichuan2_tpu.generate.settings import GivenSettings, SamplingSettings
@@ -131,6 +131,7 @@ TYPES = (
     (model, "Messages"),
     (model, "Notice"),
     (model, "LoadProgress"),
+    (loop, "ReadProgress"),
     (identify, "ModelKind"),
     (events, "FinishReason"),
 )

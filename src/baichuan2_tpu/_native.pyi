@@ -72,7 +72,7 @@ class Model:
 
 def kernel_names() -> list[str]: ...
 def quantize_activations(
-    kernels: str, x: NDArray[np.float32], weight_bits: int
+    kernels: str, x: NDArray[np.float32], weight_bits: int, is_all_wide: bool = False
 ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]: ...
 def matmul(
     kernels: str,
@@ -83,6 +83,7 @@ def matmul(
     group_size: int,
     x: NDArray[np.float32],
     is_exact: bool,
+    is_all_wide: bool = False,
 ) -> NDArray[np.float32]: ...
 def attend(
     kernels: str,

@@ -16,7 +16,15 @@ from typing_extensions import Self
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.files import read_json, write_json
-from baichuan2_tpu.generate.loop import Event, PromptScored, Result, TextPiece, TokenChosen, generate
+from baichuan2_tpu.generate.loop import (
+    Event,
+    PromptScored,
+    ReadProgress,
+    Result,
+    TextPiece,
+    TokenChosen,
+    generate,
+)
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.quoting import quote
@@ -132,24 +140,30 @@ class Conversation:
         return read_result(self.stream(text))
 
     def stream(
-        self, text: str, is_cancelled: Callable[[], bool] = lambda: False
+        self,
+        text: str,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        progress: ReadProgress | None = None,
     ) -> Generator[AnswerPiece, None, None]:
         """Send a message and yield the answer in pieces as they come; the last one has the result.
 
-        ``is_cancelled`` is asked between two tokens and ends the answer there.
+        ``is_cancelled`` is asked between two tokens and ends the answer there. ``progress`` is called while
+        the prompt is read, with the tokens read so far and all tokens.
         Raises: RequestError for an empty text; ContextLengthError when it does not fit beside the system
         message; BackendError when the engine fails.
         """
-        yield from self._answer((*self._rounds, Message("user", text)), is_cancelled)
+        yield from self._answer((*self._rounds, Message("user", text)), is_cancelled, progress)
 
-    def retry(self, is_cancelled: Callable[[], bool] = lambda: False) -> Generator[AnswerPiece, None, None]:
+    def retry(
+        self, is_cancelled: Callable[[], bool] = lambda: False, progress: ReadProgress | None = None
+    ) -> Generator[AnswerPiece, None, None]:
         """Answer the last user message again; the old answer stays until the new one is complete.
 
         Raises: RequestError when nothing was asked; else as ``stream``.
         """
         if not self._rounds:
             raise RequestError("there is no answer to try again; ask something first")
-        yield from self._answer(self._rounds[:-1], is_cancelled)
+        yield from self._answer(self._rounds[:-1], is_cancelled, progress)
 
     def clear(self) -> None:
         """Forget all messages but the system message."""
@@ -196,14 +210,16 @@ class Conversation:
         self.close()
 
     def _answer(
-        self, rounds: Sequence[Message], is_cancelled: Callable[[], bool]
+        self, rounds: Sequence[Message], is_cancelled: Callable[[], bool], progress: ReadProgress | None
     ) -> Generator[AnswerPiece, None, None]:
         system = (self._system,) if self._system else ()
         check_order((*system, *rounds))
         budget = prompt_budget(self._max_context, self.settings.max_tokens)
         prompt = self._template.render((*system, *rounds), budget)
         settings = replace(self.settings, stop_ids=self.settings.stop_ids | self._template.stop_ids)
-        events = generate(self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled)
+        events = generate(
+            self._sequence, self._tokenizer, prompt.ids, settings, is_cancelled, progress=progress
+        )
         for piece in join_events(events, prompt.dropped_rounds):
             result = piece.result
             if result is not None and (result.text or result.finish_reason != "cancelled"):

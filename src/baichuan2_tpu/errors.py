@@ -14,7 +14,9 @@ Every message says what failed, the value seen, the value allowed and the next s
     │   └── DeviceError        a device, or the vendor's library that drives it, reported a fault
     ├── ContextLengthError     a sequence does not fit the context
     ├── RequestError           a setting or an input of the user is not allowed
+    │   └── TooCostly          it takes more work than is allowed
     └── ServiceError           a server refused or gave up a request that is valid
+        ├── CallerLeft         nobody waits for the answer any more
         ├── QueueFull          too many requests wait already
         ├── DeadlineError      a request ran out of time
         └── ShutdownError      the server is shutting down
@@ -27,6 +29,7 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "Baichuan2Error",
+    "CallerLeft",
     "CheckpointError",
     "CompileError",
     "ContextLengthError",
@@ -37,6 +40,7 @@ __all__ = [
     "RequestError",
     "ServiceError",
     "ShutdownError",
+    "TooCostly",
 ]
 
 
@@ -90,8 +94,16 @@ class RequestError(Baichuan2Error):
     """A setting or an input of the user is not allowed."""
 
 
+class TooCostly(RequestError):  # noqa: N818 - the name says what it is
+    """It takes more work than is allowed."""
+
+
 class ServiceError(Baichuan2Error):
     """A server gave up a request, which is all right in itself; the same one may succeed later."""
+
+
+class CallerLeft(ServiceError):  # noqa: N818 - the name says the event
+    """Nobody waits for the answer any more."""
 
 
 class QueueFull(ServiceError):  # noqa: N818 - the name says the state

@@ -32,7 +32,7 @@ from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.engine.registry import open_engine
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.generate.loop import Result, generate
+from baichuan2_tpu.generate.loop import ReadProgress, Result, generate
 from baichuan2_tpu.generate.settings import GenerationSettings, GivenSettings, read_settings
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.memory import fit_context
@@ -216,19 +216,22 @@ class Model:
         """Tokens that a prompt and its answer can have together."""
         return self.engine.max_context
 
-    def chat(self, messages: Messages, **settings: Unpack[GivenSettings]) -> Result:
+    def chat(
+        self, messages: Messages, *, progress: ReadProgress | None = None, **settings: Unpack[GivenSettings]
+    ) -> Result:
         """Answer a text or a conversation.
 
-        The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``.
+        The result has ``text``, ``token_ids``, ``finish_reason`` and ``stats``. ``progress`` is called while
+        a prompt is read, with the tokens read so far and all tokens.
         Where a conversation outgrows the context its oldest rounds are left out; ``stream`` says how many.
         Every call computes its whole prompt; ``conversation`` reuses what was computed before.
         Raises: RequestError for a setting or a message that is not allowed; ContextLengthError when the
         newest message does not fit; CheckpointError for a model without a chat template; BackendError.
         """
-        return read_result(self.stream(messages, **settings))
+        return read_result(self.stream(messages, progress=progress, **settings))
 
     def stream(
-        self, messages: Messages, **settings: Unpack[GivenSettings]
+        self, messages: Messages, *, progress: ReadProgress | None = None, **settings: Unpack[GivenSettings]
     ) -> Generator[AnswerPiece, None, None]:
         """Answer as ``chat`` does and yield the pieces as they come; the last one has the result.
 
@@ -237,7 +240,7 @@ class Model:
         chosen = self.settings.override(**settings)
         budget = prompt_budget(self.max_context, chosen.max_tokens)
         prompt = self.files.require_template().render(_read_messages(messages), budget)
-        return self._answer(prompt.ids, chosen, prompt.dropped_rounds)
+        return self._answer(prompt.ids, chosen, prompt.dropped_rounds, progress)
 
     def conversation(self, *, system: str | None = None, **settings: Unpack[GivenSettings]) -> Conversation:
         """Begin a conversation, which keeps its messages and computes only the new part of each prompt.
@@ -295,12 +298,16 @@ class Model:
         self.close()
 
     def _answer(
-        self, ids: Sequence[int], settings: GenerationSettings, dropped_rounds: int = 0
+        self,
+        ids: Sequence[int],
+        settings: GenerationSettings,
+        dropped_rounds: int = 0,
+        progress: ReadProgress | None = None,
     ) -> Generator[AnswerPiece, None, None]:
         marks = self.template.stop_ids if self.template else frozenset[int]()
         settings = replace(settings, stop_ids=settings.stop_ids | marks)
         with TrackedSequence(self.engine) as sequence:
-            events = generate(sequence, self.tokenizer, ids, settings)
+            events = generate(sequence, self.tokenizer, ids, settings, progress=progress)
             yield from join_events(events, dropped_rounds)
 
 

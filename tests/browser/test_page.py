@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.wait import WebDriverWait
 
+from baichuan2_tpu.server.page.texts import TEXTS
 from doubles.talking_engine import COUNT, LONG_COUNT
 from running.chat_page import PATIENCE_S, ChatPage, Open, Serve
 
@@ -151,21 +152,36 @@ def test_a_conversation_can_be_deleted(serve: Serve, browser: Open) -> None:
 def test_a_fault_is_shown_as_an_error_and_not_as_an_answer(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.ask("break")
-    assert page.error == "Error: the device reported a fault; restart it"
+    assert page.error == TEXTS["en"]["error_engine_failed"]
     page.wait(lambda: page.messages("bot") == [])
     page.wait(lambda: page.messages("user") == ["break"])
     assert page.answer("hello") == "Hello! How can I help?"
     assert _FIGURES.fullmatch(page.note)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(serve: Serve, browser: Open) -> None:
+def test_a_fault_is_told_in_the_language_of_the_page(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(language="zh-CN"), serve().url)
+    page.ask("break")
+    assert page.error == TEXTS["zh"]["error_engine_failed"]
+
+
+def test_a_long_prompt_shows_how_much_of_it_is_read(serve: Serve, browser: Open) -> None:
+    page = ChatPage(browser(), serve(step_s=1).url)
+    page.ask("x" * 500)  # five steps
+    page.wait(lambda: re.fullmatch(r"reading [2-9]\d %", page.note))
+    page.click("#language")
+    page.wait(lambda: re.fullmatch(r"正在读取 [2-9]\d %", page.note))
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_what_to_do(serve: Serve, browser: Open) -> None:
     page = ChatPage(browser(), serve().url)
     page.browser.execute_script(
         "const box = arguments[0]; box.value = 'x'.repeat(9000); box.dispatchEvent(new Event('input'))",
         page.find("#box textarea"),
     )
     page.click("#box .submit-button")
-    assert "the prompt is at least 9001 tokens with its system message" in page.error
+    # It told the reader of the page about options of the command line.
+    assert page.error == TEXTS["en"]["error_context_length_exceeded"]
 
 
 def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
@@ -174,7 +190,7 @@ def test_a_server_that_is_gone_is_told(serve: Serve, browser: Open) -> None:
     page.ask("count on")
     page.wait(lambda: page.messages("bot"))
     server.stop()
-    assert page.error.startswith("Error: ")
+    assert "try again" in page.error
     assert not page.is_answering
     page.wait(lambda: page.messages("user") == ["count on"])
 
@@ -201,6 +217,38 @@ def test_settings_reach_the_model_and_are_kept(serve: Serve, browser: Open) -> N
     page.click("#settings button")
     page.wait(lambda: page.value(length) == "5")
     assert page.answer("something") == "You s"
+
+
+BLOCKED = """for (const name of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });
+}"""
+
+
+def test_the_page_works_where_the_browser_blocks_storage(serve: Serve, browser: Open) -> None:
+    # The page stayed empty: what it shows was kept in storage first.
+    opened = browser()
+    opened.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": BLOCKED})
+    page = ChatPage(opened, serve().url)
+    assert page.answer("hello") == "Hello! How can I help?"
+    page.open()
+    assert page.answer("again") == "You said: again"
+
+
+def test_the_page_works_on_damaged_settings_and_conversations(serve: Serve, browser: Open) -> None:
+    # A stored setting that was no JSON, or a conversation without texts, left the page empty.
+    page = ChatPage(browser(), serve().url)
+    damage = {
+        "baichuan2.settings": "{no",
+        "baichuan2.language": "klingon",
+        "baichuan2.theme": "{}",
+        "baichuan2.conversation.x": '{"id": "x", "messages": [null, {"role": "user"}]}',
+    }
+    for settings in ("{no", "[1, 2]", '["a", null, {}, 4, 5, 6, 7, 8]'):
+        for key, value in (damage | {"baichuan2.settings": settings}).items():
+            page.browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+        page.open()
+        assert page.answer("hello") == "Hello! How can I help?"
+        page.start_new()
 
 
 def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Open) -> None:

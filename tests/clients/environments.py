@@ -22,11 +22,11 @@ _COMPLETE = "complete"
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client in one version, and the script that drives it; ``packages[0]`` is the client itself."""
+    """A client in one version, and the scripts that drive it; ``packages[0]`` is the client itself."""
 
     name: str
     title: str
-    script: str
+    scripts: tuple[str, ...]
     packages: tuple[str, ...]
     registry: Literal["pypi", "npm"] = "pypi"
 
@@ -46,39 +46,51 @@ class Client:
         """Whether the environment was completed."""
         return (self.folder / _COMPLETE).exists()
 
-    @property
-    def command(self) -> list[str]:
-        """The command that runs the script."""
+    def command(self, script: str) -> list[str]:
+        """Return the command that runs one of the scripts."""
         if self.registry == "npm":
             # The links beside node_modules are kept, or Node would look beside the files they lead to.
             kept = ("--preserve-symlinks", "--preserve-symlinks-main")
-            return ["node", *kept, str(self.folder / self.script)]
-        return [str(self.folder / "bin" / "python"), str(_SCRIPTS / self.script)]
+            return ["node", *kept, str(self.folder / script)]
+        return [str(self.folder / "bin" / "python"), str(_SCRIPTS / script)]
 
+
+_PYTHON = ("openai_python.py", "openai_responses.py")
+_NODE = ("openai_node.mjs", "openai_responses.mjs")
 
 CLIENTS = (
-    Client("openai-1", "openai-python 1.x", "openai_python.py", ("openai==1.109.1",)),
-    Client("openai-2", "openai-python 2.x", "openai_python.py", ("openai==2.54.0",)),
-    Client("openai-3", "openai-python 3.x", "openai_python.py", ("openai==3.57.0",)),
-    Client("openai-node", "openai-node", "openai_node.mjs", ("openai@7.59.0",), "npm"),
-    Client("langchain", "LangChain", "langchain_client.py", ("langchain-openai==1.7.4",)),
-    Client("llama-index", "LlamaIndex", "llama_index_client.py", ("llama-index-llms-openai-like==0.8.1",)),
+    Client("openai-1", "openai-python 1.x", _PYTHON, ("openai==1.109.1",)),
+    Client("openai-2", "openai-python 2.x", _PYTHON, ("openai==2.54.0",)),
+    Client("openai-3", "openai-python 3.x", _PYTHON, ("openai==3.57.0",)),
+    Client("openai-node", "openai-node", _NODE, ("openai@7.59.0",), "npm"),
+    Client("langchain", "LangChain", ("langchain_client.py",), ("langchain-openai==1.7.4",)),
+    Client("llama-index", "LlamaIndex", ("llama_index_client.py",), ("llama-index-llms-openai-like==0.8.1",)),
     Client(
         "vercel",
         "Vercel AI SDK",
-        "vercel_ai.mjs",
+        ("vercel_ai.mjs",),
         ("ai@7.0.173", "@ai-sdk/openai-compatible@3.0.92", "zod@4.6.7"),
         "npm",
     ),
     Client(
-        "autogen", "AutoGen", "autogen_client.py", ("autogen-ext[openai]==0.7.5", "autogen-agentchat==0.7.5")
+        "vercel-openai",
+        "Vercel AI SDK, provider for OpenAI",
+        ("vercel_responses.mjs",),
+        ("@ai-sdk/openai@3.0.141", "ai@7.0.173", "zod@4.6.7"),
+        "npm",
     ),
-    Client("pydantic-ai", "Pydantic AI", "pydantic_ai_client.py", ("pydantic-ai-slim[openai]==2.68.0",)),
-    Client("openai-agents", "OpenAI Agents SDK", "openai_agents.py", ("openai-agents==0.24.0",)),
-    Client("instructor", "Instructor", "instructor_client.py", ("instructor==1.17.0",)),
-    Client("litellm", "LiteLLM", "litellm_client.py", ("litellm==1.110.2",)),
-    Client("llm", "simonw/llm", "llm_client.py", ("llm==0.36",)),
-    Client("dify", "Dify's plugin SDK", "dify_client.py", ("dify-plugin==0.7.4",)),
+    Client(
+        "autogen",
+        "AutoGen",
+        ("autogen_client.py",),
+        ("autogen-ext[openai]==0.7.5", "autogen-agentchat==0.7.5"),
+    ),
+    Client("pydantic-ai", "Pydantic AI", ("pydantic_ai_client.py",), ("pydantic-ai-slim[openai]==2.68.0",)),
+    Client("openai-agents", "OpenAI Agents SDK", ("openai_agents.py",), ("openai-agents==0.24.0",)),
+    Client("instructor", "Instructor", ("instructor_client.py",), ("instructor==1.17.0",)),
+    Client("litellm", "LiteLLM", ("litellm_client.py",), ("litellm==1.110.2",)),
+    Client("llm", "simonw/llm", ("llm_client.py",), ("llm==0.36",)),
+    Client("dify", "Dify's plugin SDK", ("dify_client.py",), ("dify-plugin==0.7.4",)),
 )
 
 

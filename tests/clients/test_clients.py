@@ -29,14 +29,23 @@ def url() -> Generator[str, None, None]:
         yield url
 
 
-@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
-def test_client_does_all_it_is_asked_to(client: Client, url: str) -> None:
+RUNS = [(client, script) for client in CLIENTS for script in client.scripts]
+
+
+@pytest.mark.parametrize(
+    ("client", "script"), RUNS, ids=[f"{client.name}-{script.partition('.')[0]}" for client, script in RUNS]
+)
+def test_client_does_all_it_is_asked_to(client: Client, script: str, url: str) -> None:
     try:
         install(client)
     except ClientMissingError as error:
         pytest.skip(str(error))
     run = subprocess.run(
-        [*client.command, url, MODEL], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        [*client.command(script), url, MODEL],
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_S,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     # Clients print on their own account.

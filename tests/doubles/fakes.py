@@ -5,18 +5,27 @@ They keep the whole contract of ``engine/base.py``, errors included: code that p
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.engine.base import Chunk, Engine, Sequence, check_room
+from baichuan2_tpu.engine.base import Chunk, Engine, RowUse, Sequence, check_room
 from baichuan2_tpu.errors import BackendError, RequestError
 from baichuan2_tpu.text.tokenizer import Tokenizer, check_text
 
-__all__ = ["ByteTokenizer", "FakeEngine", "FakeSequence", "HistoryEngine", "ScriptedEngine", "one_hot"]
+__all__ = [
+    "ByteTokenizer",
+    "FakeEngine",
+    "FakeSequence",
+    "HistoryEngine",
+    "RowEngine",
+    "ScriptedEngine",
+    "one_hot",
+]
 
 
 class ByteTokenizer(Tokenizer):
@@ -197,6 +206,68 @@ class HistoryEngine(FakeEngine):
 
     def logits(self, ids: Items[int]) -> NDArray[np.float32]:
         return np.random.default_rng(list(ids)).standard_normal(self.config.vocabulary_size, np.float32)
+
+
+class RowSequence(FakeSequence):
+    """A sequence whose tokens lie in rows that it may share with others."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        super().__init__(engine)
+        self.rows: list[int] = []
+
+    def truncate(self, length: int) -> None:
+        super().truncate(length)
+        del self.rows[length:]
+
+    def copy_prefix(self, source: Sequence, length: int) -> None:
+        super().copy_prefix(source, length)
+        assert isinstance(source, RowSequence)
+        self.rows = source.rows[:length]
+
+    def close(self) -> None:
+        super().close()
+        self.rows = []
+
+
+class RowEngine(HistoryEngine):
+    """All sequences share ``rows`` rows, as on a compiled model; a step fails that needs more."""
+
+    def __init__(
+        self, vocabulary_size: int, rows: int, *, max_context: int = 64, max_sequences: int = 4
+    ) -> None:
+        super().__init__(vocabulary_size, max_context=max_context, max_sequences=max_sequences)
+        self._total = rows
+        self._opened: list[RowSequence] = []
+        self._next_row = 0
+
+    @property
+    def row_use(self) -> RowUse:
+        held = Counter(row for sequence in self._opened for row in sequence.rows)
+        return RowUse(self._total, len(held), sum(owners > 1 for owners in held.values()))
+
+    def count_rows(self, prefixes: Iterable[tuple[Sequence, int]]) -> int:
+        rows: set[int] = set()
+        for sequence, length in prefixes:
+            assert isinstance(sequence, RowSequence)
+            rows.update(sequence.rows[:length])
+        return len(rows)
+
+    def open_sequence(self) -> RowSequence:
+        super().open_sequence()
+        self._opened.append(RowSequence(self))
+        return self._opened[-1]
+
+    def forward(self, chunks: Items[Chunk]) -> list[NDArray[np.float32]]:
+        count = sum(len(chunk.tokens) for chunk in chunks)
+        if count > self._total - self.row_use.used:
+            raise BackendError(f"{count} tokens need rows, {self.row_use} has fewer")
+        logits = super().forward(chunks)
+        for chunk in chunks:
+            assert isinstance(chunk.sequence, RowSequence)
+            rows = range(self._next_row, self._next_row + len(chunk.tokens))
+            chunk.sequence.rows += rows
+            self._next_row = rows.stop
+        return logits
 
 
 def one_hot(token_id: int, vocabulary_size: int) -> NDArray[np.float32]:

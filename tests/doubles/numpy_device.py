@@ -98,13 +98,7 @@ class NumpyDevice(Device):
         self.fail_at: int | None = None
         self.is_closed = False
         self.nets = {net.name: net for net in self._make_nets(stages, form, has_embedding)}
-        self._own = {
-            name: [
-                NumpyBuffer(self._garbage(one), one.dtype)
-                for one in (*net.stages[0].inputs, *net.stages[0].outputs)
-            ]
-            for name, net in self.nets.items()
-        }
+        self._own = {name: self._make_memory(net) for name, net in self.nets.items()}
 
     def memory(self) -> DeviceMemory | None:
         return None if self.free_bytes is None else DeviceMemory(1 << 30, self.free_bytes)
@@ -126,7 +120,11 @@ class NumpyDevice(Device):
     def output(self, net: str, index: int, stage: int = 0) -> NumpyBuffer:
         assert self.nets[net].has_own_io
         info = self.nets[net].stages[stage]
-        return self.view(self._own[net][len(info.inputs) + index], 0, info.outputs[index].shape)
+        shape = info.outputs[index].shape
+        if index == 0:
+            return self.view(self._own[net][len(info.inputs)], 0, shape)
+        past = len(info.inputs) - len(info.outputs) + index  # new rows are gathered behind those they follow
+        return self.view(self._own[net][past], math.prod(info.inputs[past].shape), shape)
 
     def upload(self, buffer: Buffer, values: NDArray[Any]) -> None:
         check_values(buffer, values)
@@ -161,9 +159,21 @@ class NumpyDevice(Device):
                 mine.array[...] = self._array(theirs)
         with np.errstate(over="ignore", invalid="ignore"):  # as a chip, which says nothing
             results = self._compute(net, [to_float(mine.array, mine.dtype) for mine in own])
+            self._gather_new_rows(net, own, results)
             for buffer, values in zip(outputs, results, strict=True):
                 self._array(buffer)[...] = rounded(values.reshape(buffer.shape), buffer.dtype)
-            self._gather_new_rows(net, own, results)
+
+    def _make_memory(self, net: NetInfo) -> list[NumpyBuffer]:
+        """Return memory for inputs, with room for new rows behind the history, and for outputs."""
+        stage = net.stages[0]
+        tokens, is_block = stage.inputs[0].shape[1], net.name.startswith("block_cache")
+        buffers: list[NumpyBuffer] = []
+        for index, info in enumerate((*stage.inputs, *stage.outputs)):
+            is_history = is_block and len(stage.inputs) - len(stage.outputs) < index < len(stage.inputs)
+            longer = (1, info.shape[1] + tokens, *info.shape[2:])
+            wide = TensorInfo(info.name, info.dtype, longer) if is_history else info
+            buffers.append(NumpyBuffer(self._garbage(wide), wide.dtype))
+        return buffers
 
     def _gather_new_rows(self, net: str, own: list[NumpyBuffer], results: list[NDArray[Any]]) -> None:
         """Overwrite the rows behind a net's history, as compiled nets do, which gather what is new there."""
@@ -173,8 +183,7 @@ class NumpyDevice(Device):
         memories = self._own[net][len(own) - tensors : len(own)]
         for memory, past, values in zip(memories, own[-tensors:], results[1:], strict=True):
             start, new = past.shape[1], values.reshape(-1, *past.shape[2:])
-            rows = memory.array.reshape(1, -1, *past.shape[2:])[0, start : start + len(new)]
-            rows[...] = rounded(new[: len(rows)], memory.dtype)
+            memory.array[0, start : start + len(new)] = rounded(new, memory.dtype)
 
     def wait(self) -> None:
         self.counts.waits += self.is_busy

@@ -33,7 +33,7 @@ _ANSWERS = {
     "count": COUNT,
     "count on": LONG_COUNT,
 }
-_TOKEN_S = 0.005  # so that an answer is seen to grow
+_STEP_S = 0.005  # so that an answer is seen to grow
 
 
 class TalkingEngine(FakeEngine):
@@ -46,10 +46,11 @@ class TalkingEngine(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__(ByteTokenizer().vocabulary_size, max_context=8192, max_sequences=8)
+        self.step_s = _STEP_S
         self._user_id, self._assistant_id = ByteTokenizer.END_ID + 1, ByteTokenizer.END_ID + 2
 
     def forward(self, chunks: Sequence[Chunk]) -> list[NDArray[np.float32]]:
-        time.sleep(_TOKEN_S)
+        time.sleep(self.step_s)
         return super().forward(chunks)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

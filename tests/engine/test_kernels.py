@@ -14,7 +14,11 @@ from baichuan2_tpu.checkpoint.weights import PackedLinear
 
 GROUP = 64
 KERNELS = _native.kernel_names()
-MOST_CODE = {4: 127, 8: 32767}
+NARROW, WIDE = 127, 32639
+GROUPS_PER_WIDE = 8
+FORMS = [(4, False), (8, False), (8, True)]
+"""Bits of the weights, and whether every group of activations is wide."""
+each_form = pytest.mark.parametrize(("bits", "is_all_wide"), FORMS)
 each_kernel = pytest.mark.parametrize("kernels", KERNELS)
 
 
@@ -30,16 +34,23 @@ def random_linear(random: np.random.Generator, rows: int, columns: int, bits: in
 
 
 def multiply(
-    kernels: str, linear: PackedLinear, x: NDArray[np.float32], *, is_exact: bool
+    kernels: str,
+    linear: PackedLinear,
+    x: NDArray[np.float32],
+    *,
+    is_exact: bool,
+    is_all_wide: bool = False,
 ) -> NDArray[np.float32]:
     scales = linear.scales.view(np.uint16)
     arrays = (linear.qweight, linear.qzeros, scales)
-    return _native.matmul(kernels, *arrays, linear.bits, linear.group_size, x, is_exact)
+    return _native.matmul(kernels, *arrays, linear.bits, linear.group_size, x, is_exact, is_all_wide)
 
 
-def read_quantized(kernels: str, x: NDArray[np.float32], bits: int) -> NDArray[np.float64]:
+def read_quantized(
+    kernels: str, x: NDArray[np.float32], bits: int, *, is_all_wide: bool
+) -> NDArray[np.float64]:
     """Return what the quantised activations stand for."""
-    codes, scales, _ = _native.quantize_activations(kernels, x, bits)
+    codes, scales, _ = _native.quantize_activations(kernels, x, bits, is_all_wide)
     values = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), GROUP, axis=1)
     return values[:, : x.shape[1]]
 
@@ -50,27 +61,32 @@ def read_quantized(kernels: str, x: NDArray[np.float32], bits: int) -> NDArray[n
     rows=st.integers(1, 9).map(lambda n: 8 * n),
     columns=st.integers(1, 80).map(lambda n: 8 * n),
     tokens=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 13, 18, 19, 25, 40]),
-    bits=st.sampled_from([4, 8]),
+    form=st.sampled_from(FORMS),
     seed=st.integers(0, 1000),
 )
 def test_matmul_is_the_float64_product(
-    kernels: str, *, rows: int, columns: int, tokens: int, bits: int, seed: int
+    kernels: str, *, rows: int, columns: int, tokens: int, form: tuple[int, bool], seed: int
 ) -> None:
+    bits, is_all_wide = form
     random = np.random.default_rng(seed)
     linear = random_linear(random, rows, columns, bits)
     x = random.normal(0, 1, (tokens, columns)).astype(np.float32)
     weights = dequantize(linear).astype(np.float64)
     # The error of a float32 sum grows with the size of its terms, not with their sum.
-    for is_exact, inputs in [(True, x.astype(np.float64)), (False, read_quantized(kernels, x, bits))]:
+    quantized = read_quantized(kernels, x, bits, is_all_wide=is_all_wide)
+    for is_exact, inputs in [(True, x.astype(np.float64)), (False, quantized)]:
         size = np.abs(inputs) @ np.abs(weights).T + 1e-30
-        error = (np.abs(multiply(kernels, linear, x, is_exact=is_exact) - inputs @ weights.T) / size).max()
+        result = multiply(kernels, linear, x, is_exact=is_exact, is_all_wide=is_all_wide)
+        error = (np.abs(result - inputs @ weights.T) / size).max()
         assert error < 3e-6, f"exact={is_exact}: {error:.1e}"
 
 
 @each_kernel
-@pytest.mark.parametrize("bits", [4, 8])
+@each_form
 @pytest.mark.parametrize("tokens", [1, 6, 19])
-def test_no_sum_overflows_at_the_ends_of_the_range(kernels: str, bits: int, tokens: int) -> None:
+def test_no_sum_overflows_at_the_ends_of_the_range(
+    kernels: str, *, bits: int, is_all_wide: bool, tokens: int
+) -> None:
     """u8 x s8 pairs saturate in other engines; here the worst case of every operand must stay exact."""
     top = (1 << bits) - 1
     for code in (0, top):
@@ -86,24 +102,25 @@ def test_no_sum_overflows_at_the_ends_of_the_range(kernels: str, bits: int, toke
                 )
                 x = np.full((tokens, columns), sign, np.float32)
                 expected = sign * 65504.0 * (code - zero) * columns
-                result = multiply(kernels, linear, x, is_exact=False)
+                result = multiply(kernels, linear, x, is_exact=False, is_all_wide=is_all_wide)
                 np.testing.assert_allclose(result, expected, rtol=1e-5, atol=65504.0 * columns * top * 1e-6)
 
 
 @each_kernel
 @settings(max_examples=60, deadline=None)
 @given(
-    bits=st.sampled_from([4, 8]),
+    form=st.sampled_from(FORMS),
     magnitude=st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1.0, 1e20, 1e30, 3e38]),
     seed=st.integers(0, 100),
 )
 def test_activation_codes_stay_in_range_at_any_magnitude(
-    kernels: str, bits: int, magnitude: float, seed: int
+    kernels: str, form: tuple[int, bool], magnitude: float, seed: int
 ) -> None:
+    bits, is_all_wide = form
     random = np.random.default_rng(seed)
     x = (random.uniform(-1, 1, (7, 150)) * magnitude).astype(np.float32)
-    codes, scales, offsets = _native.quantize_activations(kernels, x, bits)
-    most = MOST_CODE[bits]
+    codes, scales, offsets = _native.quantize_activations(kernels, x, bits, is_all_wide)
+    most = NARROW if bits == 4 else WIDE
     assert codes.min() >= -most
     assert codes.max() <= most
     assert np.isfinite(scales).all()
@@ -114,15 +131,57 @@ def test_activation_codes_stay_in_range_at_any_magnitude(
         assert (np.abs(codes[:, :150] * step - x) <= step * 0.51).all()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_activations_are_the_same_integers_on_every_instruction_set(bits: int) -> None:
+def quantize_plainly(
+    x: NDArray[np.float32], bits: int, *, is_all_wide: bool
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Return codes and scales by their definition, for columns that are full groups of numbers above 0."""
+    groups = x.reshape(len(x), -1, GROUP)
+    largest = np.abs(groups).max(axis=2)
+    wide = np.full(largest.shape, is_all_wide)
+    if bits == 8 and not is_all_wide:
+        count = -(-largest.shape[1] // GROUPS_PER_WIDE)
+        wide = largest >= np.sort(largest, axis=1)[:, -count, None]
+    ends = np.where(wide, np.float32(WIDE), np.float32(NARROW))
+    codes = np.rint(groups * (ends / largest)[:, :, None])
+    return codes.reshape(x.shape).astype(np.int16), largest / ends
+
+
+@each_kernel
+@each_form
+@pytest.mark.parametrize("groups", [1, 7, 8, 9, 43])
+@pytest.mark.parametrize("tokens", [1, 23])
+def test_activations_are_the_integers_of_the_definition(
+    kernels: str, *, bits: int, is_all_wide: bool, groups: int, tokens: int
+) -> None:
+    random = np.random.default_rng(groups)
+    x = random.normal(0, 3, (tokens, groups * GROUP)).astype(np.float32)
+    x *= np.exp(random.normal(0, 1, x.shape)).astype(np.float32)
+    codes, scales, offsets = _native.quantize_activations(kernels, x, bits, is_all_wide)
+    expected_codes, expected_scales = quantize_plainly(x, bits, is_all_wide=is_all_wide)
+    np.testing.assert_array_equal(codes, expected_codes)
+    np.testing.assert_array_equal(scales, expected_scales)
+    sums = expected_codes.reshape(tokens, groups, GROUP).sum(axis=2, dtype=np.int64)
+    np.testing.assert_array_equal(offsets, -sums)
+
+
+@each_kernel
+def test_groups_of_zeros_are_never_wide(kernels: str) -> None:
+    x = np.zeros((2, 16 * GROUP), np.float32)
+    x[1, :3] = 1.0
+    codes, scales, _ = _native.quantize_activations(kernels, x, 8)
+    assert np.unique(codes).tolist() == [0, WIDE]
+    assert np.count_nonzero(scales) == 1
+
+
+@each_form
+def test_activations_are_the_same_integers_on_every_instruction_set(*, bits: int, is_all_wide: bool) -> None:
     x = np.random.default_rng(0).normal(0, 3, (23, 200)).astype(np.float32)
     if KERNELS == ["scalar"]:
         pytest.skip("this processor runs the scalar kernels only, so there is nothing to compare them with")
-    expected = _native.quantize_activations("scalar", x, bits)
+    expected = _native.quantize_activations("scalar", x, bits, is_all_wide)
     for kernels in KERNELS:
         for array, expected_array in zip(
-            _native.quantize_activations(kernels, x, bits), expected, strict=True
+            _native.quantize_activations(kernels, x, bits, is_all_wide), expected, strict=True
         ):
             np.testing.assert_array_equal(array, expected_array)
 

@@ -124,6 +124,29 @@ def test_a_launch_changes_no_row_of_another_sequence(engine: BmodelEngine) -> No
             np.testing.assert_array_equal(rows, expected)
 
 
+def test_launches_at_the_end_of_the_memory_change_no_row_of_another_sequence(engine: BmodelEngine) -> None:
+    """A stage with all rows gathers what is new behind the last row, where the next tensor might lie."""
+    assert engine._loop is not None
+    tensors = engine._loop.history.tensors
+    total = engine.row_use.total
+
+    def read_rows() -> list[np.ndarray]:
+        return [engine._device.download(tensor)[:, rows] for tensor in tensors]
+
+    with ExitStack() as stack:
+        for seed, length in enumerate((250, 250)):  # two conversations leave the last rows free
+            other = stack.enter_context(engine.open_sequence())
+            engine.forward([Chunk(other, random_tokens(length, seed), 0)])
+        rows = np.arange(500)
+        before = read_rows()
+        for count in (total - 500, 1, 3, total - 501):
+            with engine.open_sequence() as sequence:
+                engine.forward([Chunk(sequence, random_tokens(count, seed=4))])
+                assert sequence.rows.max() < total
+        for values, expected in zip(read_rows(), before, strict=True):
+            np.testing.assert_array_equal(values, expected)
+
+
 def test_a_shared_beginning_continues_in_two_ways(engine: BmodelEngine) -> None:
     prompt = PROMPTS[3]
     expected = answer_alone(engine, prompt)[0]

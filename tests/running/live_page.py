@@ -23,10 +23,16 @@ __all__ = ["LivePage"]
 
 
 class LivePage:
-    """Serves from ``with`` to its end; ``max_tokens`` of an answer are the model's own setting."""
+    """Serves from ``with`` to its end; ``max_tokens`` of an answer are the model's own setting.
 
-    def __init__(self, *, keys: Collection[str] = (), max_tokens: int = 7000) -> None:
+    Units: a step of the engine takes ``step_s``.
+    """
+
+    def __init__(
+        self, *, keys: Collection[str] = (), max_tokens: int = 7000, step_s: float | None = None
+    ) -> None:
         engine = TalkingEngine()
+        engine.step_s = step_s or engine.step_s
         settings = GenerationSettings(SamplingSettings(temperature=0), max_tokens)
         model = replace(fake_model(engine), settings=settings)
         self.scheduler = Scheduler(engine, model.tokenizer)

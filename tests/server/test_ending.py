@@ -71,7 +71,7 @@ def begin(client: openai.OpenAI, tokens: int, never_stop: dict[str, int]) -> Str
 def wait_until_closed(url: str) -> None:
     """Return when nobody can connect any more."""
     place = urlsplit(url)
-    with suppress(ConnectionRefusedError):
+    with suppress(ConnectionRefusedError, ConnectionResetError):  # reset: it closed while one connected
         while True:
             socket.create_connection((place.hostname or "", place.port or 0), timeout=60).close()
 

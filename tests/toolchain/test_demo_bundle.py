@@ -20,8 +20,10 @@ from baichuan2_tpu.compile.settings import CompileSettings
 from baichuan2_tpu.errors import FetchError
 from baichuan2_tpu.fetch import cache_folder
 from baichuan2_tpu.manifest import Stage
+from baichuan2_tpu.model import load
 from baichuan2_tpu.resolve import resolve_model
 from baichuan2_tpu.toolchain import Toolchain
+from running.served_bundle import ask, ask_together, count_launches, serve_engine
 
 COMMAND = (sys.executable, "-c", "from baichuan2_tpu.cli import main; main()")
 SETTINGS = CompileSettings(
@@ -82,3 +84,28 @@ def test_too_little_device_memory_is_told_before_anything_is_loaded(bundle: Path
     error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "model.bmodel with its buffers needs 159." in error
     assert "MB of device memory, 100.7 MB of 100.7 MB are free" in error
+
+
+CHATS = {
+    "What is the capital of France?": 6,
+    "Name a colour.": 5,
+    "What is 2 + 3?": 4,
+    "Say hello in Spanish.": 3,
+}
+"""Questions, and how many tokens of their answers are asked for."""
+
+
+def test_four_chats_at_once_get_the_words_of_each_alone_in_the_launches_of_the_longest(
+    demo: Path, bundle: Path
+) -> None:
+    """Sequences took turns on a compiled model, and each token of each had launches of its own."""
+    with load(demo, exact=True) as reference, serve_engine(reference.engine, demo) as url:
+        alone = [ask(url, *chat) for chat in CHATS.items()]
+    assert len(set(alone)) == len(CHATS)
+    with load(bundle, engine="simulator") as model:
+        with serve_engine(model.engine, demo) as url:
+            assert ask_together(url, CHATS) == alone
+        launches_per_pass = -(-model.engine.config.layers // SETTINGS.layers_per_net) + 1
+        passes = count_launches(model.engine) / launches_per_pass
+    # Beside those of the longest answer, a prompt of some 30 tokens takes two of its own at most.
+    assert passes <= max(CHATS.values()) + 2 * len(CHATS)

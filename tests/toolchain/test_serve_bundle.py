@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import httpx
 import pytest
 
 from baichuan2_tpu.engine.base import Engine
 from baichuan2_tpu.model import load
-from baichuan2_tpu.server.app import create_app
-from baichuan2_tpu.server.scheduling.scheduler import Scheduler
-from baichuan2_tpu.server.service import ServedModel, Service
 from models.tiny_bundle import TINY_SETTINGS, TinyBundles
-from running.served import listening
+from running.served_bundle import ask, ask_together, count_launches, serve_engine
 
-NAME = "tiny"
 CHATS = {"Where is he": 8, "Who is rain": 7, "Say he": 6, "What is tea": 4}
 """Questions and the most tokens of their answers. In these answers the best two logits are always further
 apart than 9 % of the spread; where rows lie changes 2 % at most (docs/engines.md) and exchanges none."""
@@ -36,35 +31,8 @@ def launches_per_step(engine: Engine) -> int:
     return -(-engine.config.layers // TINY_SETTINGS.layers_per_net) + 1
 
 
-@contextmanager
-def serve(tiny_bundle: TinyBundles, engine: Engine) -> Iterator[str]:
-    """Serve the engine anew, without conversations kept from before."""
-    with load(tiny_bundle(4).checkpoint) as described, Scheduler(engine, described.tokenizer) as scheduler:
-        service = Service(ServedModel.of(described, NAME), scheduler)
-        with listening(create_app(service)) as url:
-            yield url
-            service.stop(grace_s=0)
-
-
-def ask(url: str, question: str) -> str:
-    body = {
-        "model": NAME,
-        "messages": [{"role": "user", "content": question}],
-        "temperature": 0,
-        "max_tokens": CHATS[question],
-    }
-    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300, trust_env=False)
-    answer = response.json()
-    assert response.status_code == 200, answer
-    assert answer["usage"]["completion_tokens"] == CHATS[question]
-    text = answer["choices"][0]["message"]["content"]
-    assert isinstance(text, str)
-    return text
-
-
-def count_launches(engine: Engine) -> int:
-    assert engine.device_counts is not None
-    return engine.device_counts.launches
+def serve(tiny_bundle: TinyBundles, engine: Engine) -> AbstractContextManager[str]:
+    return serve_engine(engine, tiny_bundle(4).checkpoint)
 
 
 def read_metrics(url: str) -> dict[str, float]:
@@ -78,13 +46,12 @@ def test_chats_at_once_get_the_words_of_each_alone_in_the_launches_of_the_longes
     """Chats took turns, and each had launches of its own: two users got less than half the speed each."""
     before = count_launches(engine)
     with serve(tiny_bundle, engine) as url:
-        alone = [ask(url, question) for question in CHATS]
+        alone = [ask(url, *chat) for chat in CHATS.items()]
     assert count_launches(engine) - before >= sum(CHATS.values()) * launches_per_step
     assert len(set(alone)) == len(CHATS)
     before = count_launches(engine)
-    with serve(tiny_bundle, engine) as url, ThreadPoolExecutor(len(CHATS)) as pool:
-        together = list(pool.map(lambda question: ask(url, question), CHATS))
-    assert together == alone
+    with serve(tiny_bundle, engine) as url:
+        assert ask_together(url, CHATS) == alone
     # A prompt that comes while others are answered takes a step of its own at most.
     most_steps = max(CHATS.values()) + len(CHATS)
     assert count_launches(engine) - before <= most_steps * launches_per_step
@@ -93,7 +60,7 @@ def test_chats_at_once_get_the_words_of_each_alone_in_the_launches_of_the_longes
 def test_metrics_tell_the_rows_that_are_used_and_shared(tiny_bundle: TinyBundles, engine: Engine) -> None:
     with serve(tiny_bundle, engine) as url:
         empty = read_metrics(url)
-        ask(url, "Say he")
+        ask(url, "Say he", CHATS["Say he"])
         held = read_metrics(url)
     assert (empty["history_rows"], empty["history_rows_used"]) == (TINY_SETTINGS.rows, 0)
     # The last token of an answer is never fed.

@@ -50,7 +50,8 @@ INSIDE: dict[str, Table] = {
         {"report"},
     ],
     "generate": [
-        {"block_hashes", "grammar", "stops"},
+        {"block_hashes", "caller", "stops"},
+        {"grammar"},
         {"settings"},
         {"engine_limits", "sampling", "tracked_sequence"},
         {"events"},
@@ -75,7 +76,7 @@ INSIDE: dict[str, Table] = {
     "server": [
         {"scheduling", "known_paths", "request_faults"},
         {"errors", "log_lines", "metrics", "readiness", "tenants"},
-        {"service"},
+        {"callers", "service"},
         {"api", "transport"},
         {"app"},
         {"page"},

@@ -57,6 +57,13 @@ def test_a_loaded_model_says_what_it_is(model: Model, checkpoint: Path) -> None:
     assert (model.settings.max_tokens, model.settings.sampling.is_greedy) == (32, True)
 
 
+def test_progress_tells_how_much_of_a_prompt_is_read(model: Model) -> None:
+    reads: list[tuple[int, int]] = []
+    answer = model.chat("sort " * 60, max_tokens=1, progress=lambda read, total: reads.append((read, total)))
+    prompt_tokens = answer.stats.prompt_tokens
+    assert reads == [(128, prompt_tokens), (prompt_tokens, prompt_tokens)]
+
+
 def test_a_chat_returns_text_and_figures(model: Model) -> None:
     answer = model.chat(QUESTION, max_tokens=6)
     assert (answer.finish_reason, answer.stats.generated_tokens) == ("length", 6)

@@ -36,8 +36,10 @@ def test_the_signatures_are_what_scripts_rely_on() -> None:
     # A change here breaks scripts; a new parameter goes behind the others, by name.
     text = PAGE.read_text("utf-8")
     for line in (
-        "chat(messages: Messages, **settings: Unpack[GivenSettings]) -> Result",
-        "stream(messages: Messages, **settings: Unpack[GivenSettings]) -> Generator[AnswerPiece, None, None]",
+        "chat(\n    messages: Messages,\n    *,\n    progress: ReadProgress | None = None,\n"
+        "    **settings: Unpack[GivenSettings],\n) -> Result",
+        "stream(\n    messages: Messages,\n    *,\n    progress: ReadProgress | None = None,\n"
+        "    **settings: Unpack[GivenSettings],\n) -> Generator[AnswerPiece, None, None]",
         "conversation(*, system: str | None = None, **settings: Unpack[GivenSettings]) -> Conversation",
         "generate(prompt: str | Sequence[int], **settings: Unpack[GivenSettings]) -> Result",
         "tokens(prompt: Messages) -> list[int]",

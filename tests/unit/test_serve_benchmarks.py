@@ -62,7 +62,11 @@ def good_report(load: ModuleType) -> Any:
         "failed": 0,
         "refused": 0,
     }
-    return load.Report(2, 1.0, {"kept": 7, "left": 4}, [], [50.0, 100.0, 102.0, 104.0], counts, 0)
+    siege = load.Siege()
+    siege.readiness["ok"] = 3
+    asked = {"kept": 7, "left": 4}
+    memory_mb = [50.0, 100.0, 102.0, 104.0]
+    return load.Report(2, 1.0, asked, [], 0.1, memory_mb, (40.0, 50.0), counts, siege, 1.0, 0)
 
 
 def test_a_load_without_faults_has_none(load: ModuleType) -> None:
@@ -81,6 +85,19 @@ def test_a_fault_is_told(load: ModuleType, changes: dict[str, object], fault: st
     assert replace(good_report(load), **changes).faults == [fault]
 
 
+def test_a_server_that_is_not_ready_or_fails_under_attack_is_told(load: ModuleType) -> None:
+    report = good_report(load)
+    report.siege.statuses.update({"400": 5, "500": 2})
+    report.siege.readiness["faulty"] += 1
+    assert report.faults == ["2 attacks got the status 500", "the server was not ready: {'faulty': 1}"]
+
+
+def test_every_attack_has_a_name_and_bytes_of_its_own(load: ModuleType) -> None:
+    attacks = importlib.import_module("servers.attacks").all_attacks()
+    assert len({attack.name for attack in attacks}) == len({attack.content for attack in attacks}) > 80
+    assert load.attack is not None
+
+
 def test_a_request_that_must_fail_is_no_fault_and_one_that_does_not_is(load: ModuleType) -> None:
     report = good_report(load)
     failing = replace(report, asked={**report.asked, "failed": 2})
@@ -92,7 +109,7 @@ def test_a_request_that_must_fail_is_no_fault_and_one_that_does_not_is(load: Mod
     ("count", "fault"),
     [
         ({"waiting": 1}, "requests are left in the server"),
-        ({"faults": 1}, "the server counts failed requests"),
+        ({"faults": 1}, "steps of the server failed"),
         ({"finished": 1}, "the server counts 3 requests, the clients {'kept': 7, 'left': 4}"),
         ({"finished": 10}, "the server counts 12 requests, the clients {'kept': 7, 'left': 4}"),
     ],

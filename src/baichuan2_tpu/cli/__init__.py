@@ -133,11 +133,21 @@ def _report(error: Exception) -> int:
         command = getattr(getattr(error, "ctx", None), "command_path", "baichuan2")
         notice(f"error: {error.format_message().rstrip('.?')}; see {command} --help")
         return error.exit_code
-    if isinstance(error, Baichuan2Error | OSError):
+    if isinstance(error, Baichuan2Error):
         notice(f"error: {printable(str(error))}")
+    elif isinstance(error, OSError):
+        notice(f"error: {printable(_describe(error))}")
     else:
         kind = type(error).__name__
         notice(
             f"error: internal: {kind}: {printable(str(error))}; please report it with the output of --debug"
         )
     return 1
+
+
+def _describe(error: OSError) -> str:
+    """Say what could not be read or written, and why; without a name it is what was printed."""
+    if error.strerror is None:
+        return str(error)
+    place = error.filename or "standard output"
+    return f"{place}: {error.strerror}; name what can be read or written, on a disk with free space"

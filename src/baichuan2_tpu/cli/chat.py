@@ -21,10 +21,10 @@ from baichuan2_tpu.errors import Baichuan2Error
 
 if TYPE_CHECKING:
     from baichuan2_tpu.chat import AnswerPiece, Conversation
-    from baichuan2_tpu.generate.loop import Stats
+    from baichuan2_tpu.generate.loop import ReadProgress, Stats
     from baichuan2_tpu.model import Model
 
-    Ask = Callable[[Callable[[], bool]], Iterable[AnswerPiece]]
+    Ask = Callable[[Callable[[], bool], ReadProgress | None], Iterable[AnswerPiece]]
 
 __all__ = ["chat"]
 
@@ -114,7 +114,7 @@ class _ChatLoop:
         if isinstance(content, Command):
             self._carry_out(content)
         elif content:
-            self._show(lambda is_cancelled: self._conversation.stream(content, is_cancelled))
+            self._show(lambda is_cancelled, draw: self._conversation.stream(content, is_cancelled, draw))
 
     def _carry_out(self, command: Command) -> None:
         actions: dict[str, Callable[[str], None]] = {
@@ -132,7 +132,7 @@ class _ChatLoop:
     def _show(self, ask: Ask) -> None:
         """Show an answer that Ctrl-C can stop."""
         with stoppable() as is_cancelled:
-            result = show_answer(ask(is_cancelled))
+            result = show_answer(lambda draw: ask(is_cancelled, draw))
         self._stats = result.stats
         if result.finish_reason == "cancelled":
             notice("[stopped]")

@@ -43,6 +43,7 @@ def estimate(
     """
     from baichuan2_tpu.estimate import draw, to_json
     from baichuan2_tpu.estimate import estimate as add_up
+    from baichuan2_tpu.files import write_whole
     from baichuan2_tpu.manifest import Manifest
 
     figures = add_up(Manifest.read(bundle))
@@ -51,7 +52,7 @@ def estimate(
     else:
         _show(figures)
     if picture is not None:
-        picture.write_text(draw(figures, title=_title(figures.manifest)), "utf-8")
+        write_whole(picture, draw(figures, title=_title(figures.manifest)))
         notice(f"[picture: {picture}]")
 
 
@@ -74,7 +75,8 @@ def _show(figures: Estimate) -> None:
     for make_table in tables:
         write_result("\n")
         console.print(make_table(figures))
-    write_result(f"\nroofline: {'; '.join(CEILINGS)}\n")
+    write_result("\nrows in use: at most so many, of all sequences together and with what the step writes\n")
+    write_result(f"roofline: {'; '.join(CEILINGS)}\n")
     write_result("left out:\n" + "".join(f"- {line}\n" for line in LEFT_OUT))
     write_result("held against:\n" + "".join(f"- {line}\n" for line in HELD_AGAINST))
 
@@ -107,8 +109,9 @@ def _answers_table(figures: Estimate) -> Table:
     from baichuan2_tpu.estimate import USERS
 
     def cell(users: int, rows: int) -> str:
-        time_ms = figures.answers[users, rows].total.time_ms
-        return f"{time_ms:.1f} ({1000 * users / time_ms:.0f})"
+        if (step := figures.answers.get((users, rows))) is None:
+            return "-"
+        return f"{step.total.time_ms:.1f} ({1000 * users / step.total.time_ms:.0f})"
 
     return _table(
         ("ms per step (tok/s), rows in use", *(f"{users} user{'s' if users > 1 else ''}" for users in USERS)),
@@ -121,8 +124,10 @@ def _loaded_table(figures: Estimate) -> Table:
     from baichuan2_tpu.estimate import PROMPT_BESIDE_ANSWERS, USERS
 
     def cell(users: int, rows: int) -> str:
-        time_ms = figures.loaded[users, rows].total.time_ms
-        return f"{time_ms:.1f} ({time_ms / figures.answers[users, rows].total.time_ms:.2f}x)"
+        if (step := figures.loaded.get((users, rows))) is None:
+            return "-"
+        alone_ms = figures.answers[users, rows].total.time_ms
+        return f"{step.total.time_ms:.1f} ({step.total.time_ms / alone_ms:.2f}x)"
 
     heading = f"with a prompt of {PROMPT_BESIDE_ANSWERS}, rows in use"
     return _table(

@@ -15,7 +15,7 @@ import typer
 from baichuan2_tpu.cli import options
 from baichuan2_tpu.cli.models import open_chat_model
 from baichuan2_tpu.cli.show_answer import show_answer
-from baichuan2_tpu.cli.terminal import write_result
+from baichuan2_tpu.cli.terminal import reading_line, write_result
 from baichuan2_tpu.errors import RequestError
 
 __all__ = ["generate"]
@@ -74,9 +74,10 @@ def generate(
     messages.append({"role": "user", "content": text})
     with open_chat_model(model, running, given) as opened:
         if not as_json:
-            show_answer(opened.stream(messages, **given))
+            show_answer(lambda draw: opened.stream(messages, progress=draw, **given))
             return
-        result = opened.chat(messages, **given)
+        with reading_line() as draw:
+            result = opened.chat(messages, progress=draw, **given)
         facts = {"model": model, "engine": opened.engine.name, **asdict(result)}
         write_result(json.dumps(facts, ensure_ascii=False) + "\n")
 

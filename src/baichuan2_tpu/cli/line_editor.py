@@ -10,13 +10,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import platformdirs
 
-__all__ = ["LineReader", "is_interactive", "open_reader", "read_message", "stoppable"]
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
+
+__all__ = ["LineReader", "is_interactive", "open_history", "open_reader", "read_message", "stoppable"]
 
 LineReader = Callable[[str], str]
 """Shows a prompt and returns a line; raises EOFError at the end and KeyboardInterrupt for Ctrl-C."""
@@ -91,7 +95,6 @@ def _history_file() -> Path | None:
 
 def _line_editor(history: Path | None) -> LineReader:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -100,6 +103,17 @@ def _line_editor(history: Path | None) -> LineReader:
     def insert_line_feed(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    kept = InMemoryHistory() if history is None else FileHistory(str(history))
-    session: PromptSession[str] = PromptSession(history=kept, key_bindings=keys)
+    session: PromptSession[str] = PromptSession(history=open_history(history), key_bindings=keys)
     return session.prompt
+
+
+def open_history(file: Path | None) -> History:
+    """Return the lines typed before; without a file, or on a full disk, those of this chat only."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class LinesFile(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+    return InMemoryHistory() if file is None else LinesFile(str(file))

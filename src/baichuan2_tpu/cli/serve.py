@@ -107,6 +107,21 @@ _MaxBody = Annotated[
     float,
     typer.Option("--max-body", min=0.001, max=1_000_000, metavar="MB", help="Largest request body."),
 ]
+_StoredResponses = Annotated[
+    int,
+    typer.Option(
+        "--stored-responses",
+        min=0,
+        max=1_000_000,
+        help="Responses of /v1/responses kept in memory for previous_response_id; 0 keeps none.",
+    ),
+]
+_StoredMemory = Annotated[
+    float,
+    typer.Option(
+        "--stored-memory", min=0, max=1_000_000, metavar="MB", help="Memory for them, conversations included."
+    ),
+]
 _Timeout = Annotated[
     float | None,
     typer.Option(
@@ -125,7 +140,8 @@ _Grace = Annotated[
         min=0,
         max=1_000_000,
         metavar="SECONDS",
-        help="Time that running answers have to finish when the server stops.",
+        help="Time in which the server ends after a signal; answers still running shortly before it end with "
+        "an error.",
     ),
 ]
 _Strict = Annotated[bool, typer.Option("--strict", help="Refuse requests with fields that would be ignored.")]
@@ -157,6 +173,8 @@ def serve(
     max_queue: _MaxQueue = 64,
     kv_memory: _KvMemory = None,
     max_body: _MaxBody = 4,
+    stored_responses: _StoredResponses = 1000,
+    stored_memory: _StoredMemory = 64,
     timeout: _Timeout = None,
     grace: _Grace = 30,
     strict: _Strict = False,
@@ -179,16 +197,15 @@ def serve(
         from baichuan2_tpu.cli import serve_run
     except ModuleNotFoundError as error:
         raise _missing_package(error) from error
-    from baichuan2_tpu.model import EngineSettings
 
     keys = serve_run.read_keys(api_key_file)
-    origins, hosts = tuple(cors_origin or ()), tuple(allowed_host or ())
+    allowed = tuple(cors_origin or ()), tuple(allowed_host or ()), int(max_body * 1e6), share_prefixes.value
     plan = serve_run.ServePlan(
         model,
         name or Path(model).resolve().name,
-        EngineSettings(engine.value, device, context, threads, exact),
+        serve_run.EngineSettings(engine.value, device, context, threads, exact),
         serve_run.Address(host, port, tls_certificate, tls_key),
-        serve_run.ServerOptions(keys, origins, hosts, int(max_body * 1e6), share_prefixes.value),
+        serve_run.ServerOptions(keys, *allowed, stored_responses, int(stored_memory * 1e6)),
         serve_run.RequestRules(strict, any_model, tools.value),
         max_running=max_running,
         max_waiting=max_queue,

@@ -22,6 +22,7 @@ from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
 from baichuan2_tpu.server.service import RequestRules, ServedModel, Service
+from baichuan2_tpu.server.transport.ending import Ending
 from baichuan2_tpu.server.transport.listening import (
     Address,
     bind,
@@ -39,7 +40,16 @@ if TYPE_CHECKING:
 
     from baichuan2_tpu.engine.base import Engine
 
-__all__ = ["Address", "RequestRules", "ServePlan", "ServerOptions", "read_keys", "run_server", "write_logs"]
+__all__ = [
+    "Address",
+    "EngineSettings",
+    "RequestRules",
+    "ServePlan",
+    "ServerOptions",
+    "read_keys",
+    "run_server",
+    "write_logs",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +128,7 @@ def run_server(plan: ServePlan) -> None:
     Raises: what is wrong with the port, the certificate, the model or a limit, before anything is served.
     """
     check_tls(plan.address)
-    with closing(bind(plan.address)) as listener:
+    with Ending(plan.grace_s) as ending, closing(bind(plan.address)) as listener:
         files = find_model(plan.model)
         files.require_template()
         with open_model(files, plan.engine) as model:
@@ -127,11 +137,11 @@ def run_server(plan: ServePlan) -> None:
             with Scheduler(model.engine, model.tokenizer, settings) as scheduler:
                 _log_limits(plan, settings, model.engine, scheduler)
                 service = Service(served, scheduler, timeout_s=plan.timeout_s, rules=plan.rules)
-                _listen(plan, service, listener)
+                _listen(plan, service, listener, ending)
     log_event(_log, "stopped")
 
 
-def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
+def _listen(plan: ServePlan, service: Service, listener: socket.socket, ending: Ending) -> None:
     access = plan.access
     app = create_app(service, access)
     if plan.has_page:
@@ -149,7 +159,7 @@ def _listen(plan: ServePlan, service: Service, listener: socket.socket) -> None:
 
     names = own_names(plan.address.host) | set(access.allowed_hosts)
     guarded = SiteGuard(app, names, access.cors_origins)
-    serve(RequestLog(guarded), service, plan.address, listener, grace_s=plan.grace_s, when_ready=when_ready)
+    serve(RequestLog(guarded), service, plan.address, listener, ending=ending, when_ready=when_ready)
 
 
 def _log_limits(plan: ServePlan, settings: SchedulerSettings, engine: Engine, scheduler: Scheduler) -> None:

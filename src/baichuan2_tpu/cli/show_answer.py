@@ -5,23 +5,27 @@ Not here: making it (``generate``, ``chat``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from baichuan2_tpu.cli.terminal import notice, write_result
+from baichuan2_tpu.cli.terminal import notice, reading_line, write_result
 
 if TYPE_CHECKING:
     from baichuan2_tpu.chat import AnswerPiece
-    from baichuan2_tpu.generate.loop import Result
+    from baichuan2_tpu.generate.loop import ReadProgress, Result
 
 __all__ = ["show_answer"]
 
 
-def show_answer(pieces: Iterable[AnswerPiece]) -> Result:
-    """Write an answer to standard output as it comes, and notices about it to standard error."""
+def show_answer(ask: Callable[[ReadProgress | None], Iterable[AnswerPiece]]) -> Result:
+    """Write an answer to standard output as it comes, and notices about it to standard error.
+
+    ``ask`` is given what draws how much of the prompt is read, and returns the pieces of the answer.
+    """
     from baichuan2_tpu.chat import read_result
 
-    result = read_result(_show(pieces))
+    with reading_line() as draw:
+        result = read_result(_show(ask(draw)))
     write_result("\n")
     if result.finish_reason == "length":
         notice(f"[cut at {len(result.token_ids)} tokens; --max-tokens and --context set the limit]")

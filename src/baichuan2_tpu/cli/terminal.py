@@ -16,9 +16,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from baichuan2_tpu.quantize import Progress, QuantizeEvent
 
-__all__ = ["byte_bar", "byte_bars", "file_events", "notice", "printable", "progress_bar", "write_result"]
+__all__ = [
+    "byte_bar",
+    "byte_bars",
+    "file_events",
+    "notice",
+    "printable",
+    "progress_bar",
+    "reading_line",
+    "write_result",
+]
 
 ByteProgress = Callable[[int, int], None]
+TokenProgress = Callable[[int, int], None]
 
 _DROPPED = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -38,6 +48,33 @@ def notice(text: str) -> None:
     """Write one line to standard error."""
     sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def reading_line() -> Generator[TokenProgress | None, None, None]:
+    """Give a callback for the tokens read and all tokens of a prompt, or None where there is no terminal.
+
+    It draws a line on standard error and wipes it when all are read, or at the end of ``with``. A prompt that
+    is read at once draws none.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    width = 0
+
+    def draw(read_tokens: int, all_tokens: int) -> None:
+        nonlocal width
+        text = f"reading {read_tokens}/{all_tokens}" if read_tokens < all_tokens else ""
+        if text or width:
+            # Spaces, which every terminal knows, wipe what was longer.
+            sys.stderr.write(f"\r{text}" if text else f"\r{'':{width}}\r")
+            sys.stderr.flush()
+        width = len(text)
+
+    try:
+        yield draw
+    finally:
+        draw(0, 0)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ evaluation know this module only. Not here: sampling, text, model files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from types import TracebackType
@@ -115,6 +115,9 @@ class Engine(ABC):
     can_copy: bool = False
     """Whether ``Sequence.copy_prefix`` works, which then is much faster than to feed the same tokens."""
 
+    copies_share: bool = False
+    """Whether a copied prefix takes neither time nor memory: the sequences that have it own it together."""
+
     on_notice: Callable[[str], None] | None = None
     """What is told a line for the user when there is one, such as how slow a simulator is. Set it after
     opening."""
@@ -128,6 +131,10 @@ class Engine(ABC):
     def row_use(self) -> RowUse | None:
         """The memory that all sequences share, in rows; None where each has memory of its own."""
         return None
+
+    def count_rows(self, prefixes: Iterable[tuple[Sequence, int]]) -> int:
+        """Return how many rows the first tokens of some sequences take, a shared one counted once."""
+        return sum(length for _, length in prefixes)
 
     @property
     def device_counts(self) -> DeviceCounts | None:

@@ -1,7 +1,7 @@
 """The CPU engine: native kernels on the quantised integers, and the oracle for every other engine.
 
-Fast mode quantises activations in groups of 64, to 8 bits beside 4-bit weights and to 16 bits beside 8-bit
-weights; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
+Fast mode quantises activations in groups of 64, to 8 bits, and beside 8-bit weights the largest eighth of the
+groups to 16 bits; exact mode keeps them in float32. Both hold keys and values in float16, and both are batch-invariant:
 a sequence's logits are the same bits whatever else is in the batch, however its tokens are cut into chunks,
 and with any number of threads. The vector instruction sets all give the same bits; the portable kernels
 have the same integers, but no fused multiply-add of floats.

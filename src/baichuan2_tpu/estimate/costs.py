@@ -1,6 +1,7 @@
 """Add up the costs of launches to those of a step of all answers, and of a prompt.
 
-Not here: what is shown and how (``report``, ``picture``), how the engine packs a step (``engine.compiled``).
+Not here: what is shown and how (``report``, ``picture``), which launches a step makes
+(``engine.compiled.forecast``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.compiled.stage_costs import cut_stages, cut_tokens
+from baichuan2_tpu.engine.compiled.forecast import Forecast, Pass
 from baichuan2_tpu.errors import ArtifactError
 from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost, Stage
 
@@ -97,13 +98,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the cycle model says of a bundle. Rows in use are those of all sequences together."""
+    """What the cycle model says of a bundle.
+
+    Rows in use are those of all sequences together, with what the step writes, padding too: up to so many of
+    them the times hold, down to the next lower figure.
+    """
 
     manifest: Manifest
     stages: Mapping[Stage, Cost]
     """One pass over the layers, by its stage."""
     answers: Mapping[tuple[int, int], Step]
-    """One token for each of so many users, by users and rows in use."""
+    """One token for each of so many users, by users and rows in use, where there are rows for all."""
     first_tokens: Mapping[int, Step]
     """By the length of a prompt: everything up to its first token, with nothing else in memory."""
     loaded: Mapping[tuple[int, int], Step]
@@ -126,27 +131,26 @@ class Estimate:
 
 
 class _Launches:
-    """The launches of a manifest: what each stage costs, and which of them take the least time together."""
+    """The launches of a manifest: what each stage costs, and what a step of the engine adds up to."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+        self._has_embedding = manifest.embedding == "device"
         self._costs = {(cost.net, cost.stage): cost for cost in manifest.costs}
         self.stages = {
             stage: Cost.of(self._of(net, stage) for net in manifest.block_nets) for stage in manifest.stages
         }
-        self._heads = {Stage(rows, 0): self._of("lm_head", Stage(rows, 0)) for rows in manifest.head_rows}
 
-    def step(self, tokens: int, rows: int, outputs: int) -> Step:
-        """Return the cost of ``tokens`` new tokens beside so many rows, and of the head for ``outputs``."""
-        times = {stage: cost.time_ms for stage, cost in self.stages.items()}
-        stages = cut_stages(tokens, rows, times)
-        heads = {stage.tokens: cost.time_ms for stage, cost in self._heads.items()}
-        has_embedding = self._manifest.embedding == "device"
+    def step(self, passes: Iterable[Pass]) -> Step:
+        """Add up the passes over the layers, and the launches of head and embedding that belong to them."""
+        passes = list(passes)
+        stages = tuple(launched.stage for launched in passes)
+        heads = [rows for launched in passes for rows in launched.head_rows]
+        embeddings = [stage.tokens for stage in stages if self._has_embedding]
         return Step(
             stages,
             sum((self.stages[stage] for stage in stages), Cost()),
-            Cost.of(self._heads[Stage(count, 0)] for count in cut_tokens(outputs, heads)),
-            Cost.of(self._of("embedding", Stage(stage.tokens, 0)) for stage in stages if has_embedding),
+            Cost.of(self._of("lm_head", Stage(rows, 0)) for rows in heads),
+            Cost.of(self._of("embedding", Stage(tokens, 0)) for tokens in embeddings),
         )
 
     def _of(self, net: str, stage: Stage) -> NetCost:
@@ -168,17 +172,27 @@ def estimate(manifest: Manifest, prompts: Sequence[int] | None = None) -> Estima
 
     Raises: ArtifactError where the manifest has no cost of a net.
     """
-    launches = _Launches(manifest)
+    launches, forecast = _Launches(manifest), Forecast(manifest)
     lengths = prompt_lengths(manifest.context) if prompts is None else prompts
     histories = sorted({stage.history for stage in manifest.stages})
-    settings = [(users, rows) for rows in histories for users in USERS]
-    prompt = PROMPT_BESIDE_ANSWERS
+
+    def steps(prompt: int) -> dict[tuple[int, int], Step]:
+        """Return the steps that fit, each behind as few rows as need the history."""
+        found: dict[tuple[int, int], Step] = {}
+        for shorter, rows in zip([0, *histories], histories, strict=False):
+            for users in USERS:
+                tokens, outputs = users + prompt, users + (prompt > 0)
+                held = max(0, min(shorter, rows - tokens))
+                if held + tokens <= manifest.rows:
+                    found[users, rows] = launches.step(forecast.step(tokens, outputs, held))
+        return found
+
     return Estimate(
         manifest,
         stages=launches.stages,
-        answers={(users, rows): launches.step(users, rows, users) for users, rows in settings},
-        first_tokens={length: launches.step(length, 0, 1) for length in lengths},
-        loaded={(users, rows): launches.step(users + prompt, rows, users + 1) for users, rows in settings},
+        answers=steps(0),
+        first_tokens={length: launches.step(forecast.prompt(length)) for length in lengths},
+        loaded=steps(PROMPT_BESIDE_ANSWERS),
     )
 
 

@@ -23,7 +23,8 @@ def draw(figures: Estimate, *, title: str) -> str:
 def _answer_panels(figures: Estimate) -> Iterator[Panel]:
     """Yield a panel for each number of rows in use: a token for each user."""
     for rows in figures.histories:
-        bars = [_answer_bar(users, figures.answers[users, rows]) for users in USERS]
+        steps = {users: figures.answers.get((users, rows)) for users in USERS}
+        bars = [_answer_bar(users, step) for users, step in steps.items() if step]
         yield Panel(f"One token for each user, up to {rows} rows in use", bars, "answers")
 
 

@@ -106,7 +106,7 @@ class EngineScorer:
         for start in range(first.keep_prefix(ids[: shared + 1]), shared, piece):
             first.feed(ids[start : min(start + piece, shared)], 0)
         for other in others:
-            other.copy_prefix(first, ids[: shared + 1])
+            other.copy_prefix(first, shared)
 
     def _read(
         self,

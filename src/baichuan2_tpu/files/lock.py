@@ -9,6 +9,7 @@ import fcntl
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from baichuan2_tpu.errors import RequestError
 
@@ -24,8 +25,7 @@ def locked_folder(folder: Path) -> Generator[None, None, None]:
 
     Raises: RequestError when another one is at work there, or it is not ours, or cannot be made.
     """
-    _make(folder)
-    with (folder / LOCK_NAME).open("a") as lock:
+    with _make(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -33,19 +33,18 @@ def locked_folder(folder: Path) -> Generator[None, None, None]:
         yield
 
 
-def _make(folder: Path) -> None:
-    """Make a folder, or check that one of that name is ours: leftovers in it will be removed."""
+def _make(folder: Path) -> TextIO:
+    """Make a folder, or check that one of that name is ours, and open its lock; leftovers will be removed."""
     if folder.is_symlink():
         raise RequestError(f"{folder} is a link to {folder.resolve()}; remove it or name another destination")
     lock = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_ours = (lock.is_file() and not lock.is_symlink()) or not any(folder.iterdir())
+        if is_ours:
+            return lock.open("a")
     except OSError as error:
         raise RequestError(
             f"cannot make the directory {folder}: {error.strerror}; name a destination you can write to"
         ) from error
-    if not is_ours:
-        raise RequestError(
-            f"{folder} holds files of something else; move it away or name another destination"
-        )
+    raise RequestError(f"{folder} holds files of something else; move it away or name another destination")

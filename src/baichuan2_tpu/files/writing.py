@@ -17,6 +17,7 @@ __all__ = ["move_whole", "whole_file", "write_json", "write_whole"]
 
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP})
 """What file systems answer that cannot bring a folder to the disk, some of them networked."""
+_FROM_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 @contextmanager
@@ -30,7 +31,9 @@ def whole_file(path: Path) -> Generator[Path, None, None]:
     try:
         yield part
         move_whole(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and (error.filename == str(part) or error.errno in _FROM_DISK):
+            error.filename = str(path)  # the name that a user knows; where writing fails there is none
         with suppress(OSError):
             part.unlink()
         raise

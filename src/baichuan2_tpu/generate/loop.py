@@ -32,6 +32,7 @@ __all__ = [
     "Event",
     "FinishReason",
     "PromptScored",
+    "ReadProgress",
     "Result",
     "Stats",
     "TextPiece",
@@ -40,6 +41,9 @@ __all__ = [
     "generate",
 ]
 
+ReadProgress = Callable[[int, int], object]
+"""Is called with how many tokens of a prompt were read, and how many it has."""
+
 
 def generate(
     sequence: TrackedSequence,
@@ -47,11 +51,14 @@ def generate(
     prompt_ids: Sequence[int],
     settings: GenerationSettings,
     is_cancelled: Callable[[], bool] = lambda: False,
+    *,
+    progress: ReadProgress | None = None,
 ) -> Generator[Event, None, None]:
     """Answer a prompt, continuing from what the sequence already holds of it.
 
     The answer ends with a stop id of the settings, the tokenizer or the model, a stop string, ``max_tokens``,
     the end of the context, or when ``is_cancelled`` says so between two tokens or pieces of the prompt.
+    ``progress`` is called after each piece of the prompt.
 
     Side effect: the sequence holds the prompt and all of the answer but its last token; after an error or an
     early end, a beginning of that.
@@ -63,7 +70,7 @@ def generate(
     answer = Answer(
         tokenizer, prompt_ids, settings, eos_ids=engine.config.eos_ids, max_context=engine.max_context
     )
-    logits = yield from _prefill(sequence, answer, is_cancelled)
+    logits = yield from _prefill(sequence, answer, is_cancelled, progress)
     while logits is not None:
         chosen = answer.choose(logits[-1])
         if chosen is None:
@@ -91,7 +98,10 @@ def check_prompt(engine: Engine, prompt_ids: Sequence[int], settings: Generation
 
 
 def _prefill(
-    sequence: TrackedSequence, answer: Answer, is_cancelled: Callable[[], bool]
+    sequence: TrackedSequence,
+    answer: Answer,
+    is_cancelled: Callable[[], bool],
+    progress: ReadProgress | None,
 ) -> Generator[PromptScored, None, NDArray[np.float32] | None]:
     """Feed what is new of the prompt and return the logits behind it; None when cancelled."""
     answer.reused_tokens = sequence.keep_prefix(answer.reusable_ids)
@@ -105,6 +115,8 @@ def _prefill(
             return None
         piece = answer.prompt_ids[start : start + step]
         logits = sequence.feed(piece, len(piece) if answer.is_scoring else int(start + len(piece) > last))
+        if progress is not None:
+            progress(start + len(piece), last + 1)
         scored = answer.score(logits, start)
         if scored is not None:
             yield scored

@@ -159,8 +159,8 @@ def _check_peak(peak: float) -> None:
     """Check the largest logit, which NumPy makes NaN when any logit is."""
     if not np.isfinite(peak):
         raise BackendError(
-            f"the engine's largest logit is {peak}; a finite number is needed: "
-            "check the checkpoint for damaged weights"
+            f"the engine's largest logit is {peak}: this text overflows the model's numbers, change it; "
+            "if every text does, the weights are damaged"
         )
 
 

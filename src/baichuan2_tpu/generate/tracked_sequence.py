@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.base import Chunk, Engine
+from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
 from baichuan2_tpu.generate.block_hashes import BLOCK_TOKENS, BlockHashes
 
 __all__ = ["Feed", "TrackedSequence", "common_prefix", "feed_together"]
@@ -73,6 +73,10 @@ class TrackedSequence:
         """The hashes of the complete blocks of the ids; see ``generate.block_hashes``."""
         return self._hashes.update(self._ids)
 
+    def prefix(self, length: int) -> tuple[Sequence, int]:
+        """Return the first ids as ``Engine.count_rows`` takes them."""
+        return self._sequence, length
+
     def keep_prefix(self, prompt_ids: Items[int]) -> int:
         """Forget what is not the beginning of the prompt, and return how many ids stay.
 
@@ -81,9 +85,8 @@ class TrackedSequence:
         self.truncate(self.common_prefix(prompt_ids))
         return len(self._ids)
 
-    def copy_prefix(self, source: TrackedSequence, prompt_ids: Items[int]) -> None:
-        """Hold as much of the prompt as another sequence does, where the engine can copy."""
-        length = source.common_prefix(prompt_ids)
+    def copy_prefix(self, source: TrackedSequence, length: int) -> None:
+        """Hold the first ids of another sequence, where the engine can copy."""
         self._sequence.copy_prefix(source._sequence, length)
         self._ids[:] = source._ids[:length]
         self._hashes.truncate(0)

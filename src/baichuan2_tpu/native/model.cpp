@@ -380,7 +380,7 @@ void Model::multiply(Work kind, const PackedMatrix& matrix, const float* x, std:
     const std::int64_t x_stride = matrix.groups() * kGroup;
     if (!is_exact_) {
         const Stopwatch watch(profile_.get(), Work::kQuantize);
-        work.activations.reshape(tokens, matrix.columns(), matrix.bits());
+        work.activations.reshape(tokens, matrix.columns(), matrix.bits(), &matrix == &head_);
         pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
             for (std::int64_t i = begin; i < end; ++i) {
                 work.activations.store(i, x + i * x_stride, matrix.columns());

@@ -14,6 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.api.responses.routes import response_routes
+from baichuan2_tpu.server.api.responses.store import ResponseStore, StoreLimits
 from baichuan2_tpu.server.api.routes import answer_routes, model_routes
 from baichuan2_tpu.server.errors import add_handlers
 from baichuan2_tpu.server.service import Service
@@ -37,7 +39,8 @@ class ServerOptions:
     Without ``api_keys`` anybody may use it. ``cors_origins`` are the web sites whose pages may, as browsers
     name them: ``https://site.example``, or ``*`` for all. ``allowed_hosts`` are names that lead here
     besides the machine's own, as that of a proxy in front; ``*`` for all. ``share_prefixes`` tells who
-    shares kept beginnings of prompts: the holders of one key, or all.
+    shares kept beginnings of prompts: the holders of one key, or all. ``stored_responses`` and
+    ``stored_bytes`` bound what is kept of ``/v1/responses``; 0 responses keeps none.
 
     Raises: RequestError naming the value and the range that is allowed.
     """
@@ -47,6 +50,8 @@ class ServerOptions:
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 * 2**20  # a context of 32k tokens is about 0.2 MB of text
     share_prefixes: ShareRule = "key"
+    stored_responses: int = 1000
+    stored_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         if "" in self.api_keys:
@@ -64,6 +69,11 @@ class ServerOptions:
             )
         if self.max_body_bytes < 1:
             raise RequestError(f"max_body_bytes is {self.max_body_bytes}; 1 or more is allowed")
+        if self.stored_responses < 0 or self.stored_bytes < 0:
+            raise RequestError(
+                f"stored_responses is {self.stored_responses}, stored_bytes {self.stored_bytes}; "
+                "0 or more is allowed"
+            )
 
 
 def create_app(service: Service, options: ServerOptions | None = None) -> FastAPI:
@@ -80,6 +90,8 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     # The guard below checks the key; this only documents it in the OpenAPI description.
     keys = [Security(HTTPBearer(auto_error=False))] if options.api_keys else []
     app.include_router(answer_routes(service), dependencies=keys)
+    limits = StoreLimits(options.stored_responses, options.stored_bytes, options.max_body_bytes)
+    app.include_router(response_routes(service, ResponseStore(limits)), dependencies=keys)
     app.include_router(model_routes(service), dependencies=keys)
     app.include_router(operation_routes(service))
     add_handlers(app)
@@ -93,7 +105,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
         app.add_middleware(
             CORSMiddleware,
             allow_origins=options.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # OpenAI's client sends a dozen of them
             expose_headers=["Retry-After", "X-Request-Id", "X-Ignored-Fields", "X-Tools-Left-Out"],
         )

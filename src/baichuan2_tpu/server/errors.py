@@ -1,8 +1,8 @@
 """Errors as OpenAI error objects with their HTTP status: the only place where that is decided.
 
 400 a request this model cannot serve, or not JSON; 401 no valid key; 404 no such model or path; 408 too slow;
-413 too large; 422 JSON with a wrong field; 429 too many requests; 503 timed out, or shutting down; 500 the
-server's fault.
+413 too large; 422 JSON with a wrong field; 429 too many requests; 499 the client left (nginx's, only the log
+shows it); 503 timed out, or shutting down; 500 the server's fault.
 Source: OpenAI's guide to error codes, and what its Python client raises for each status.
 """
 
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from baichuan2_tpu.errors import (
     BackendUnavailable,
     Baichuan2Error,
+    CallerLeft,
     ContextLengthError,
     QueueFull,
     RequestError,
@@ -47,6 +48,11 @@ _log = logging.getLogger(__name__)
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+_UNREADABLE = "There was an error parsing the body"
+"""FastAPI's words for what is no JSON in a way that it does not expect."""
+_WHY_UNREADABLE = (
+    "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has a number of too many digits"
+)
 
 
 class Output(BaseModel):
@@ -121,6 +127,8 @@ def describe(error: Exception) -> Fault:
     if isinstance(error, RequestValidationError):
         return _describe_validation(error)
     if isinstance(error, StarletteHTTPException):
+        if error.detail == _UNREADABLE:
+            return Fault(400, _WHY_UNREADABLE, code="invalid_json")
         return Fault(error.status_code, str(error.detail), code=_code(error.status_code))
     if isinstance(error, Baichuan2Error):
         return _describe_own(error)
@@ -163,6 +171,8 @@ def _describe_own(error: Baichuan2Error) -> Fault:
         return Fault(400, message)
     if isinstance(error, QueueFull):
         return Fault(429, message, "rate_limit_error", code="queue_full", retry_after_s=error.retry_after_s)
+    if isinstance(error, CallerLeft):
+        return Fault(499, message, code="client_left")
     if isinstance(error, (ServiceError, BackendUnavailable)):
         return Fault(503, message, _SERVER, code="unavailable")
     _log.error("a request failed: %s", message)
@@ -175,11 +185,15 @@ def _describe_validation(error: RequestValidationError) -> Fault:
     first = faults[0]
     if first["type"] == "json_invalid":
         return _describe_json(first)
+    where, *inside = cast("Sequence[str | int]", first["loc"])
+    if where != "body":  # in the query
+        name = str(inside[0])
+        message, _ = explain_faults([{**first, "loc": (name,)}], {name: first.get("input")})
+        return Fault(422, message, param=name, code="invalid_value")
     body = cast("object", error.body)
     if not isinstance(body, dict):
         message = "the body is not a JSON object; send one, with the header Content-Type: application/json"
         return Fault(422, message, code="invalid_value")
-    # The first part of each location is "body".
     below = [{**fault, "loc": cast("Sequence[str | int]", fault["loc"])[1:]} for fault in faults]
     message, place = explain_faults(below, cast("object", body))
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"

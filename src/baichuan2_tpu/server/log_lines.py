@@ -18,12 +18,15 @@ from typing import Literal
 
 from baichuan2_tpu.generate.events import Event, Result
 
-__all__ = ["LineFormatter", "LogForm", "log_answer", "log_event", "request_id"]
+__all__ = ["LineFormatter", "LogForm", "log_answer", "log_event", "request_id", "request_path"]
 
 LogForm = Literal["text", "json"]
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The HTTP request that the current task or thread works for."""
+
+request_path: ContextVar[str | None] = ContextVar("request_path", default=None)
+"""The path of that request, cut to a length that a line can have."""
 
 _log = logging.getLogger(__name__)
 

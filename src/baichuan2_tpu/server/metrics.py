@@ -83,6 +83,7 @@ class _LoadCollector(Collector):
 
 def _gauges(load: Load) -> Iterator[tuple[str, str, float]]:
     yield "requests_running", "Requests whose answers are being generated.", load.running
+    yield "requests_reading", "Running requests whose prompts are still being read.", load.reading
     yield "requests_waiting", "Requests waiting in the queue.", load.waiting
     yield "sequences_idle", "Idle sequences kept for prompts that share their prefix.", load.idle_sequences
     yield "kv_bytes", "Memory used by keys and values, in bytes.", load.held_tokens * load.kv_bytes_per_token
@@ -101,6 +102,11 @@ def _gauges(load: Load) -> Iterator[tuple[str, str, float]]:
 def _counters(load: Load) -> Iterator[tuple[str, str, float]]:
     totals = load.totals
     yield "prompt_tokens", "Prompt tokens.", totals.prompt_tokens
+    yield (
+        "prompt_tokens_computed",
+        "Prompt tokens that were computed, counted in the step that computes them.",
+        totals.computed_tokens,
+    )
     yield (
         "prompt_tokens_reused",
         "Prompt tokens that kept sequences held already.",

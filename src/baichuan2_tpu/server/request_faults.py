@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from baichuan2_tpu.quoting import escape_controls, shorten
+
 __all__ = ["Place", "explain_faults"]
 
 Place = tuple[str | int, ...]
@@ -81,7 +83,7 @@ def _place(fault: PydanticFault, body: object) -> Place:
 
 
 def _explain(place: Place, faults: Sequence[PydanticFault]) -> str:
-    name = ".".join(map(str, place)) or "the body"
+    name = _name(place)
     kind = str(faults[0]["type"])
     if kind == "missing":
         return f"{name} is missing"
@@ -89,10 +91,10 @@ def _explain(place: Place, faults: Sequence[PydanticFault]) -> str:
         return f"{name} is not a field that is known here; leave it out"
     if kind in ("value_error", "assertion_error"):
         return f"{name}: {str(faults[0]['msg']).partition(', ')[2]}"
-    if kind == "text_only":
+    if kind in ("text_only", "functions_only"):
         return f"{name} {faults[0]['msg']}"
     if kind == "union_tag_not_found":
-        return f"{name} has no role; 'system', 'user', 'assistant' or 'tool' is needed"
+        return f"{name} has no {_discriminator(faults[0])}"
     # A value of the right type and the wrong size need not hear of other types.
     sized = [fault for fault in faults if fault["type"] in _SIZES] or faults
     needed = dict.fromkeys(_NEEDED[word] for fault in sized if (word := _word(fault)) in _NEEDED)
@@ -100,6 +102,12 @@ def _explain(place: Place, faults: Sequence[PydanticFault]) -> str:
     allowed += dict.fromkeys(_allowed(fault) for fault in sized if _word(fault) not in _NEEDED)
     value = _tag(faults[0]) if kind == "union_tag_invalid" else _quote(faults[0].get("input"))
     return f"{name} is {value}; {' or '.join(allowed)}"
+
+
+def _name(place: Place) -> str:
+    """Return the name of a place, parts of which a client may have made up."""
+    name = shorten(escape_controls(".".join(map(str, place)))).replace("\n", r"\n")
+    return name or "the body"
 
 
 def _allowed(fault: PydanticFault) -> str:
@@ -121,6 +129,13 @@ def _word(fault: PydanticFault) -> str:
 def _tag(fault: PydanticFault) -> str:
     context = cast("Mapping[str, object]", fault.get("ctx") or {})
     return f"of the kind {str(context.get('tag'))[:_MAX_VALUE]!r}"
+
+
+def _discriminator(fault: PydanticFault) -> str:
+    """Return the field that tells which kind of value it is, and what is allowed there where all know it."""
+    field = str(cast("Mapping[str, object]", fault.get("ctx") or {}).get("discriminator")).strip("'")
+    needed = "'system', 'user', 'assistant' or 'tool'" if field == "role" else "one"
+    return f"{field}; {needed} is needed"
 
 
 def _quote(value: object) -> str:

@@ -5,6 +5,7 @@ Not here: HTTP routes and what a client may ask for (``server.api``).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -18,8 +19,9 @@ from baichuan2_tpu.generate.grammar.grammars import Grammars
 from baichuan2_tpu.generate.grammar.trial import TrialLimits
 from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.model import Model
+from baichuan2_tpu.quoting import quote
 from baichuan2_tpu.server.errors import ApiError
-from baichuan2_tpu.server.log_lines import log_answer
+from baichuan2_tpu.server.log_lines import log_answer, log_event, request_path
 from baichuan2_tpu.server.metrics import Metrics
 from baichuan2_tpu.server.readiness import Readiness
 from baichuan2_tpu.server.scheduling.answers import Answers
@@ -29,6 +31,8 @@ from baichuan2_tpu.text.template import ChatTemplate
 from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = ["RequestRules", "ServedModel", "Service", "ToolRule"]
+
+_log = logging.getLogger(__name__)
 
 ToolRule = Literal["off", "fit", "all"]
 
@@ -48,6 +52,8 @@ class RequestRules:
 
 _FAR_TOO_LONG = 4
 """Times the context: a text of so many of Baichuan2's longest tokens, 0.5 MB, takes 2 s to encode."""
+_SAMPLED = 16
+"""Characters per token of the context that are encoded to see that a longer text cannot fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,36 +155,53 @@ class Service:
             return
         if name.lower().removesuffix(":latest") != self.model.name.lower().removesuffix(":latest"):
             raise ApiError(
-                f"the model {name!r} is not served here; ask for {self.model.name!r}",
+                f"the model {quote(name)} is not served here; ask for {self.model.name!r}",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
 
     def check_length(self, texts: Iterable[str]) -> None:
-        """Check that a prompt of these texts is not far too long, as far as their characters tell.
+        """Check that a prompt of these texts is not far too long, by their characters and beginnings.
 
         One that is a little too long is encoded, so that its error can say what takes how much of it.
         Raises: ContextLengthError before many seconds are spent on tokens that cannot fit.
         """
+        texts = list(texts)
+        max_context = self.model.max_context
         fewest = sum(fewest_tokens(self.model.tokenizer, text) for text in texts)
-        if fewest > _FAR_TOO_LONG * self.model.max_context:
-            raise ContextLengthError(
-                f"the prompt has {fewest} tokens at least, {self.model.max_context} are allowed; "
-                "send a shorter one, or serve with a larger --context"
-            )
+        if fewest > _FAR_TOO_LONG * max_context:
+            raise self._too_long(fewest)
+        sample = max_context * _SAMPLED
+        if sum(map(len, texts)) <= sample:
+            return
+        tokens = 0
+        for text in texts:
+            tokens += len(self.model.tokenizer.encode(text[:sample]))
+            sample -= min(sample, len(text))
+        if tokens > 2 * max_context:  # the cut may have added a few
+            raise self._too_long(tokens)
+
+    def _too_long(self, fewest: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"the prompt has {fewest} tokens at least, {self.model.max_context} are allowed; "
+            "send a shorter one, or serve with a larger --context"
+        )
 
     def submit(self, requests: Sequence[Request]) -> Answers:
-        """Queue all requests, or none; from any thread.
+        """Queue all requests, or none, and log that they were taken; from any thread.
 
         Raises: what ``Scheduler.submit`` raises.
         """
         tickets = self._scheduler.submit(requests)
+        _log_start(requests)
         return Answers(tickets, lambda events: log_answer(self.metrics.observe(events)))
 
     def stop(self, grace_s: float) -> None:
         """Refuse new requests and let those in work finish for ``grace_s``. See ``Scheduler.close``."""
         self._is_stopping = True
+        if self._grammars is not None:  # without the lock: one that is being built is closed below
+            self._grammars.close()
         self._scheduler.close(grace_s)
         self.close()
 
@@ -187,3 +210,14 @@ class Service:
         with self._grammars_lock:
             if self._grammars is not None:
                 self._grammars.close()
+
+
+def _log_start(requests: Sequence[Request]) -> None:
+    prompts = {request.prompt_ids for request in requests}
+    log_event(
+        _log,
+        "start",
+        path=request_path.get(),
+        prompt_tokens=sum(map(len, prompts)),
+        answers=len(requests),
+    )

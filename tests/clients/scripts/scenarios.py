@@ -95,11 +95,12 @@ def check_cancelled(before: int) -> None:
 def report(scenarios: Mapping[str, Callable[[], object]]) -> None:
     """Run every scenario and print how it went; "cancel" is checked against the server's own count."""
     for name, scenario in scenarios.items():
-        before = cancelled() if name == "cancel" else 0
+        is_cancelled = name.endswith("cancel")
+        before = cancelled() if is_cancelled else 0
         fault = None
         try:
             scenario()
-            if name == "cancel":
+            if is_cancelled:
                 check_cancelled(before)
         except Exception as error:  # noqa: BLE001 - whatever a client raises is its fault to report
             traceback.print_exc()

@@ -170,6 +170,13 @@ def test_terminal_chat_answers_two_turns(terminal: "pexpect.spawn[str]") -> None
     terminal.expect(pexpect.EOF)
 
 
+def test_terminal_chat_tells_how_much_of_a_long_prompt_is_read(terminal: "pexpect.spawn[str]") -> None:
+    terminal.send(f"{'bubble sort ' * 20}\r")
+    terminal.expect(r"\rreading 128/\d+\r +\r.*cut at 12 tokens")
+    terminal.send("/exit\r")
+    terminal.expect(pexpect.EOF)
+
+
 def test_control_c_stops_the_answer_and_keeps_the_chat(
     say: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

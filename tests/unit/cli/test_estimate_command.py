@@ -41,6 +41,7 @@ prompt tokens   in launches of   first token ms   roofline ms   KV cache MB
 64                          64              9.0           8.0           0.1
 128                      64 x2             17.0          16.0           0.1
 
+rows in use: at most so many, of all sequences together and with what the step writes
 roofline: 54.0 GB/s, the cycle model's own limit; 16 TFLOPS in half precision, the data sheet of the BM1684X
 left out:
 - the host: choosing a token, gathering embeddings, building masks, starting every launch
@@ -87,7 +88,10 @@ def test_picture_in_the_bundle_leaves_it_valid(run: Run, bundle: Path) -> None:
 def test_picture_that_cannot_be_written_is_one_line(run: Run, bundle: Path) -> None:
     done = run("estimate", bundle, "--json", "--picture", bundle / "no" / "estimate.svg")
     assert done.code == 1
-    assert done.err == f"error: [Errno 2] No such file or directory: '{bundle}/no/estimate.svg'\n"
+    assert done.err == (
+        f"error: {bundle}/no/estimate.svg: No such file or directory; name what can be read or written, on a "
+        "disk with free space\n"
+    )
 
 
 def test_folder_without_a_manifest_names_the_next_step(run: Run, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_port_in_use_is_one_line(run: Run, taken_port: int) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--max-body", "--grace", "--timeout", "--kv-memory"])
+@pytest.mark.parametrize("option", ["--max-body", "--grace", "--timeout", "--kv-memory", "--stored-memory"])
 @pytest.mark.parametrize("value", ["inf", "nan", "-1"])
 def test_a_limit_that_is_no_number_is_a_wrong_use(run: Run, option: str, value: str) -> None:
     done = run("serve", "no-such-model", "--port", 0, option, value)

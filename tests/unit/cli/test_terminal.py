@@ -1,11 +1,13 @@
 """Nothing that a model writes can act on the terminal."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.cli.line_editor import read_message
-from baichuan2_tpu.cli.terminal import notice, printable, progress_bar, write_result
+from baichuan2_tpu.cli.terminal import notice, printable, progress_bar, reading_line, write_result
 
 
 @given(st.text())
@@ -26,6 +28,44 @@ def test_progress_is_drawn_on_a_terminal_only(capsys: pytest.CaptureFixture[str]
     with progress_bar("working") as progress:
         assert progress is None
     assert capsys.readouterr().err == ""
+
+
+def test_reading_is_drawn_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with reading_line() as draw:
+        assert draw is None
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_a_long_prompt_is_drawn_and_wiped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with reading_line() as draw:
+        assert draw is not None
+        for read_tokens in (128, 1152, 1973):
+            draw(read_tokens, 1973)
+        assert capsys.readouterr().err == f"\rreading 128/1973\rreading 1152/1973\r{' ' * 17}\r"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_prompt_that_is_read_at_once_draws_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with reading_line() as draw:
+        assert draw is not None
+        draw(38, 38)
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_that_ends_early_leaves_no_line_behind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with reading_line() as draw:
+        assert draw is not None
+        draw(128, 300)
+    assert capsys.readouterr().err == f"\rreading 128/300\r{' ' * 15}\r"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ COMPUTED = {
     "neoverse_n1": [],
     "neoverse_v1": [],
 }
-LOGITS = "a tiny model differs from numpy by 9.4e-03 at 4 bits, 2.2e-04 at 8 bits"
+LOGITS = "a tiny model differs from numpy by 9.4e-03 at 4 bits, 6.0e-03 at 8 bits"
 CPU = Finding("computes: cpu", "pass", LOGITS)
 
 

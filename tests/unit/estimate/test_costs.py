@@ -41,6 +41,24 @@ def test_several_answers_take_one_launch_of_each_net() -> None:
     assert {users for users, _ in found.answers} == set(USERS)
 
 
+def test_a_step_that_would_write_behind_a_history_reads_the_next_longer_one() -> None:
+    """A prompt of 64 was said to take the stage of 32 rows, which it would have overwritten."""
+    costs = {Stage(1, 32): 1.0, Stage(16, 32): 1.5, Stage(64, 32): 2.0}
+    costs |= {Stage(tokens, 128): 2 * ms for (tokens, _), ms in costs.items()}
+    manifest = bundle_manifest(stages=tuple(costs))
+    times = [replace(cost, time_ms=costs.get(cost.stage, 1.0)) for cost in manifest.costs]
+    found = estimate(replace(manifest, costs=tuple(times)), [16, 33, 64])
+    assert found.first_tokens[16].stages == (Stage(16, 32),)
+    assert found.first_tokens[33].stages == found.first_tokens[64].stages == (Stage(64, 128),)
+
+
+def test_more_answers_than_there_are_rows_are_left_out() -> None:
+    stages = (Stage(1, 32), Stage(16, 32))
+    found = estimate(bundle_manifest(context=32, rows=32, stages=stages, costs=()))
+    assert found.answers.keys() == {(users, 32) for users in USERS}
+    assert not found.loaded, "a prompt of 48 does not fit"
+
+
 def test_layers_in_one_net_are_one_launch() -> None:
     found = estimate(bundle_manifest(layers_per_net=2))
     assert found.decode.total.launches == 2

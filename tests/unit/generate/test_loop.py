@@ -125,6 +125,20 @@ def test_the_engine_says_how_long_a_piece_is() -> None:
     assert [len(chunk) for chunk in engine.fed] == [256, 44, 1]
 
 
+def test_progress_counts_what_was_read_of_the_whole_prompt() -> None:
+    engine = scripted(b"y", END, max_context=400)
+    prompt = list(bytes(300))
+    reads: list[tuple[int, int]] = []
+    with TrackedSequence(engine) as sequence:
+        sequence.feed(prompt[:100], 0)
+        list(
+            generate(
+                sequence, TOKENIZER, prompt, GREEDY, progress=lambda read, total: reads.append((read, total))
+            )
+        )
+    assert reads == [(228, 300), (300, 300)]
+
+
 @pytest.mark.parametrize(("looks", "text", "fed"), [(0, "", 0), (1, "", 128), (2, "y", 130), (4, "yes", 132)])
 def test_cancelling_keeps_what_was_said(looks: int, text: str, fed: int) -> None:
     engine = scripted(b"yes!", max_context=400)
@@ -197,7 +211,7 @@ def test_closing_the_events_early_leaves_the_sequence_usable() -> None:
 def test_logits_that_are_no_numbers_never_become_a_token() -> None:
     engine = ScriptedEngine(VOCABULARY)
     engine.enqueue(np.full(VOCABULARY, np.nan, np.float32))
-    with pytest.raises(BackendError, match="largest logit is nan"):
+    with pytest.raises(BackendError, match=r"largest logit is nan.*this text overflows the model's numbers"):
         run(engine)
 
 

@@ -23,17 +23,18 @@ def body(**fields: object) -> bytes:
     return json.dumps({"model": MODEL, **fields}).encode()
 
 
-def test_many_messages_are_refused_with_their_limit() -> None:
+@pytest.mark.parametrize(("path", "name"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input")])
+def test_many_messages_are_refused_with_their_limit(path: str, name: str) -> None:
     # 70,000 messages were checked in the event loop, where every other answer waited.
     with served(scripted_engine()) as client:
         response = client.post(
-            "/v1/chat/completions",
-            content=body(messages=[MESSAGE] * 70_000),
+            path,
+            content=body(**{name: [MESSAGE] * 70_000}),
             headers={"Content-Type": "application/json"},
         )
     assert response.status_code == 422
     error = response.json()["error"]
-    assert (error["code"], error["param"]) == ("too_many_values", "messages")
+    assert (error["code"], error["param"]) == ("too_many_values", name)
     assert "more than 4096 messages" in error["message"]
 
 

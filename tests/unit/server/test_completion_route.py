@@ -169,6 +169,33 @@ def test_a_prompt_beyond_the_context_is_refused_by_its_own_name() -> None:
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
 
 
+def test_a_text_that_cannot_fit_is_refused_by_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million digits were encoded in full where some tokens of a vocabulary are long: 8 s, 200 MB."""
+    encoded: list[int] = []
+    encode = ByteTokenizer.encode
+
+    def count(tokenizer: ByteTokenizer, text: str) -> list[int]:
+        encoded.append(len(text))
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr(ByteTokenizer, "longest_token", 1000)
+    monkeypatch.setattr(ByteTokenizer, "encode", count)
+    with served(scripted_engine()) as client:
+        response = client.post("/v1/completions", json={"model": MODEL, "prompt": "7" * 500_000})
+    assert response.status_code == 400
+    assert "the prompt has 4096 tokens at least, 256 are allowed" in response.text
+    assert sum(encoded) == 4096
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"seed":' + b"9" * 100_000 + b"}", b'{"a":"\xff"}'])
+def test_a_body_that_no_reader_of_json_takes_is_refused_with_reasons(body: bytes) -> None:
+    with served(scripted_engine()) as client:
+        response = client.post("/v1/completions", content=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_json")
+    assert error["message"].startswith("the body cannot be read as JSON: it is not UTF-8, nested too deeply")
+
+
 def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """3 MB of digits took 10 s of a core before they were refused."""
     monkeypatch.setattr(ByteTokenizer, "encode", lambda *_: pytest.fail("it was encoded"))

@@ -53,6 +53,10 @@ def described() -> Iterator[OpenApiSchema]:
 OPERATIONS = [
     ("/v1/chat/completions", "post"),
     ("/v1/completions", "post"),
+    ("/v1/responses", "post"),
+    ("/v1/responses/{response_id}", "get"),
+    ("/v1/responses/{response_id}", "delete"),
+    ("/v1/responses/{response_id}/input_items", "get"),
     ("/v1/models", "get"),
     ("/v1/models/{name}", "get"),
     ("/tokenize", "post"),
@@ -95,7 +99,16 @@ def check_answers(schema: OpenApiSchema, path: str, method: str, mode: Generatio
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = MODEL
+        if case.path_parameters and len(case.path_parameters.get("response_id", "")) % 2:
+            case.path_parameters["response_id"] = store_response(schema)
         statuses.add(case.call_and_validate(checks=CHECKS).status_code)
 
     check()
     return statuses
+
+
+def store_response(schema: OpenApiSchema) -> str:
+    """Return the id of a new response: none that is drawn is stored."""
+    create = schema["/v1/responses"]["post"]
+    response = create.Case(body={"input": "hi"}, media_type="application/json").call()
+    return response.json()["id"]

@@ -11,6 +11,7 @@ EXPECTED = {
     "BackendError": 500,
     "BackendUnavailable": 503,
     "Baichuan2Error": 500,
+    "CallerLeft": 499,
     "CheckpointError": 500,
     "CompileError": 500,
     "ContextLengthError": 400,
@@ -21,6 +22,7 @@ EXPECTED = {
     "RequestError": 400,
     "ServiceError": 503,
     "ShutdownError": 503,
+    "TooCostly": 400,
 }
 
 

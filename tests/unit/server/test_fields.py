@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from baichuan2_tpu.server.api.fields import IGNORED, REFUSED, IgnoredFields
+from baichuan2_tpu.server.api.fields import IGNORED, REFUSED, REFUSED_OF_RESPONSES, IgnoredFields
+from baichuan2_tpu.server.api.responses.schema import ResponseRequest
 from baichuan2_tpu.server.api.schema_chat import ChatRequest
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.errors import ApiError
@@ -81,6 +82,15 @@ def test_a_strict_server_ignores_nothing(fields: dict[str, Any], place: str) -> 
     with pytest.raises(ApiError, match=rf"^{place} is not a field") as caught:
         check(fields, is_strict=True)
     assert (caught.value.status, caught.value.param) == (422, place.partition(".")[0])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in REFUSED_OF_RESPONSES if name not in ResponseRequest.model_fields]
+)
+def test_a_response_refuses_what_it_cannot_do_by_name(name: str) -> None:
+    body = ResponseRequest.model_validate({"input": "a", name: ["a"]})
+    with pytest.raises(ApiError, match=rf"^{name}: "):
+        IgnoredFields().check(body, REFUSED_OF_RESPONSES)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.fakes import ByteTokenizer, HistoryEngine
+from doubles.fakes import ByteTokenizer, HistoryEngine, RowEngine
 from schedules.interleaving import Course, check_course, courses
 
 TOKENIZER = ByteTokenizer()
@@ -21,3 +21,12 @@ def test_answers_are_those_of_an_engine_for_each_request(course: Course, max_seq
     engine = new_engine(max_sequences)
     check_course(course, engine, new_engine, TOKENIZER)
     assert engine.open_sequences == 0
+
+
+@given(courses(CONTEXT), st.integers(1, 6), st.integers(CONTEXT, 3 * CONTEXT))
+def test_answers_that_share_rows_are_those_of_an_engine_for_each_and_never_lack_a_row(
+    course: Course, max_sequences: int, rows: int
+) -> None:
+    engine = RowEngine(TOKENIZER.vocabulary_size, rows, max_context=CONTEXT, max_sequences=max_sequences)
+    check_course(course, engine, new_engine, TOKENIZER)
+    assert engine.row_use.used == 0

@@ -7,6 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.server.transport.ending import Ending
 from baichuan2_tpu.server.transport.listening import Address, bind, is_loopback, serve, tell_supervisor
 from doubles.talking_engine import TalkingEngine
 from running.served import running_service
@@ -73,7 +74,7 @@ def test_of_two_that_took_a_port_the_second_to_listen_is_told_in_a_line() -> Non
         with bind(address) as second, running_service(TalkingEngine()) as service:
             first.listen()
             with pytest.raises(RequestError, match="choose another --port"):
-                serve(never, service, address, second, grace_s=0, when_ready=lambda: None)
+                serve(never, service, address, second, ending=Ending(0), when_ready=lambda: None)
 
 
 async def never(_scope: Scope, _receive: Receive, _send: Send) -> None:

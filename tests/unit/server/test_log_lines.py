@@ -65,7 +65,10 @@ def test_every_request_is_a_line_with_the_id_its_client_got(caplog: pytest.LogCa
         missing = client.get("/nowhere%0Alevel=error")
     assert answer.json()["choices"][0]["message"]["content"] == "a secret answer"
     own = [record for record in caplog.records if record.name.startswith("baichuan2_tpu.server")]
-    answered, asked, lost = [getattr(record, "fields", {}) for record in own]
+    assert [record.getMessage() for record in own] == ["start", "answer", "request", "request"]
+    started, answered, asked, lost = [getattr(record, "fields", {}) for record in own]
+    assert (started["path"], started["answers"]) == ("/v1/chat/completions", 1)
+    assert started["prompt_tokens"] == answered["prompt_tokens"]
     assert answered["finish_reason"] == "stop"
     assert answered["generated_tokens"] == len("a secret answer")
     assert answered["prompt_tokens"] > len("a secret question")

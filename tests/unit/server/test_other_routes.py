@@ -19,6 +19,15 @@ def test_the_model_is_listed_and_shown_by_its_name() -> None:
     assert (listed["id"], listed["max_model_len"]) == (MODEL, 256)
 
 
+def test_an_unknown_model_is_named_in_short() -> None:
+    # A name of 100,000 characters came back whole.
+    with served(scripted_engine()) as client:
+        error = client.post("/detokenize", json={"model": "x\n" * 50_000, "tokens": []}).json()["error"]
+    assert error["code"] == "model_not_found"
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 200
+
+
 def test_text_becomes_tokens_and_text_again() -> None:
     with served(scripted_engine()) as client:
         tokens = client.post("/tokenize", json={"prompt": "你"}).json()
@@ -73,10 +82,12 @@ def test_metrics_count_what_was_served() -> None:
     assert values["baichuan2_generated_tokens_total"] == "6.0"
     assert values["baichuan2_prompt_tokens_total"] == "14.0"
     assert values["baichuan2_prompt_tokens_reused_total"] == "6.0"
+    assert values["baichuan2_prompt_tokens_computed_total"] == "8.0"
     assert values['baichuan2_requests_total{outcome="finished"}'] == "2.0"
     assert values["baichuan2_first_token_seconds_count"] == "2.0"
     assert values["baichuan2_token_seconds_count"] == "4.0"
-    assert (values["baichuan2_requests_running"], values["baichuan2_requests_waiting"]) == ("0.0", "0.0")
+    states = [values[f"baichuan2_requests_{state}"] for state in ("running", "reading", "waiting")]
+    assert states == ["0.0", "0.0", "0.0"]
 
 
 class RowEngine(HistoryEngine):

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from baichuan2_tpu.server.page import turns
+from baichuan2_tpu.server.page.texts import TEXTS
 from baichuan2_tpu.server.page.turns import Asker, PageSession, Settings, Turn, TurnState, answer_turn
 from baichuan2_tpu.server.service import Service
 from doubles.fakes import FakeEngine
@@ -87,6 +88,33 @@ def test_a_fault_is_an_error_and_no_text(question: Turn, error: str) -> None:
     last = answer(TalkingEngine(), question)
     assert last["error"] == error
     assert last["text"] == ""
+
+
+def test_how_much_of_a_prompt_is_read_is_a_percentage() -> None:
+    engine = TalkingEngine()
+    engine.prompt_piece = 25
+    engine.step_s = 0.3
+    with running_service(engine) as service:
+        states = [
+            state["a"] for state in asyncio.run(show(service, PageSession(), turn("x" * 98, max_tokens=1)))
+        ]
+    percents = [state["read_percent"] for state in states if state["read_percent"] is not None]
+    assert percents == sorted(percents)
+    assert {25, 50, 75} <= set(percents)
+    assert all(state["read_percent"] is None for state in states if state["text"])
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "queue_full", "unavailable", "engine_failed"])
+def test_an_error_that_readers_can_act_on_has_words_in_their_language(code: str) -> None:
+    # They were told of --context, in English.
+    for texts in TEXTS.values():
+        assert "--" not in texts[f"error_{code}"]
+
+
+def test_a_fault_has_its_code() -> None:
+    assert answer(TalkingEngine(), turn("break"))["error_code"] == "engine_failed"
+    assert answer(TalkingEngine(), turn("x" * 9000))["error_code"] == "context_length_exceeded"
+    assert answer(TalkingEngine(), turn("hello", temperature=-1))["error_code"] is None
 
 
 def test_settings_are_put_over_the_models_own() -> None:

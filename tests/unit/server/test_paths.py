@@ -5,7 +5,7 @@ import json
 import pytest
 
 from baichuan2_tpu.server.app import ServerOptions, create_app
-from baichuan2_tpu.server.known_paths import PATHS
+from baichuan2_tpu.server.known_paths import PATHS, STORED
 from running.served import chat_body, running_service, scripted_engine, served
 
 CHAT = "/v1/chat/completions"
@@ -57,6 +57,8 @@ def test_a_body_needs_no_content_type(content_type: str | None) -> None:
         ("/nothing", "there is no /nothing here; there are POST /v1/chat/completions, "),
         ("/v1/embeddings", "there is no /v1/embeddings here: this model writes text and has no embeddings; "),
         ("/api/tags", "Ollama's interface is not served; use OpenAI's"),
+        ("/v1/responses/input_tokens/more", "GET or DELETE /v1/responses/{response_id}, "),
+        ("/v1/responses/resp_1/cancel", "nothing is computed in the background"),
         ("/v1/messages", "Anthropic's interface is not served; use OpenAI's"),
     ],
 )
@@ -74,8 +76,35 @@ def test_another_method_names_the_right_one() -> None:
     assert response.json()["error"]["message"] == f"GET is not allowed for {CHAT}; use POST"
 
 
+@pytest.mark.parametrize("base", ["/v1/responses", "/responses", "//v1//responses"])
+def test_stored_responses_have_paths_of_their_own(base: str) -> None:
+    with served(scripted_engine("ok")) as client:
+        base = f"http://testserver{base}"
+        response_id = client.post(f"{base}/", json={"input": "hi"}).json()["id"]
+        for path in (f"{base}/{response_id}", f"{base}/{response_id}/", f"{base}/{response_id}/input_items"):
+            whole, head = client.get(path), client.head(path)
+            assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+        assert client.delete(f"{base}/{response_id}").json()["deleted"] is True
+        assert client.head(f"{base}/{response_id}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/responses", "POST"),
+        ("PUT", "/v1/responses/resp_1", "GET or DELETE"),
+        ("DELETE", "/v1/responses/resp_1/input_items", "GET"),
+    ],
+)
+def test_another_method_of_a_response_names_the_right_ones(method: str, path: str, allowed: str) -> None:
+    with served(scripted_engine()) as client:
+        response = client.request(method, path)
+    assert response.status_code == 405
+    assert response.json()["error"]["message"] == f"{method} is not allowed for {path}; use {allowed}"
+
+
 def test_the_paths_that_are_named_are_those_that_are_served() -> None:
     with running_service(scripted_engine()) as service:
         described = create_app(service).openapi()["paths"]
-    served_paths = {path: next(iter(methods)).upper() for path, methods in described.items()}
-    assert {**served_paths, "/openapi.json": "GET"} == {**PATHS, "/v1/models/{name}": "GET"}
+    served_paths = {path: " or ".join(map(str.upper, methods)) for path, methods in described.items()}
+    assert {**served_paths, "/openapi.json": "GET"} == {**PATHS, **STORED, "/v1/models/{name}": "GET"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from baichuan2_tpu.engine.base import Chunk, RowUse
+from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.generate.tracked_sequence import TrackedSequence
 from baichuan2_tpu.server.scheduling.prefix_index import Prompt
 from baichuan2_tpu.server.scheduling.prefix_pool import PrefixPool
-from doubles.fakes import HistoryEngine
+from doubles.fakes import HistoryEngine, RowEngine
 
 
 def new_pool(max_tokens: int = 1024, *, max_sequences: int = 4) -> tuple[PrefixPool, HistoryEngine]:
@@ -116,11 +118,11 @@ def test_growing_closes_idle_sequences_and_then_fails() -> None:
     pool, engine = new_pool(256)
     use(pool, [1, 2])
     other, growing = taken(pool, [3]), taken(pool, [4])
-    assert pool.reserve(growing, 64)
+    assert pool.reserve({growing: 64})
     assert pool.idle_sequences == 1
-    assert pool.reserve(growing, 129)
+    assert pool.reserve({growing: 129})
     assert (pool.idle_sequences, engine.open_sequences) == (0, 2)
-    assert not pool.reserve(other, 65)
+    assert not pool.reserve({other: 65})
     assert pool.held_tokens == 256
 
 
@@ -131,29 +133,123 @@ def test_a_sequence_counts_with_the_most_it_ever_held() -> None:
     assert pool.held_tokens == 192
 
 
-class RowEngine(HistoryEngine):
-    """An engine whose sequences share rows, one per token."""
-
-    @property
-    def row_use(self) -> RowUse:
-        return RowUse(total=64, used=0, shared=0)
+def new_row_pool(rows: int = 64, *, max_sequences: int = 8) -> tuple[PrefixPool, RowEngine]:
+    engine = RowEngine(300, rows, max_context=64, max_sequences=max_sequences)
+    return PrefixPool(engine, rows), engine
 
 
 def test_where_sequences_share_rows_they_count_as_what_they_hold() -> None:
     """In blocks of 64, a second short conversation found 64 rows taken by the first one's three."""
-    engine = RowEngine(300, max_context=64, max_sequences=8)
-    pool = PrefixPool(engine, 64)
+    pool, _ = new_row_pool()
     for first in range(8):
         taken(pool, [first, *range(100, 107)])
     assert pool.held_tokens == 64
 
 
 def test_a_truncated_sequence_frees_its_rows() -> None:
-    pool = PrefixPool(RowEngine(300, max_context=64, max_sequences=2), 64)
+    pool, _ = new_row_pool(max_sequences=2)
     kept = use(pool, [1, 2, 3, 4, *range(50)])
     assert pool.held_tokens == 54
     assert taken(pool, [1, 2, 3, 4, *range(50, 80)]) is kept
     assert pool.held_tokens == 34
+
+
+def test_a_shared_beginning_counts_once() -> None:
+    """Eight answers on a beginning of 48 tokens were counted as 8 x 50: one was admitted at a time."""
+    pool, engine = new_row_pool()
+    beginning = list(range(48))
+    for last in range(100, 108):
+        sequence = taken(pool, [*beginning, last])
+        sequence.feed([*beginning, last][sequence.length :])
+        assert pool.reserve({sequence: 50})
+    assert pool.held_tokens == 48 + 8 * 2
+    assert (engine.row_use.used, engine.row_use.shared) == (48 + 8, 48)
+    assert pool.take(Prompt.of([*beginning, 108])) is None, "its last token has no row"
+
+
+def test_the_rows_of_a_shared_beginning_stay_until_its_last_owner_is_gone() -> None:
+    pool, _ = new_row_pool()
+    beginning = list(range(40))
+    first = taken(pool, [*beginning, 100])
+    first.feed([*beginning, 100])
+    second = taken(pool, [*beginning, 101])
+    second.feed([101])
+    pool.give_back(first)
+    assert pool.take(Prompt.of([1, *range(200, 223)])) is None, "closing the idle one frees one row, not 41"
+    assert pool.idle_sequences == 1
+    taken(pool, [1, *range(200, 222)])
+    assert (pool.idle_sequences, pool.held_tokens) == (0, 64)
+
+
+def test_what_an_idle_sequence_had_reserved_is_free() -> None:
+    pool, _ = new_row_pool()
+    sequence = taken(pool, list(range(60)))
+    sequence.feed(list(range(10)))
+    assert pool.held_tokens == 60
+    pool.give_back(sequence)
+    assert pool.held_tokens == 10
+
+
+class RowSchedules(RuleBasedStateMachine):
+    """Take, feed, grow, give back and discard in any order: what is reserved can always be fed."""
+
+    ROWS = 40
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = RowEngine(300, self.ROWS, max_context=30, max_sequences=5)
+        self.pool = PrefixPool(self.engine, self.ROWS)
+        self.running: dict[TrackedSequence, list[int]] = {}
+
+    @rule(
+        shared=st.integers(0, 20),
+        own=st.integers(1, 10),
+        which=st.integers(0, 2),
+        tenant=st.sampled_from("ab"),
+    )
+    def take(self, shared: int, own: int, which: int, tenant: str) -> None:
+        ids = [*range(shared), *range(100 + 20 * which, 100 + 20 * which + own)]
+        self.pool.refresh()
+        sequence = self.pool.take(Prompt.of(ids, tenant))
+        if sequence is not None:
+            assert sequence not in self.running
+            assert sequence.ids == tuple(ids[: sequence.length])
+            self.running[sequence] = ids
+        else:
+            assert self.running, "one alone always fits"
+
+    @rule(data=st.data())
+    def feed(self, data: st.DataObject) -> None:
+        """Feed some of what is reserved, which never lacks a row; an answer gets its next token."""
+        for sequence, ids in self.running.items():
+            count = data.draw(st.integers(0, len(ids) - sequence.length))
+            if count:
+                sequence.feed(ids[sequence.length : sequence.length + count])
+
+    @rule(last=st.integers(200, 202))
+    def grow(self, last: int) -> None:
+        grown = {sequence: [*ids, last][:30] for sequence, ids in self.running.items()}
+        while not self.pool.reserve({sequence: len(ids) for sequence, ids in grown.items()}):
+            youngest = next(reversed(grown))
+            assert len(grown) > 1, "one alone always fits"
+            del grown[youngest], self.running[youngest]
+            self.pool.give_back(youngest)
+        self.running = grown
+
+    @rule(which=st.integers(0, 4), is_kept=st.booleans())
+    def stop(self, which: int, is_kept: bool) -> None:
+        if self.running:
+            sequence = list(self.running)[which % len(self.running)]
+            del self.running[sequence]
+            (self.pool.give_back if is_kept else self.pool.discard)(sequence)
+
+    @invariant()
+    def rows_in_use_and_to_come_are_no_more_than_there_are(self) -> None:
+        to_come = sum(len(ids) - sequence.length for sequence, ids in self.running.items())
+        assert self.pool.held_tokens == self.engine.row_use.used + to_come <= self.ROWS
+
+
+TestRowSchedules = RowSchedules.TestCase
 
 
 def test_clearing_closes_what_is_idle_only() -> None:

@@ -1,5 +1,6 @@
 """What is told about a wrong request: the field, the value seen and the values allowed, in words."""
 
+import json
 from typing import Any
 
 import pytest
@@ -51,6 +52,7 @@ def part(**fields: object) -> list[dict[str, object]]:
             "messages.0.content.1.type is 'input_audio'; this model reads text only",
         ),
         ({"tools": [{"type": "function"}]}, "tools.0.function is missing"),
+        ({"response_format": {}}, "response_format has no type; one is needed"),
         (
             {"response_format": {"type": "xml"}},
             "response_format is of the kind 'xml'; 'text', 'json_object', 'json_schema' is allowed",
@@ -90,3 +92,12 @@ def test_a_fault_of_a_schema_quotes_the_pattern_and_its_place() -> None:
     answer = {"type": "json_schema", "json_schema": {"name": "t", "schema": schema}}
     text = message(response_format=answer)
     assert text.startswith(f'the pattern "{pattern}" of properties.a.anyOf.0 is not supported; ')
+
+
+def test_a_name_that_a_client_made_up_is_short_and_holds_no_control_characters() -> None:
+    # It was quoted as it came, with escape sequences for the terminal of whoever reads the error.
+    name = "\x00\x1b[2J\n" + "x" * 10_000
+    told = message("/detokenize", json.dumps({"tokens": [1], name: 1}).encode())
+    assert told.startswith(r"\x00\x1b[2J\n")
+    assert told.isprintable()
+    assert len(told) < 200

@@ -23,6 +23,7 @@ from baichuan2_tpu.generate.events import Result, TextPiece, TokenChosen
 from baichuan2_tpu.server.scheduling import scheduler as scheduler_module
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
+from baichuan2_tpu.server.scheduling.ticket import Progress
 from doubles.fakes import ByteTokenizer, FakeEngine, FakeSequence, HistoryEngine, ScriptedEngine
 from schedules.serving import Clock, finish, read, request, result_of, solo, submit
 
@@ -379,6 +380,38 @@ def test_answers_preempted_for_lack_of_memory_resume_to_the_same_tokens() -> Non
         result = result_of(ticket)
         assert result.token_ids == solo(new_engine(), TOKENIZER, single).token_ids
         assert result.stats.reused_tokens == 0, "its own tokens, fed again, are not another's"
+
+
+def test_a_ticket_tells_how_much_of_its_prompt_is_read() -> None:
+    engine = new_engine()
+    engine.prompt_piece = 32
+    scheduler = new_scheduler(engine, max_running=1)
+    first, second = (submit(scheduler, request([token_id] * 70, 3)) for token_id in range(2))
+    reads: list[Progress | None] = []
+    for _ in range(4):
+        scheduler.step()
+        reads.append(first.progress)
+    assert reads == [Progress(32, 70), Progress(64, 70), Progress(70, 70), Progress(70, 70)]
+    assert second.progress is None
+    assert scheduler.load().reading == 0
+    scheduler.step()
+    scheduler.step()
+    assert (second.progress, scheduler.load().reading) == (Progress(32, 70), 1)
+    finish(scheduler)
+    assert scheduler.load().totals.computed_tokens == 140
+
+
+def test_an_answer_that_is_preempted_waits_and_is_read_again() -> None:
+    scheduler = new_scheduler(new_engine(), kv_bytes=300 * TOKEN_BYTES)
+    tickets = [submit(scheduler, request([token_id] * 60, 100)) for token_id in range(3)]
+    while not scheduler.load().totals.preempted:
+        scheduler.step()
+    assert [ticket.progress is None for ticket in tickets] == [False, False, True]
+    while tickets[2].progress is None:
+        scheduler.step()
+    assert tickets[2].progress.prompt_tokens > 60
+    finish(scheduler)
+    assert scheduler.load().totals.computed_tokens > 3 * 60
 
 
 def test_an_engine_that_works_again_is_found_without_a_request(

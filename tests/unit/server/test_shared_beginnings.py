@@ -92,6 +92,20 @@ def test_a_step_stops_admitting_once_it_has_copied_much(monkeypatch: pytest.Monk
         assert result_of(ticket).token_ids == alone.token_ids
 
 
+def test_copies_that_share_their_memory_have_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Prompts on a held beginning waited for each other where nothing was copied for them.
+    monkeypatch.setattr(step_module, "_COPIED_TOKENS", 100)
+    engine = HistoryEngine(TOKENIZER.vocabulary_size, max_context=256, max_sequences=16)
+    engine.copies_share = True
+    scheduler = new_scheduler(engine)
+    submit(scheduler, request([*range(64), 0, 1], 20))
+    scheduler.step()
+    for token_id in range(1, 8):
+        submit(scheduler, request([*range(64), token_id, 1], 20))
+    scheduler.step()
+    assert scheduler.load().running == 8
+
+
 def test_a_prompt_waits_for_a_longer_beginning_than_any_held() -> None:
     engine = HistoryEngine(TOKENIZER.vocabulary_size, max_context=256, max_sequences=8)
     engine.prompt_piece = 32

@@ -60,6 +60,34 @@ def test_a_tenant_does_not_reveal_its_key() -> None:
     assert tenant_of("red", "all") == tenant_of("blue", "all") == ""
 
 
+@pytest.mark.parametrize("share", ["key", "all"])
+def test_a_stored_response_is_its_keys_whoever_shares_beginnings(share: ShareRule) -> None:
+    def ask(key: str, method: str, path: str, **body: object) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {key}"}
+        response = client.request(method, f"/v1/responses{path}", json=body or None, headers=headers)
+        return response.status_code, response.json()
+
+    def same(error: Any, name: str, other: str) -> object:
+        return {**error, "message": error["message"].replace(name, other)}
+
+    with served(engine(), ServerOptions(KEYS, share_prefixes=share)) as client:
+        stored = ask("red", "POST", "", input="secret", max_output_tokens=2)[1]
+        unknown = "resp_unknown"
+        for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/input_items")):
+            theirs = ask("blue", method, f"/{stored['id']}{tail}")
+            nobodys = ask("blue", method, f"/{unknown}{tail}")
+            assert theirs[0] == nobodys[0] == 404
+            assert same(theirs[1]["error"], stored["id"], unknown) == nobodys[1]["error"]
+        for field in ("previous_response_id", "input"):
+            item_id = stored["output"][0]["id"]
+            reference: Any = [{"type": "item_reference", "id": item_id}]
+            body = {"input": reference} if field == "input" else {"input": "a", field: stored["id"]}
+            status, refused = ask("blue", "POST", "", **body)
+            assert (status, refused["error"]["param"]) == (400, field)
+            assert "is not stored" in refused["error"]["message"]
+        assert ask("red", "GET", f"/{stored['id']}") == (200, stored)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gradio counts events with pandas
 @pytest.mark.parametrize("share", ["key", "all"])
 def test_a_turn_on_the_page_is_its_keys(monkeypatch: pytest.MonkeyPatch, share: ShareRule) -> None:

@@ -29,8 +29,8 @@ __all__ = ["ProofSettings", "prove"]
 
 _TOKEN = 7
 _BITS = 4, 8
-_MOST_ERROR = {4: 0.05, 8: 0.005}
-"""Relative; measured: 0.0094 and 0.0002. Activations have 8 bits with 4-bit weights, else 16."""
+_MOST_ERROR = {4: 0.05, 8: 0.03}
+"""Relative; measured: 0.0094 and 0.0060. Most activations have 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)

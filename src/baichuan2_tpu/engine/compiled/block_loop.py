@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.compiled.history import History
 from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan, TokenStage
-from baichuan2_tpu.engine.compiled.stage_costs import StageCosts, cut_tokens
+from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.compiled.step import Launch
 from baichuan2_tpu.engine.device.base import DTYPES, Buffer, Device
 
@@ -128,10 +128,9 @@ class BlockLoop:
 
     def _head(self, states: Buffer, launch: Launch) -> list[NDArray[Any]]:
         """Run the head for the last rows of a launch, in as few launches as cost least."""
-        sizes = {size: cost for size, cost in self._costs.heads.items() if size <= launch.stage.tokens}
         start = launch.count - launch.logit_rows
         pieces: list[list[NDArray[Any]]] = []
-        for size in cut_tokens(launch.logit_rows, sizes):
+        for size in self._costs.head_sizes(launch.logit_rows, launch.stage.tokens):
             stage = next(stage for stage in self._plan.head.stages if stage.tokens == size)
             count = min(size, launch.count - start)
             # Where the stage takes more rows than are left, rows before them are computed once more.

@@ -126,6 +126,7 @@ class BmodelEngine(Engine):
     """
 
     can_copy = True
+    copies_share = True
 
     def __init__(
         self,
@@ -160,6 +161,13 @@ class BmodelEngine(Engine):
         """The rows of the history."""
         return self._rows.use
 
+    def count_rows(self, prefixes: Iterable[tuple[Sequence, int]]) -> int:
+        """Return how many rows the first tokens of some sequences take, a shared one counted once."""
+        is_held = np.zeros(self._plan.rows, np.bool_)
+        for sequence, length in prefixes:
+            is_held[self._checked_sequence(sequence).rows[:length]] = True
+        return int(np.count_nonzero(is_held))
+
     @property
     def device_counts(self) -> DeviceCounts:
         """What the device has done since it was opened."""
@@ -167,10 +175,9 @@ class BmodelEngine(Engine):
 
     def spare_tokens(self, answers: int) -> int:
         """Return how many tokens of prompts lengthen a step of ``answers`` tokens by a fifth at most."""
-        rows = self._rows.use.used
-        allowed_ms = _SPARE_SHARE * self._costs.cheapest(answers, rows)
+        allowed_ms = _SPARE_SHARE * self._step_ms(answers)
         sizes = {stage.tokens for stage in self._plan.stages if stage.tokens > answers}
-        cheap = [size for size in sizes if self._costs.cheapest(size, rows) <= allowed_ms]
+        cheap = [size for size in sizes if self._step_ms(size) <= allowed_ms]
         return max(cheap, default=answers) - answers
 
     def open_sequence(self) -> BmodelSequence:
@@ -188,7 +195,7 @@ class BmodelEngine(Engine):
         whose states are no numbers gets NaN, now and until it is truncated to what was sound.
         """
         loop = self._open_loop()
-        sequences = [self._checked_sequence(chunk) for chunk in chunks]
+        sequences = [self._checked_sequence(chunk.sequence) for chunk in chunks]
         check_distinct(sequences)
         tokens = [
             checked_tokens(chunk, max_context=self.max_context, vocabulary_size=self.config.vocabulary_size)
@@ -230,6 +237,10 @@ class BmodelEngine(Engine):
             sequence.close()
         self._loop = None
         self._device.close()
+
+    def _step_ms(self, tokens: int) -> float:
+        """Return about what the layers of a net take for ``tokens`` new tokens, where they would lie now."""
+        return self._costs.cheapest(tokens, self._rows.reach(tokens))
 
     def _compute_apart(self, loop: BlockLoop, works: Items[Work]) -> list[Work]:
         """Compute all works together; where any state is no number, each alone. Return those that failed.
@@ -297,10 +308,10 @@ class BmodelEngine(Engine):
             raise BackendError("this engine is closed; open the model again")
         return self._loop
 
-    def _checked_sequence(self, chunk: Chunk) -> BmodelSequence:
-        if not isinstance(chunk.sequence, BmodelSequence) or not chunk.sequence.belongs_to(self):
-            raise RequestError("a chunk's sequence belongs to another engine; open it with this one")
-        return chunk.sequence
+    def _checked_sequence(self, sequence: Sequence) -> BmodelSequence:
+        if not isinstance(sequence, BmodelSequence) or not sequence.belongs_to(self):
+            raise RequestError("the sequence belongs to another engine; open it with this one")
+        return sequence
 
 
 def _fill(launch: Launch, head: HeadPlan, outputs: Items[NDArray[Any]]) -> None:

@@ -27,7 +27,6 @@ OpenDevice = Callable[[Path, int], Device]
 _EMBEDDING_FILE = "embedding.bin"
 _DIGEST_LIMIT_BYTES = 1 << 20  # the sha256 of 4 GB would take seconds at every start
 _FLOAT32_BYTES = 4
-_HEAD = "lm_head"
 
 
 def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = None) -> BmodelEngine:
@@ -50,7 +49,7 @@ def open_bundle(folder: Path, open_device: OpenDevice, *, context: int | None = 
     try:
         plan = plan_nets(device.nets)
         _check_plan(folder, manifest, plan)
-        costs = _stage_costs(manifest, plan)
+        costs = StageCosts.from_manifest(manifest, plan)
         return BmodelEngine(device, plan, manifest.model, costs=costs, embedding=embedding, context=context)
     except BaseException:
         device.close()
@@ -78,15 +77,6 @@ def map_embedding(folder: Path, manifest: Manifest) -> NDArray[Any]:
             "copy the bundle again"
         )
     return np.memmap(path, dtype, mode="r", shape=shape)
-
-
-def _stage_costs(manifest: Manifest, plan: NetPlan) -> StageCosts:
-    """Return what the manifest says of the first block net and of the head."""
-    block, head = (
-        {cost.stage: cost.time_ms for cost in manifest.costs if cost.net == net}
-        for net in (manifest.block_nets[0], _HEAD)
-    )
-    return StageCosts(plan, block, {stage.tokens: time_ms for stage, time_ms in head.items()})
 
 
 def _check_plan(folder: Path, manifest: Manifest, plan: NetPlan) -> None:

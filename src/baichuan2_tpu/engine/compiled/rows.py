@@ -41,6 +41,7 @@ class RowAllocator:
     def __init__(self, rows: int) -> None:
         self._owners = np.zeros(rows, np.int32)
         self._positions = np.zeros(rows, np.int32)
+        self._free_runs: FreeRuns | None = None  # until rows are taken or released
 
     @property
     def use(self) -> RowUse:
@@ -54,19 +55,30 @@ class RowAllocator:
         owned = np.flatnonzero(self._owners)
         return int(owned[-1]) + 1 if len(owned) else 0
 
+    def reach(self, count: int) -> int:
+        """Return the row from which on all are free once the lowest run of ``count`` rows is taken.
+
+        Where no run is so long, new rows may come to lie anywhere: then it is the number of all rows.
+        """
+        run = self.free_runs().lowest(count)
+        return max(self.end, run.end) if run else len(self._owners)
+
     def positions(self, count: int) -> NDArray[np.int32]:
         """Return the positions of the tokens in the first ``count`` rows; 0 for a free row."""
         return np.where(self._owners[:count] > 0, self._positions[:count], np.int32(0))
 
     def free_runs(self) -> FreeRuns:
         """Return all free rows."""
-        return FreeRuns(np.flatnonzero(self._owners == 0))
+        if self._free_runs is None:
+            self._free_runs = FreeRuns(np.flatnonzero(self._owners == 0))
+        return self._free_runs
 
     def take(self, rows: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
         """Give free rows their first owner. Shapes: rows, positions (T,)."""
         if self._owners[rows].any():
             raise AssertionError(f"rows {rows[self._owners[rows] > 0]} have an owner already")
         self._owners[rows] = 1
+        self._free_runs = None
         self._positions[rows] = positions
 
     def share(self, rows: NDArray[np.int32]) -> None:
@@ -78,6 +90,7 @@ class RowAllocator:
         if not self._owners[rows].all():
             raise AssertionError(f"rows {rows[self._owners[rows] == 0]} have no owner")
         self._owners[rows] -= 1
+        self._free_runs = None
 
 
 class FreeRuns:
@@ -89,10 +102,6 @@ class FreeRuns:
         self._counts = np.diff(starts, append=len(rows))
         self._longest_first = np.argsort(-self._counts, kind="stable")
         self._covered = np.cumsum(self._counts[self._longest_first])
-
-    def all(self) -> list[Run]:
-        """Return every run, the lowest first."""
-        return [Run(int(start), int(count)) for start, count in zip(self._starts, self._counts, strict=True)]
 
     def lowest(self, count: int) -> Run | None:
         """Return ``count`` rows at the start of the first run that is long enough, or None."""

@@ -2,7 +2,7 @@
 
 The costs are those of the compiler's cycle model where the bundle's manifest has them; else a formula, fitted
 to that model's figures for a layer of Baichuan2-7B at 4 bits. Only their proportions matter.
-Not here: which nets there are (``net_plan``), what a bundle's launches add up to (``estimate``).
+Not here: which nets there are (``net_plan``), which stages fit where the free rows lie (``step``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
-from baichuan2_tpu.manifest import Stage
+from typing_extensions import Self
 
-__all__ = ["StageCosts", "cut_stages", "cut_tokens"]
+from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
+from baichuan2_tpu.manifest import Manifest, Stage
+
+__all__ = ["StageCosts", "cut_tokens"]
+
+_HEAD = "lm_head"
 
 _COPY_MS = 0.3
 """A copy on the device: a system call, a look-up and a launch in libsophon. Inferred from the vendor's
@@ -27,18 +31,18 @@ _EXACT_MULTIPLE = 4
 class StageCosts:
     """The costs of a plan's stages.
 
-    Units: milliseconds of the first block net. ``measured`` are its costs by stage, ``head_measured`` those
-    of the head by rows.
+    Units: milliseconds of the first block net. ``blocks`` are its costs by stage, ``heads`` those of the head
+    by rows, as far as they are known.
     """
 
     def __init__(
         self,
         plan: NetPlan,
-        measured: Mapping[Stage, float] | None = None,
-        head_measured: Mapping[int, float] | None = None,
+        blocks: Mapping[Stage, float] | None = None,
+        heads: Mapping[int, float] | None = None,
     ) -> None:
         layers = plan.layers_of_net[0]
-        known, known_heads = measured or {}, head_measured or {}
+        known, known_heads = blocks or {}, heads or {}
         self._stages: dict[BlockStage, float] = {
             stage: known.get(
                 Stage(stage.tokens, stage.history), layers * _formula_ms(stage.tokens, stage.history)
@@ -52,8 +56,17 @@ class StageCosts:
             history: _Cuts(tuple((size, self._stages[stage]) for size, stage in stages.items()))
             for history, stages in self._cheapest.items()
         }
-        self.heads = {stage.tokens: known_heads.get(stage.tokens, 1.0) for stage in plan.head.stages}
-        """The head's costs by the rows of its stages; without figures all cost the same, nearly so."""
+        # Without figures all cost the same, which is nearly so.
+        self._heads = {stage.tokens: known_heads.get(stage.tokens, 1.0) for stage in plan.head.stages}
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest, plan: NetPlan) -> Self:
+        """Return the costs that a bundle's manifest has of its first block net and of its head."""
+        block, head = (
+            {cost.stage: cost.time_ms for cost in manifest.costs if cost.net == net}
+            for net in (manifest.block_nets[0], _HEAD)
+        )
+        return cls(plan, block, {stage.tokens: time_ms for stage, time_ms in head.items()})
 
     def of(self, stage: BlockStage) -> float:
         """Return what a launch costs."""
@@ -75,6 +88,10 @@ class StageCosts:
         """Return the new tokens of the largest stage in that cheapest cut."""
         return self._cuts[self._level(rows)].pieces(tokens)[0]
 
+    def head_sizes(self, rows: int, tokens: int) -> tuple[int, ...]:
+        """Return the rows of each launch of the head, for ``rows`` of a launch of ``tokens`` tokens."""
+        return cut_tokens(rows, {size: cost for size, cost in self._heads.items() if size <= tokens})
+
     def _level(self, rows: int) -> int:
         return next(history for history in self._histories if history >= rows)
 
@@ -83,23 +100,6 @@ class StageCosts:
             (stage for stage in self._stages if stage.history >= rows), key=self._stages.__getitem__
         )
         return {stage.tokens: stage for stage in reversed(fitting)}
-
-
-def cut_stages(tokens: int, rows: int, costs: Mapping[Stage, float]) -> tuple[Stage, ...]:
-    """Return the stages to launch for ``tokens`` new tokens of one sequence behind ``rows`` rows.
-
-    Units: ``costs`` by stage. The longest histories cover all rows.
-    """
-    most_rows = max(stage.history for stage in costs)
-    chosen: list[Stage] = []
-    while tokens > 0:
-        fitting = [stage for stage in costs if stage.history >= min(rows, most_rows)]
-        by_tokens = {stage.tokens: stage for stage in sorted(fitting, key=costs.__getitem__, reverse=True)}
-        size = cut_tokens(tokens, {size: costs[stage] for size, stage in by_tokens.items()})[0]
-        chosen.append(by_tokens[size])
-        rows += size
-        tokens -= size
-    return tuple(chosen)
 
 
 def cut_tokens(tokens: int, costs: Mapping[int, float]) -> tuple[int, ...]:

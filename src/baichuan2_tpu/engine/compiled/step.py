@@ -6,7 +6,8 @@ writes all rows of its stage, padding too, into a run of free rows; where no run
 are copied to free ones, or the step is cut into smaller launches: whichever costs less.
 A net gathers the new keys and values behind the history that it was compiled for, in the same memory: a
 stage of T tokens and S rows overwrites rows S to S + T - 1. So every launch has all rows in use, and the run
-that it fills itself, within its S rows.
+that it fills itself, within its S rows. Behind the last row there is memory for what the longest stages
+gather; so launches whose new rows are copied have all rows within their S.
 Source: seen on the simulator with TPU-MLIR 1.30.2, whose concatenation in place needs no copy of the history.
 Not here: running a launch (``block_loop``), the sequences (``engine``).
 """
@@ -148,9 +149,8 @@ class Step:
         while prompt and (segments := self._prompt_segments(prompt)):
             yield self._launch(prompt, segments)
         while segments := self._segments():
-            tokens = self._choose(segments)
-            taken = _take(segments, tokens)
-            yield self._launch(self._stage(tokens), taken)
+            stage = self._choose(segments)
+            yield self._launch(stage, _take(segments, stage.tokens))
 
     def _segments(self) -> list[_Segment]:
         """Return all tokens that are left, those without logits first."""
@@ -162,33 +162,36 @@ class Step:
         ]
         return [segment for segment in (*silent, *heard) if segment.count > 0]
 
-    def _choose(self, segments: list[_Segment]) -> int:
-        """Return the tokens of the stage to launch next, by the cost of all launches from here on."""
-        rows_seen, runs = self._rows.end, self._rows.free_runs()
+    def _choose(self, segments: list[_Segment]) -> BlockStage:
+        """Return the stage to launch next, by the cost of all launches from here on."""
+        runs = self._rows.free_runs()
         count = sum(segment.count for segment in segments)
 
         def cost(stage: BlockStage) -> float:
             taken = min(stage.tokens, count)
-            rest = self._cost_of_rest(count - taken, rows_seen, runs)
+            end = self._rows.reach(stage.tokens) + count - taken
+            rest = self._cost_of_rest(count - taken, min(end, self._plan.rows), runs)
             return self._costs.of(stage) + self._cost_of_place(stage, taken, runs) + rest
 
-        return min(self._costs.stages(rows_seen).values(), key=cost).tokens
+        return min(self._fitting_stages(), key=cost)
 
-    def _stage(self, tokens: int) -> BlockStage:
-        """Return the stage of so many tokens that is cheapest of those that overwrite nothing."""
-        run = self._rows.free_runs().lowest(tokens)
-        stage = self._costs.stages(self._rows.end)[tokens]
-        if run is None or run.end <= stage.history:
-            return stage
-        return self._costs.stages(run.end)[tokens]
+    def _fitting_stages(self) -> Iterator[BlockStage]:
+        """Yield by new tokens the cheapest stage that overwrites nothing, where there is one."""
+        for tokens in self._costs.stages(self._rows.end):
+            stage = self._costs.stages(self._rows.reach(tokens)).get(tokens)
+            if stage is not None:
+                yield stage
 
-    def _cost_of_rest(self, count: int, rows_seen: int, runs: FreeRuns) -> float:
-        """Return about what ``count`` more tokens cost, as if the free rows were still those of now."""
+    def _cost_of_rest(self, count: int, rows: int, runs: FreeRuns) -> float:
+        """Return about what ``count`` more tokens cost, as if the free rows were still those of now.
+
+        Units: ``rows`` are in use in the end.
+        """
         if count == 0:
             return 0
-        stages = self._costs.stages(rows_seen)
-        first = stages[self._costs.first_size(count, rows_seen)]
-        together = self._costs.cheapest(count, rows_seen) + self._cost_of_place(first, count, runs)
+        stages = self._costs.stages(rows)
+        first = stages[self._costs.first_size(count, rows)]
+        together = self._costs.cheapest(count, rows) + self._cost_of_place(first, count, runs)
         return min(together, count * self._costs.of(stages[1]))
 
     def _cost_of_place(self, stage: BlockStage, kept: int, runs: FreeRuns) -> float:

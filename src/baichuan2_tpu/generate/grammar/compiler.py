@@ -19,6 +19,11 @@ __all__ = ["compile_grammar", "first_line", "open_library"]
 # The library's place in a grammar that no caller wrote, and its own step.
 _PLACE = re.compile(r"^at \d+\(\d+\): |failed to compile JSON schema: ")
 
+_BEGINNING = 2
+"""Bytes by which tokens are looked up: a text is compared with few lengths then."""
+_CUT_WELL = 512
+"""Bytes of a fixed text that are cut into the longest tokens at every step."""
+
 
 def open_library(tokens: Sequence[bytes], special_ids: Sequence[int], eos_id: int) -> LLTokenizer:
     """Return llguidance's table of a vocabulary: a second's work by Baichuan2's."""
@@ -41,7 +46,8 @@ def compile_grammar(library: LLTokenizer, grammar: str) -> LLMatcher:
 class _Vocabulary:
     """A vocabulary as llguidance wants it; one id behind it stands for every stop id.
 
-    The library cuts only the fixed texts of a grammar into tokens, and any cut will do: the longest that fit.
+    The library cuts only the fixed texts of a grammar into tokens, at every step what is left of one, and any
+    cut will do. The next tokens are the longest that fit; what is far behind them is cut into bytes.
     """
 
     bos_token_id = None
@@ -51,18 +57,29 @@ class _Vocabulary:
         self.special_token_ids = special_ids
         self.eos_token_id = eos_id
         self._ids = {token: token_id for token_id, token in enumerate(tokens) if token and token_id != eos_id}
-        self._longest = max(map(len, self._ids), default=0)
+        sizes: dict[bytes, set[int]] = {}
+        for token in self._ids:
+            sizes.setdefault(token[:_BEGINNING], set()).add(len(token))
+        self._sizes = {beginning: sorted(values, reverse=True) for beginning, values in sizes.items()}
 
     def __call__(self, text: bytes) -> list[int]:
         ids: list[int] = []
         start = 0
-        while start < len(text):
-            pieces = (text[start : start + size] for size in range(self._longest, 0, -1))
-            piece = next((piece for piece in pieces if piece in self._ids), b"")
+        while start < min(len(text), _CUT_WELL):
+            piece = self._longest_piece(text, start)
             if piece:
                 ids.append(self._ids[piece])
             start += len(piece) or 1
-        return ids
+        rest = (text[place : place + 1] for place in range(start, len(text)))
+        return ids + [self._ids[byte] for byte in rest if byte in self._ids]
+
+    def _longest_piece(self, text: bytes, start: int) -> bytes:
+        """Return the longest token at a place of a text; nothing where there is none."""
+        for beginning in range(_BEGINNING, 0, -1):
+            for size in self._sizes.get(text[start : start + beginning], ()):
+                if text[start : start + size] in self._ids:
+                    return text[start : start + size]
+        return b""
 
 
 def _refusal(reason: str) -> RequestError:

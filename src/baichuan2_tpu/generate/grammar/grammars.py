@@ -8,31 +8,29 @@ Source: ``LLMatcher`` and the Lark dialect of llguidance 1.3 and later.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from threading import Lock
 
 import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.generate.caller import Caller
 from baichuan2_tpu.generate.grammar.compiler import compile_grammar, first_line, open_library
 from baichuan2_tpu.generate.grammar.constraint import Constraint, Grammar
 from baichuan2_tpu.generate.grammar.schema_bounds import check_schema, likely_cause
+from baichuan2_tpu.generate.grammar.store import GrammarStore
 from baichuan2_tpu.generate.grammar.trial import GrammarTrial, TrialLimits
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
-__all__ = ["Grammars", "json_rule"]
+__all__ = ["ANY_OBJECT", "Grammars", "json_rule"]
 
 # One line break and an indentation at most: a model cannot fill its answer with spaces for ever.
 _SPACE = r"\n? {0,12}"
 
-_CACHED = 128
-"""Grammars that are kept: clients send the same few again and again."""
-_CACHED_CHARACTERS = 16_384
-"""A longer grammar is compiled anew each time, so that what is kept stays small."""
-
+ANY_OBJECT: Mapping[str, object] = {"type": "object"}
+"""What a client that gives no schema asks for. It is compiled at the start, and kept for everybody."""
+_ANY_CALLER = Caller()
 _SMALL = 'start: "a"'
 
 
@@ -50,35 +48,32 @@ class Grammars:
         special_ids = [*(token_id for token_id, content in enumerate(tokens) if not content), eos_id]
         self._library = open_library(tokens, special_ids, eos_id)
         self._trial = None if limits is None else GrammarTrial(tokens, special_ids, eos_id, limits)
-        self._kept: OrderedDict[str, Grammar] = OrderedDict()
-        self._lock = Lock()
+        self._store = GrammarStore()
 
-    def json_schema(self, schema: Mapping[str, object]) -> Grammar:
+    def json_schema(self, schema: Mapping[str, object], caller: Caller = _ANY_CALLER) -> Grammar:
         """Return the grammar of the JSON that a schema allows, its keys in the schema's order.
 
-        Raises: RequestError naming what of the schema is not supported, or too costly; QueueFull.
+        Raises: RequestError naming what of the schema is not supported, or too costly; what ``lark`` raises.
         """
-        return self.lark(f"start: {json_rule(schema)}", likely_cause(schema))
+        caller = _ANY_CALLER if schema == ANY_OBJECT else caller
+        return self.lark(f"start: {json_rule(schema)}", caller, likely_cause(schema))
 
-    def lark(self, grammar: str, cause: str = "") -> Grammar:
+    def lark(self, grammar: str, caller: Caller = _ANY_CALLER, cause: str = "") -> Grammar:
         """Compile a grammar in llguidance's dialect of Lark; ``cause`` names what in it may be costly.
 
-        Raises: RequestError naming what of it is not supported; QueueFull.
+        Raises: RequestError naming what of it is not supported; QueueFull; CallerLeft; ShutdownError.
         """
-        with self._lock:
-            if grammar in self._kept:
-                self._kept.move_to_end(grammar)
-                return self._kept[grammar]
-        if self._trial is not None:
-            self._trial.check(grammar, cause)
+        kept = self._store.find(caller.tenant, grammar)
+        if kept is not None:
+            return kept
+        size_bytes = 0 if self._trial is None else self._trial.check(grammar, cause, caller)
         compiled = _Grammar(compile_grammar(self._library, grammar), self._size)
-        if len(grammar) <= _CACHED_CHARACTERS:
-            self._keep(grammar, compiled)
+        self._store.add(caller.tenant, grammar, compiled, size_bytes)
         return compiled
 
     def warm_up(self) -> None:
         """Start what takes long before a request needs it."""
-        self.json_schema({"type": "object"})
+        self.json_schema(ANY_OBJECT)
 
     def prove(self) -> None:
         """Compile a small grammar anew. Raises: RequestError when even that does not work."""
@@ -90,12 +85,6 @@ class Grammars:
         """End the child process, if there is one; closing twice is allowed."""
         if self._trial is not None:
             self._trial.close()
-
-    def _keep(self, grammar: str, compiled: Grammar) -> None:
-        with self._lock:
-            self._kept[grammar] = compiled
-            while len(self._kept) > _CACHED:
-                self._kept.popitem(last=False)
 
 
 def json_rule(schema: Mapping[str, object]) -> str:
@@ -113,13 +102,14 @@ class _Grammar(Grammar):
         self._size = size
 
     def start(self) -> Constraint:
-        return _Constraint(self._matcher.deep_copy(), self._size)
+        return _Constraint(self._matcher.deep_copy(), self._size, self)
 
 
 class _Constraint(Constraint):
-    def __init__(self, matcher: LLMatcher, size: int) -> None:
+    def __init__(self, matcher: LLMatcher, size: int, grammar: Grammar) -> None:
         self._matcher = matcher
         self._size = size
+        self._grammar = grammar  # counts as in use as long as it is followed
 
     @property
     def is_complete(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 from urllib.parse import unquote
 
-from baichuan2_tpu.errors import RequestError
+from baichuan2_tpu.errors import TooCostly
 
 __all__ = ["check_schema", "likely_cause"]
 
@@ -30,16 +30,16 @@ _COMBINING = ("allOf", "anyOf", "oneOf")
 def check_schema(schema: Mapping[str, object]) -> None:
     """Check that a schema is small and shallow enough to be given to a compiler.
 
-    Raises: RequestError with the value seen and the value allowed.
+    Raises: TooCostly with the value seen and the value allowed.
     """
     levels = _levels(schema)
     if levels > _MAX_LEVELS:
-        raise RequestError(
+        raise TooCostly(
             f"the schema is nested {levels} levels deep, references included; {_MAX_LEVELS} are allowed"
         )
     size = len(json.dumps(schema))
     if size > _MAX_CHARACTERS:
-        raise RequestError(f"the schema has {size} characters as JSON; {_MAX_CHARACTERS} are allowed")
+        raise TooCostly(f"the schema has {size} characters as JSON; {_MAX_CHARACTERS} are allowed")
 
 
 def likely_cause(schema: Mapping[str, object]) -> str:

@@ -1,8 +1,9 @@
 // Quantised activations as the AVX2 kernels read them.
 //
 // A tile is up to 6 tokens: their 12 accumulators fit 16 registers beside two vectors of weights and two
-// products. 4-bit weights meet 8-bit codes. 8-bit weights meet 16-bit codes: without 8-bit multiplies that
-// cannot saturate, products of 8-bit weights cost two instructions either way. A step is 4 columns.
+// products. 4-bit weights meet 8-bit codes. 8-bit weights meet 16-bit codes, narrow groups too: without 8-bit
+// multiplies that cannot saturate, products of 8-bit weights cost two instructions either way. A step is 4
+// columns.
 // In a tile of T tokens:
 //
 //   codes    beside 4-bit weights: int8  [step][T][columns 0, 1, 2, 3]
@@ -14,7 +15,7 @@
 //              int16 codes:  -128 * sum(codes)
 //
 // Accumulators wrap as they may on the way: the end lies within 32 * 8 * 127 = 32512 (16 bits), or within
-// 64 * 128 * 32767 < 2^31 (32 bits), for any weights, so it is exact.
+// 64 * 128 * 32639 < 2^31 (32 bits), for any weights, so it is exact.
 #pragma once
 
 #include <immintrin.h>
@@ -54,25 +55,29 @@ BAICHUAN2_INLINE TileArrays open_tile(const ActivationTile& tile, std::int64_t l
     return {codes + lane * kStepColumns * bytes, scales + lane, offsets + lane, starts + lane, tile.tokens};
 }
 
-struct CodeRange {
-    __m256 inverse;
-    float scale;
-};
-
-// The range of a group's values, whose codes go up to `most`.
-BAICHUAN2_INLINE CodeRange find_range(const float* x, float most) {
+BAICHUAN2_INLINE float find_largest(const float* x) {
     __m256 largest = _mm256_setzero_ps();
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     for (int i = 0; i < kGroup; i += 8) {
         largest = _mm256_max_ps(_mm256_and_ps(magnitude, _mm256_loadu_ps(x + i)), largest);
     }
-    const float end = Avx2Simd::largest(largest);
-    if (end < kSmallestGroup) return {_mm256_setzero_ps(), 0.0f};
-    return {_mm256_set1_ps(most / end), end / most};
+    return Avx2Simd::largest(largest);
 }
 
-BAICHUAN2_INLINE void quantize_group_8(const float* x, const TileArrays& out, std::int64_t group) {
-    const CodeRange range = find_range(x, max_code(4));
+struct CodeRange {
+    __m256 inverse;
+    float scale;
+};
+
+// The range of a group with this largest value.
+BAICHUAN2_INLINE CodeRange choose_range(float largest, float wide_limit) {
+    if (largest < kSmallestGroup) return {_mm256_setzero_ps(), 0.0f};
+    const float end = code_end(largest, wide_limit);
+    return {_mm256_set1_ps(end / largest), largest / end};
+}
+
+BAICHUAN2_INLINE void quantize_group_8(const float* x, const CodeRange& range, const TileArrays& out,
+                                       std::int64_t group) {
     __m256i pairs = _mm256_setzero_si256();
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packs work within 128-bit halves
     for (int i = 0; i < kGroup / 32; ++i) {
@@ -102,8 +107,8 @@ BAICHUAN2_INLINE void quantize_group_8(const float* x, const TileArrays& out, st
         (static_cast<std::uint32_t>(-8 * low) & 0xffff) | (static_cast<std::uint32_t>(-8 * high) << 16));
 }
 
-BAICHUAN2_INLINE void quantize_group_16(const float* x, const TileArrays& out, std::int64_t group) {
-    const CodeRange range = find_range(x, max_code(8));
+BAICHUAN2_INLINE void quantize_group_16(const float* x, const CodeRange& range, const TileArrays& out,
+                                        std::int64_t group) {
     __m256i sums = _mm256_setzero_si256();
     for (int i = 0; i < kGroup / 8; ++i) {
         const __m256i codes = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i * 8), range.inverse));
@@ -125,20 +130,23 @@ BAICHUAN2_INLINE void quantize_group_16(const float* x, const TileArrays& out, s
 }
 
 template <int Bits>
-BAICHUAN2_INLINE void quantize_columns(const float* x, std::int64_t columns, const TileArrays& out) {
-    const auto quantize_group = [&](const float* from, std::int64_t group) {
-        if (Bits == 4) {
-            quantize_group_8(from, out, group);
-        } else {
-            quantize_group_16(from, out, group);
-        }
+BAICHUAN2_INLINE void quantize_columns(const float* x, std::int64_t columns, const ActivationTile& tile,
+                                       const TileArrays& out) {
+    float rest[kGroup] = {};
+    for (std::int64_t i = columns / kGroup * kGroup; i < columns; ++i) rest[i % kGroup] = x[i];
+    const auto columns_of = [&](std::int64_t group) {
+        return (group + 1) * kGroup <= columns ? x + group * kGroup : rest;
     };
-    std::int64_t column = 0;
-    for (; column + kGroup <= columns; column += kGroup) quantize_group(x + column, column / kGroup);
-    if (column < columns) {
-        float rest[kGroup] = {};
-        for (std::int64_t i = 0; column + i < columns; ++i) rest[i] = x[column + i];
-        quantize_group(rest, column / kGroup);
+    for (std::int64_t group = 0; group < tile.groups; ++group)
+        out.scales[group * out.stride] = find_largest(columns_of(group));
+    const float wide_limit = find_wide_limit(tile, out.scales, out.stride);
+    for (std::int64_t group = 0; group < tile.groups; ++group) {
+        const CodeRange range = choose_range(out.scales[group * out.stride], wide_limit);
+        if (Bits == 4) {
+            quantize_group_8(columns_of(group), range, out, group);
+        } else {
+            quantize_group_16(columns_of(group), range, out, group);
+        }
     }
 }
 
@@ -147,9 +155,9 @@ inline std::int64_t group_bytes(int weight_bits) { return kGroup * code_bytes(we
 inline void quantize(const float* x, std::int64_t columns, const ActivationTile& tile, std::int64_t lane) {
     const TileArrays out = open_tile(tile, lane);
     if (tile.weight_bits == 4) {
-        quantize_columns<4>(x, columns, out);
+        quantize_columns<4>(x, columns, tile, out);
     } else {
-        quantize_columns<8>(x, columns, out);
+        quantize_columns<8>(x, columns, tile, out);
     }
 }
 

@@ -2,14 +2,16 @@
 //
 // A vector holds a number of each of 16 rows: one block at 4 bits, two blocks at 8 bits. They make a strip.
 //
-//   4 bits: vpdpbusd adds 4 products of a code and an 8-bit activation per row,
-//           |sum| <= 64 * 15 * 127 + 8 * 64 * 127 < 2^18
-//   8 bits: vpdpwssd adds 2 products of a code and a 16-bit activation per row, columns 0, 2 and then 1, 3,
-//           |sum| <= 64 * 255 * 32767 + 128 * 64 * 32767 < 2^30
+// vpdpbusd adds 4 products of a code and an 8-bit activation per row:
+//
+//   4 bits:          |sum| <= 64 * 15 * 127 + 8 * 64 * 127 < 2^18
+//   8 bits, narrow:  |sum| <= 64 * 255 * 127 + 128 * 64 * 127 < 2^22
+//   8 bits, wide:    first the high bytes, for the tokens that have them, times 256, then the low bytes on top:
+//                    |sum| <= 64 * 255 * 32639 + 128 * 64 * 32639 < 2^30
 //
 // The sums are those of AVX2, and so is every float operation: both sets give the same bits.
 //
-// Weights are unpacked on the way, for each tile anew: 2 instructions per vector, beside up to 16 dot products.
+// Weights are unpacked on the way, for each tile anew: up to 2 instructions per vector, beside up to 16 dot products.
 // That costs less than to unpack them once and read twice as much, as AVX2 does for long prompts.
 //
 // While a strip is multiplied, the next one is fetched into the second cache, in the order of memory: the two
@@ -35,10 +37,6 @@ constexpr int kRows = 16;            // of a strip
 
 template <int Bits>
 constexpr std::int64_t kStripBlocks = Bits == 4 ? 1 : 2;
-
-// Vectors of weights that one step of packed codes makes.
-template <int Bits>
-constexpr int kStepVectors = Bits == 4 ? 1 : 2;
 
 // Where a strip's weights of the next group lie. At the end of a task a strip of 8 bits may be a single block:
 // both halves are then that block, and only the first is stored.
@@ -92,33 +90,95 @@ BAICHUAN2_INLINE GroupScales load_scales(const Strip<Bits>& strip) {
 
 // The weights of step `step` of the strip's group.
 template <int Bits>
-BAICHUAN2_INLINE void unpack_step(const Strip<Bits>& strip, int step,
-                                  __m512i (&weights)[kStepVectors<Bits>]) {
+BAICHUAN2_INLINE __m512i unpack_step(const Strip<Bits>& strip, int step) {
     const auto load = [&](int block) {
         return _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.codes[block] + step * kStepBytes));
     };
     if constexpr (Bits == 4) {
         const __m512i both = _mm512_broadcast_i64x4(load(0));
         const __m512i shifted = _mm512_mask_srli_epi32(both, 0xff00, both, 4);
-        weights[0] = _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+        return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
     } else {
-        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(load(0)), load(1), 1);
-        weights[0] = _mm512_and_si512(both, _mm512_set1_epi16(255));
-        weights[1] = _mm512_srli_epi16(both, 8);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(load(0)), load(1), 1);
     }
 }
 
 // Add the products of one word of a token's codes.
-template <int Bits>
 BAICHUAN2_INLINE void add_products(const std::int32_t* word, __m512i weights, __m512i& sum) {
-    if (Bits == 4) {
-        __asm__ volatile("vpdpbusd %[x]%{1to16%}, %[w], %[sum]"
-                         : [sum] "+v"(sum)
-                         : [w] "v"(weights), [x] "m"(*word));
-    } else {
-        __asm__ volatile("vpdpwssd %[x]%{1to16%}, %[w], %[sum]"
-                         : [sum] "+v"(sum)
-                         : [w] "v"(weights), [x] "m"(*word));
+    __asm__ volatile("vpdpbusd %[x]%{1to16%}, %[w], %[sum]"
+                     : [sum] "+v"(sum)
+                     : [w] "v"(weights), [x] "m"(*word));
+}
+
+// Add 256 times the products of the high bytes of N tokens to their starts.
+template <int N>
+BAICHUAN2_INLINE void add_highs(const Strip<8>& strip, const std::int32_t* highs, const int (&tokens)[4],
+                                __m512i* starts) {
+    constexpr int kChains = 4 / N;  // sums of one token: a dot product waits for the one before
+    __m512i sums[N][kChains];
+    for (auto& chains : sums) {
+        for (__m512i& sum : chains) sum = _mm512_setzero_si512();
+    }
+#pragma GCC unroll 16
+    for (int step = 0; step < kGroup / kStepColumns; ++step) {
+        const __m512i weights = unpack_step(strip, step);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i)
+            add_products(highs + tokens[i] * kGroupWords + step, weights, sums[i][step % kChains]);
+    }
+    for (int i = 0; i < N; ++i) {
+        __m512i sum = sums[i][0];
+        for (int chain = 1; chain < kChains; ++chain) sum = _mm512_add_epi32(sum, sums[i][chain]);
+        starts[tokens[i]] = _mm512_add_epi32(starts[tokens[i]], _mm512_slli_epi32(sum, 8));
+    }
+}
+
+// The same for every token of the set `wide`. Not inlined: the sums of the caller need the registers.
+__attribute__((noinline)) inline void add_wide_tokens(const Strip<8>& strip, const std::int32_t* highs,
+                                                      unsigned wide, __m512i* starts) {
+    while (wide != 0) {
+        int tokens[4] = {};
+        std::int64_t count = 0;
+        for (; wide != 0 && count < 4; wide &= wide - 1) tokens[count++] = __builtin_ctz(wide);
+        with_count<4>(count, [&](auto n) { add_highs<n>(strip, highs, tokens, starts); });
+    }
+}
+
+// Replace the starts of T tokens, all wide, by those with 256 times the products of their high bytes.
+template <int T>
+BAICHUAN2_INLINE void add_all_highs(const Strip<8>& strip, const std::int32_t* highs, __m512i (&starts)[T]) {
+    __m512i sums[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) sums[t] = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (int step = 0; step < kGroup / kStepColumns; ++step) {
+        const __m512i weights = unpack_step(strip, step);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) add_products(highs + t * kGroupWords + step, weights, sums[t]);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) starts[t] = _mm512_add_epi32(starts[t], _mm512_slli_epi32(sums[t], 8));
+}
+
+// Where the sums of T tokens start in a group.
+template <int Bits, int T>
+BAICHUAN2_INLINE void start_sums(const Strip<Bits>& strip, const TileArrays& tile, std::int64_t group,
+                                 __m512i (&sums)[T]) {
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) sums[t] = _mm512_set1_epi32(tile.starts[group * T + t]);
+    if constexpr (Bits == 8) {
+        constexpr unsigned kAll = (1u << T) - 1;
+        const __m512i flags = _mm512_maskz_loadu_epi32(kAll, tile.wide + group * T);
+        const unsigned wide = _mm512_test_epi32_mask(flags, flags);
+        const std::int32_t* highs = tile.highs + group * T * kGroupWords;
+        if (wide == 0) return;
+        if (wide == kAll) return add_all_highs(strip, highs, sums);
+        __m512i starts[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) starts[t] = sums[t];
+        add_wide_tokens(strip, highs, wide, starts);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) sums[t] = starts[t];
     }
 }
 
@@ -148,20 +208,16 @@ void multiply_strip(const MatmulTask& task, std::int64_t block, const TileArrays
     for (int t = 0; t < T; ++t) totals[t] = _mm512_setzero_ps();
     for (std::int64_t group = 0; group < task.matrix->groups(); ++group) {
         __m512i sums[T];
+        start_sums(strip, tile, group, sums);
 #pragma GCC unroll 16
-        for (int t = 0; t < T; ++t) sums[t] = _mm512_set1_epi32(tile.starts[group * T + t]);
-#pragma GCC unroll 16
-        for (int step = 0; step < kGroup / kStepColumns; ++step) {
-            __m512i weights[kStepVectors<Bits>];
+        for (int step = 0; step < kGroup / kStepColumns; ++step, words += T) {
             if (Bits == 8 || step % 2 == 0) {
                 _mm_prefetch(next, _MM_HINT_T1);
                 next += 64;
             }
-            unpack_step(strip, step, weights);
-            for (int i = 0; i < kStepVectors<Bits>; ++i, words += T) {
+            const __m512i weights = unpack_step(strip, step);
 #pragma GCC unroll 16
-                for (int t = 0; t < T; ++t) add_products<Bits>(words + t, weights[i], sums[t]);
-            }
+            for (int t = 0; t < T; ++t) add_products(words + t, weights, sums[t]);
         }
         const GroupScales scales = load_scales(strip);
 #pragma GCC unroll 16
@@ -175,6 +231,47 @@ void multiply_strip(const MatmulTask& task, std::int64_t block, const TileArrays
     float* out = y + block * (kRows / kStripBlocks<Bits>);
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) _mm512_mask_storeu_ps(out + t * task.stride, rows, totals[t]);
+}
+
+// Step pair `pair` of a single token's group: its words, the first for rows 0-7, the second for rows 0-7 again.
+BAICHUAN2_INLINE __m512i pick_words(__m512i words, int pair) {
+    const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(1), 1);
+    return _mm512_permutexvar_epi32(_mm512_add_epi32(second, _mm512_set1_epi32(2 * pair)), words);
+}
+
+// The products of a group of one block of 8 bits and the words of a single token, two steps per vector.
+BAICHUAN2_INLINE __m256i multiply_group(const std::uint8_t* codes, const std::int32_t* words) {
+    const __m512i x = _mm512_load_si512(words);
+    __m512i sums[2] = {};  // a dot product waits for the one before
+#pragma GCC unroll 8
+    for (int pair = 0; pair < kGroup / kStepColumns / 2; ++pair) {
+        const __m512i weights = _mm512_load_si512(codes + pair * 2 * kStepBytes);
+        sums[pair % 2] = _mm512_dpbusd_epi32(sums[pair % 2], weights, pick_words(x, pair));
+    }
+    const __m512i sum = _mm512_add_epi32(sums[0], sums[1]);
+    return _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+}
+
+// One block of 8 bits times a tile of a single token, read straight on and without prefetches: a strip of two
+// blocks, with them, reads slower than memory allows (one thread of a Zen 4: 25 against 32 GB/s).
+inline void multiply_token(const MatmulTask& task, std::int64_t block, const TileArrays& tile, float* y) {
+    const std::uint8_t* codes = task.matrix->codes(block);
+    MatmulTask single = task;
+    single.last_block = block + 1;
+    Strip<8> strip(single, block);  // both halves are the block, and only the first is stored
+    __m512 total = _mm512_setzero_ps();
+    for (std::int64_t group = 0; group < task.matrix->groups(); ++group, codes += kGroupBytes) {
+        __m256i sums = multiply_group(codes, tile.words + group * kGroupWords);
+        if (tile.wide[group] != 0) {
+            const __m256i highs = multiply_group(codes, tile.highs + group * kGroupWords);
+            sums = _mm256_add_epi32(sums, _mm256_slli_epi32(highs, 8));
+        }
+        sums = _mm256_add_epi32(sums, _mm256_set1_epi32(tile.starts[group]));
+        total = add_group(_mm512_castsi256_si512(sums), load_scales(strip), tile.scales[group],
+                          tile.offsets[group], total);
+        strip.next_group();
+    }
+    _mm256_storeu_ps(y + block * 8, _mm512_castps512_ps256(total));
 }
 
 // A tile is read once for a few strips, which stay in the second cache from tile to tile.
@@ -198,29 +295,24 @@ void matmul_bits(const MatmulTask& task, const Activations& x) {
 inline void matmul(const MatmulTask& task, const Activations& x) {
     if (task.matrix->bits() == 4) {
         matmul_bits<4>(task, x);
-    } else {
+    } else if (x.tokens() > 1) {
         matmul_bits<8>(task, x);
+    } else {
+        for (std::int64_t block = task.first_block; block < task.last_block; ++block)
+            multiply_token(task, block, open_tile(x.tile(0)), task.y);
     }
 }
 
-template <int Bits>
-void multiply_registers(std::int64_t rounds) {
+// Beside 8-bit weights, what narrow groups take.
+inline std::int64_t multiply_rounds(int, std::int64_t rounds) {
     const __m512i weights = _mm512_set1_epi8(7);
-    const std::int32_t x = 0x00010002;
+    const std::int32_t x = 0x01020304;
     __m512i sums[kTileTokens] = {};
     for (std::int64_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 16
-        for (int t = 0; t < kTileTokens; ++t) add_products<Bits>(&x, weights, sums[t]);
+        for (int t = 0; t < kTileTokens; ++t) add_products(&x, weights, sums[t]);
     }
-}
-
-inline std::int64_t multiply_rounds(int bits, std::int64_t rounds) {
-    if (bits == 4) {
-        multiply_registers<4>(rounds);
-    } else {
-        multiply_registers<8>(rounds);
-    }
-    return rounds * kTileTokens * (bits == 4 ? 64 : 32);
+    return rounds * kTileTokens * 64;
 }
 
 }  // namespace avx512_vnni

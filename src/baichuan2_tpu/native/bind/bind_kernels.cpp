@@ -22,18 +22,18 @@ namespace {
 using FloatCube = NumpyArray<float, 3>;
 using FloatVector = NumpyArray<float, 1>;
 
-Activations quantize_rows(const Kernels& kernels, const FloatMatrix& x, int weight_bits) {
+Activations quantize_rows(const Kernels& kernels, const FloatMatrix& x, int weight_bits, bool is_all_wide) {
     const std::int64_t tokens = size_of(x, 0), columns = size_of(x, 1);
     Activations activations(kernels.activations, tokens, columns);
-    activations.reshape(tokens, columns, weight_bits);
+    activations.reshape(tokens, columns, weight_bits, is_all_wide);
     for (std::int64_t i = 0; i < tokens; ++i) activations.store(i, x.data() + i * columns, columns);
     return activations;
 }
 
 // Codes in the order of the columns, scales and offsets.
-auto quantize_activations(const std::string& name, const FloatMatrix& x, int weight_bits) {
+auto quantize_activations(const std::string& name, const FloatMatrix& x, int weight_bits, bool is_all_wide) {
     if (weight_bits != 4 && weight_bits != 8) throw std::invalid_argument("weight_bits must be 4 or 8");
-    const Activations activations = quantize_rows(find_kernels(name), x, weight_bits);
+    const Activations activations = quantize_rows(find_kernels(name), x, weight_bits, is_all_wide);
     const std::int64_t tokens = activations.tokens(), groups = activations.groups();
     const auto codes = new_array<std::int16_t>(tokens, groups * kGroup);
     const auto scales = new_array<float>(tokens, groups);
@@ -53,8 +53,8 @@ void copy_rows(const float* from, std::int64_t from_stride, float* to, std::int6
 }
 
 auto matmul(const std::string& name, const WordMatrix& qweight, const WordMatrix& qzeros,
-            const HalfMatrix& scales, int bits, std::int64_t group_size, const FloatMatrix& x,
-            bool is_exact) {
+            const HalfMatrix& scales, int bits, std::int64_t group_size, const FloatMatrix& x, bool is_exact,
+            bool is_all_wide) {
     const Kernels& kernels = find_kernels(name);
     const GptqView view = view_gptq(qweight, qzeros, scales, bits, group_size);
     const std::int64_t tokens = size_of(x, 0), columns = size_of(x, 1);
@@ -72,7 +72,7 @@ auto matmul(const std::string& name, const WordMatrix& qweight, const WordMatrix
         copy_rows(x.data(), columns, padded_x.data(), stride, tokens);
         kernels.matmul_exact(task, padded_x.data(), stride, tokens);
     } else {
-        kernels.matmul(task, quantize_rows(kernels, x, bits));
+        kernels.matmul(task, quantize_rows(kernels, x, bits, is_all_wide));
     }
     const auto y = new_array<float>(tokens, view.rows);
     copy_rows(padded_y.data(), matrix.padded_rows(), y.data(), view.rows, tokens);
@@ -143,9 +143,10 @@ void bind_kernels(nb::module_& module) {
         for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->name);
         return names;
     });
-    module.def("quantize_activations", &quantize_activations, "kernels"_a, "x"_a, "weight_bits"_a);
+    module.def("quantize_activations", &quantize_activations, "kernels"_a, "x"_a, "weight_bits"_a,
+               "is_all_wide"_a = false);
     module.def("matmul", &matmul, "kernels"_a, "qweight"_a, "qzeros"_a, "scales"_a, "bits"_a, "group_size"_a,
-               "x"_a, "is_exact"_a);
+               "x"_a, "is_exact"_a, "is_all_wide"_a = false);
     module.def("attend", &attend, "kernels"_a, "queries"_a, "keys"_a, "values"_a, "slopes"_a,
                "tile_tokens"_a);
     module.def("swiglu", &swiglu, "kernels"_a, "gate"_a, "up"_a);

@@ -5,7 +5,7 @@
 //   codes    beside 4-bit weights: int8  [piece][T][column]
 //            beside 8-bit weights: int16 [piece][T][column], or where Dots::kSplitsCodes
 //                                  bytes [piece][high, low][T][column]: code = 256 * high + low,
-//                                  high signed, low unsigned
+//                                  high signed, low unsigned; narrow groups too
 //   scales   float [group][T]
 //   offsets  float [group][T]   -sum(codes): what the zero points multiply
 //   starts   int32 [group][T]   where a sum starts, so that it ends at sum((w - bias) * x):
@@ -55,21 +55,13 @@ BAICHUAN2_INLINE TileArrays open_tile(const ActivationTile& tile, std::int64_t l
             tile.tokens};
 }
 
-struct CodeRange {
-    float32x4_t inverse;
-    float scale;
-};
-
-// The range of a group's values, whose codes go up to `most`.
-BAICHUAN2_INLINE CodeRange find_range(const float* x, float most) {
+BAICHUAN2_INLINE float find_largest(const float* x) {
     NeonSimd::Floats largest = NeonSimd::all(0.0f);
     for (int i = 0; i < kGroup; i += 8) {
         const NeonSimd::Floats value = NeonSimd::load(x + i);
         largest = NeonSimd::max({vabsq_f32(value.low), vabsq_f32(value.high)}, largest);
     }
-    const float end = NeonSimd::largest(largest);
-    if (end < kSmallestGroup) return {vdupq_n_f32(0.0f), 0.0f};
-    return {vdupq_n_f32(most / end), end / most};
+    return NeonSimd::largest(largest);
 }
 
 // Eight codes to where their planes are put together.
@@ -85,16 +77,20 @@ BAICHUAN2_INLINE void store_codes(int16x8_t codes, int column, std::int8_t* plan
     }
 }
 
+// `out.scales` has the group's largest value.
 template <class Dots, int Bits>
-BAICHUAN2_INLINE void quantize_group(const float* x, const TileArrays& out, std::int64_t group) {
+BAICHUAN2_INLINE void quantize_group(const float* x, float wide_limit, const TileArrays& out,
+                                     std::int64_t group) {
     constexpr std::int64_t kPieces = kGroup / Dots::kPieceColumns, kBytes = kPlaneBytes<Dots, Bits>;
-    const CodeRange range = find_range(x, max_code(Bits));
+    const float largest = out.scales[group * out.stride], end = code_end(largest, wide_limit);
+    const bool is_zero = largest < kSmallestGroup;
+    const float32x4_t inverse = vdupq_n_f32(is_zero ? 0.0f : end / largest);
     std::int8_t planes[kGroupCodeBytes<Bits>];
     int32x4_t sums = vdupq_n_s32(0);
     uint32x4_t low_sums = vdupq_n_u32(0);
     for (int i = 0; i < kGroup; i += 8) {
-        const int32x4_t first = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), range.inverse));
-        const int32x4_t second = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i + 4), range.inverse));
+        const int32x4_t first = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), inverse));
+        const int32x4_t second = vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i + 4), inverse));
         const int16x8_t codes = vcombine_s16(vqmovn_s32(first), vqmovn_s32(second));
         store_codes<Dots, Bits>(codes, i, planes);
         sums = vpadalq_s16(sums, codes);
@@ -109,30 +105,33 @@ BAICHUAN2_INLINE void quantize_group(const float* x, const TileArrays& out, std:
     }
     const int sum = vaddvq_s32(sums);
     const int biased = kIsSplit<Dots, Bits> ? static_cast<int>(vaddvq_u32(low_sums)) : sum;
-    out.scales[group * out.stride] = range.scale;
+    out.scales[group * out.stride] = is_zero ? 0.0f : largest / end;
     out.offsets[group * out.stride] = static_cast<float>(-sum);
     out.starts[group * out.stride] = (Bits == 4 ? -8 : -128) * biased;
 }
 
 template <class Dots, int Bits>
-BAICHUAN2_INLINE void quantize_columns(const float* x, std::int64_t columns, const TileArrays& out) {
-    std::int64_t column = 0;
-    for (; column + kGroup <= columns; column += kGroup) {
-        quantize_group<Dots, Bits>(x + column, out, column / kGroup);
+BAICHUAN2_INLINE void quantize_columns(const float* x, std::int64_t columns, const ActivationTile& tile,
+                                       std::int64_t lane) {
+    const TileArrays out = open_tile<Dots, Bits>(tile, lane);
+    float rest[kGroup] = {};
+    for (std::int64_t i = columns / kGroup * kGroup; i < columns; ++i) rest[i % kGroup] = x[i];
+    const std::int64_t full_groups = columns / kGroup;
+    for (std::int64_t group = 0; group < tile.groups; ++group) {
+        out.scales[group * out.stride] = find_largest(group < full_groups ? x + group * kGroup : rest);
     }
-    if (column < columns) {
-        float rest[kGroup] = {};
-        for (std::int64_t i = 0; column + i < columns; ++i) rest[i] = x[column + i];
-        quantize_group<Dots, Bits>(rest, out, column / kGroup);
+    const float wide_limit = find_wide_limit(tile, out.scales, out.stride);
+    for (std::int64_t group = 0; group < tile.groups; ++group) {
+        quantize_group<Dots, Bits>(group < full_groups ? x + group * kGroup : rest, wide_limit, out, group);
     }
 }
 
 template <class Dots>
 void quantize(const float* x, std::int64_t columns, const ActivationTile& tile, std::int64_t lane) {
     if (tile.weight_bits == 4) {
-        quantize_columns<Dots, 4>(x, columns, open_tile<Dots, 4>(tile, lane));
+        quantize_columns<Dots, 4>(x, columns, tile, lane);
     } else {
-        quantize_columns<Dots, 8>(x, columns, open_tile<Dots, 8>(tile, lane));
+        quantize_columns<Dots, 8>(x, columns, tile, lane);
     }
 }
 

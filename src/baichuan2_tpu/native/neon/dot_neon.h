@@ -7,7 +7,7 @@
 //   4 bits: smlal, 8 products of a code and an 8-bit activation, summed in 16 bits:
 //           16 per lane and group, |sum| <= 16 * 15 * 127 = 30480 < 2^15
 //   8 bits: smlal, 4 products of a widened code and a 16-bit activation, summed in 32 bits:
-//           |sum| of a row <= 64 * 255 * 32767 + 128 * 64 * 32767 < 2^30
+//           |sum| of a row <= 64 * 255 * 32639 + 128 * 64 * 32639 < 2^30
 //
 // A tile is 3 tokens: their 24 sums fit 32 registers beside four vectors of weights and one of codes.
 #pragma once

@@ -8,7 +8,7 @@
 //   8 bits: activations of 16 bits are a signed high byte and an unsigned low byte:
 //           sdot of (code - 128) and high, |sum| <= 64 * 128 * 128 = 2^20,
 //           udot of code and low, which ends at sum((code - 128) * low), |sum| <= 64 * 128 * 255 < 2^21,
-//           and 256 * the first + the second is sum((code - 128) * x), within 64 * 128 * 32767 < 2^29
+//           and 256 * the first + the second is sum((code - 128) * x), within 64 * 128 * 32639 < 2^29
 //
 // A tile is 6 tokens: their 24 sums fit 32 registers beside two vectors of weights and a few of codes.
 #pragma once

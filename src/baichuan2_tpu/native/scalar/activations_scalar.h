@@ -7,6 +7,7 @@
 //   offsets  float [group]    -sum(codes): what the zero points multiply
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -30,31 +31,39 @@ struct TokenArrays {
 
 inline std::int64_t group_bytes(int weight_bits) { return kGroup * (weight_bits == 4 ? 1 : 2) + 4 + 4; }
 
-// `count` columns, padded with zeros to a group.
-template <class Code>
-void quantize_group(const float* x, std::int64_t count, float most, std::int64_t group,
-                    const TokenArrays<Code>& token) {
+// Columns of a group that has `count`.
+inline float find_largest(const float* x, std::int64_t count) {
     float largest = 0.0f;
     for (std::int64_t i = 0; i < count; ++i) largest = std::fabs(x[i]) > largest ? std::fabs(x[i]) : largest;
+    return largest;
+}
+
+// `count` columns, padded with zeros to a group. `token.scales` has the group's largest value.
+template <class Code>
+void quantize_group(const float* x, std::int64_t count, float wide_limit, std::int64_t group,
+                    const TokenArrays<Code>& token) {
+    const float largest = token.scales[group], end = code_end(largest, wide_limit);
     const bool is_zero = largest < kSmallestGroup;
-    const float inverse = is_zero ? 0.0f : most / largest;
+    const float inverse = is_zero ? 0.0f : end / largest;
     Code* codes = token.codes + group * kGroup;
     int sum = 0;
     for (std::int64_t i = 0; i < kGroup; ++i) {
         codes[i] = i < count ? static_cast<Code>(static_cast<int>(std::nearbyintf(x[i] * inverse))) : Code{0};
         sum += codes[i];
     }
-    token.scales[group] = is_zero ? 0.0f : largest / most;
+    token.scales[group] = is_zero ? 0.0f : largest / end;
     token.offsets[group] = static_cast<float>(-sum);
 }
 
 template <class Code>
 void quantize_token(const float* x, std::int64_t columns, const ActivationTile& tile) {
     const TokenArrays<Code> token(tile);
-    for (std::int64_t column = 0; column < columns; column += kGroup) {
-        const std::int64_t count = columns - column < kGroup ? columns - column : kGroup;
-        quantize_group(x + column, count, max_code(tile.weight_bits), column / kGroup, token);
-    }
+    const auto count = [&](std::int64_t group) { return std::min(columns - group * kGroup, kGroup); };
+    for (std::int64_t group = 0; group < tile.groups; ++group)
+        token.scales[group] = find_largest(x + group * kGroup, count(group));
+    const float wide_limit = find_wide_limit(tile, token.scales, 1);
+    for (std::int64_t group = 0; group < tile.groups; ++group)
+        quantize_group(x + group * kGroup, count(group), wide_limit, group, token);
 }
 
 template <class Code>

@@ -16,9 +16,9 @@ from itertools import islice
 from typing import cast
 
 from baichuan2_tpu.chat import prompt_budget
-from baichuan2_tpu.errors import ContextLengthError, RequestError
+from baichuan2_tpu.errors import ContextLengthError, RequestError, TooCostly
 from baichuan2_tpu.generate.grammar.constraint import Grammar
-from baichuan2_tpu.generate.grammar.grammars import json_rule
+from baichuan2_tpu.generate.grammar.grammars import ANY_OBJECT, json_rule
 from baichuan2_tpu.server.api.answer_settings import NO_LIMIT, answer_settings, make_requests
 from baichuan2_tpu.server.api.conversation import read_messages
 from baichuan2_tpu.server.api.schema_chat import (
@@ -37,6 +37,7 @@ from baichuan2_tpu.server.api.tools import (
     is_call_forced,
     parameters,
 )
+from baichuan2_tpu.server.callers import current_caller
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.scheduling.ticket import Request
 from baichuan2_tpu.server.service import Service
@@ -45,11 +46,12 @@ __all__ = ["chat_grammar", "chat_requests", "chat_tokens", "fit_tools"]
 
 _MAX_CALLS = 8  # per answer: a small model can repeat one call for ever
 _MAX_PATTERNS = 16  # of a faulty schema that are tried
-_ANY_OBJECT: Mapping[str, object] = {"type": "object"}
 
 
-def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Request]:
-    """Return a request for each requested answer.
+def chat_requests(
+    body: ChatRequest, service: Service, client: str, *, is_trimmed: bool = False
+) -> list[Request]:
+    """Return a request for each requested answer; ``is_trimmed`` leaves out old rounds that do not fit.
 
     Raises: ApiError, RequestError for what is not supported.
     """
@@ -61,7 +63,8 @@ def chat_requests(body: ChatRequest, service: Service, client: str) -> list[Requ
         logprobs=_logprobs(body),
         grammar=chat_grammar(body, tools, service),
     )
-    ids = chat_tokens(body.messages, service, tools)
+    budget = prompt_budget(service.model.max_context, settings.max_tokens) if is_trimmed else None
+    ids = chat_tokens(body.messages, service, tools, budget)
     if len(ids) > service.model.max_context:
         raise _too_long(len(ids), body, tools, service)
     return make_requests(ids, settings, body, service, body.safety_identifier or client)
@@ -115,13 +118,15 @@ def _too_long(total: int, body: ChatRequest, tools: Sequence[Tool], service: Ser
 
 
 def chat_tokens(
-    messages: Sequence[ChatMessage], service: Service, tools: Sequence[Tool] = ()
+    messages: Sequence[ChatMessage], service: Service, tools: Sequence[Tool] = (), budget: int | None = None
 ) -> tuple[int, ...]:
-    """Render a conversation as the model reads it; nothing is dropped, however long it is.
+    """Render a conversation as the model reads it; only with a ``budget`` of tokens is anything dropped.
 
     Raises: RequestError when the order of roles is not allowed; ContextLengthError where it cannot fit.
     """
     conversation = add_tools(read_messages(messages), tools)
+    if budget is not None:
+        return service.model.template.render(conversation, budget).ids
     service.check_length(message.content for message in conversation)
     return service.model.template.render(conversation, sys.maxsize).ids
 
@@ -151,11 +156,21 @@ def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> 
     Raises: ApiError naming the part of a schema that is not supported.
     """
     schema = _answer_schema(body)
-    grammar = None if schema is None else _compile(schema, "response_format", "", service)
     if not tools:
-        return grammar
-    for tool in tools:
-        _compile(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
+        return None if schema is None else _compile(schema, "response_format", "", service)
+    try:
+        return service.grammars.lark(_call_rules(body, tools, schema), current_caller.get())
+    except RequestError as exc:
+        # Each alone, to name the one that is to blame.
+        if schema is not None:
+            _compile(schema, "response_format", "", service)
+        for tool in tools:
+            _compile(parameters(tool), "tools", f"the parameters of {tool.function.name!r}: ", service)
+        raise ApiError(str(exc), param="tools", code="invalid_json_schema") from exc
+
+
+def _call_rules(body: ChatRequest, tools: Sequence[Tool], schema: Mapping[str, object] | None) -> str:
+    """Return the grammar of text or JSON that may be, or be followed by, calls of tools."""
     more = "" if body.parallel_tool_calls is False else f' (", " call){{0,{_MAX_CALLS - 1}}}'
     rules = [
         *_start(body, schema),
@@ -166,14 +181,16 @@ def chat_grammar(body: ChatRequest, tools: Sequence[Tool], service: Service) -> 
         begin = json.dumps(call_begin(tool.function.name))
         rules.append(f'call_{index}: {begin} arguments_{index} "}}"')
         rules.append(f"arguments_{index}: {json_rule(parameters(tool))}")
-    return service.grammars.lark("\n".join(rules))
+    return "\n".join(rules)
 
 
 def _compile(schema: Mapping[str, object], param: str, what: str, service: Service) -> Grammar:
     try:
-        return service.grammars.json_schema(schema)
+        return service.grammars.json_schema(schema, current_caller.get())
     except RequestError as exc:
-        reason = _faulty_pattern(schema, service) or str(exc)
+        # A schema that is too costly is no reason to spend more on it.
+        pattern = "" if isinstance(exc, TooCostly) else _faulty_pattern(schema, service)
+        reason = pattern or str(exc)
         raise ApiError(f"{what}{reason}", param=param, code="invalid_json_schema") from exc
 
 
@@ -190,7 +207,7 @@ def _faulty_pattern(schema: Mapping[str, object], service: Service) -> str:
 
 def _is_supported(pattern: str, service: Service) -> bool:
     try:
-        service.grammars.json_schema({"type": "string", "pattern": pattern})
+        service.grammars.json_schema({"type": "string", "pattern": pattern}, current_caller.get())
     except RequestError:
         return False
     return True
@@ -222,8 +239,8 @@ def _answer_schema(body: ChatRequest) -> Mapping[str, object] | None:
     """Return the schema of a JSON answer; None for text."""
     match body.response_format:
         case JsonObjectFormat(schema_=schema):
-            return _ANY_OBJECT if schema is None else schema
+            return ANY_OBJECT if schema is None else schema
         case JsonSchemaFormat(json_schema=named):
-            return _ANY_OBJECT if named.schema_ is None else named.schema_
+            return ANY_OBJECT if named.schema_ is None else named.schema_
         case _:
             return None

@@ -2,7 +2,8 @@
 
 A field is ignored where leaving it out changes nothing that a client could rely on. It is refused where an
 answer would pretend that something was done. A strict server refuses every field that asks for something.
-Not here: the fields that are honoured (``schema``, ``schema_chat``, ``schema_completion``).
+Not here: the fields that are honoured (``schema``, ``schema_chat``, ``schema_completion``,
+``responses.schema``).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pydantic import BaseModel
 from baichuan2_tpu.server.errors import ApiError
 from baichuan2_tpu.server.log_lines import log_event
 
-__all__ = ["IGNORED", "REFUSED", "IgnoredFields", "header_value"]
+__all__ = ["IGNORED", "REFUSED", "REFUSED_OF_RESPONSES", "IgnoredFields"]
 
 _log = logging.getLogger(__name__)
 
 _NO_THOUGHTS = "the model answers without thinking first"
 _HISTORY = "clients copy it from an answer into the history"
-_ONE_SERVER = "there is one model, kept loaded, and nothing is stored"
+_ONE_SERVER = "there is one model, kept loaded, and chats are not stored"
 
 IGNORED: Mapping[str, str] = {
     "reasoning_effort": _NO_THOUGHTS,
@@ -51,7 +52,10 @@ IGNORED: Mapping[str, str] = {
     "annotations": _HISTORY,
     "parsed": _HISTORY,
     "parsed_arguments": _HISTORY,
+    "phase": _HISTORY,
     "prefix": "a last answer is always continued",
+    "max_tool_calls": "it limits tools that a server runs, of which there are none",
+    "prompt_cache_options": "prompts are always cached",
 }
 """Fields that clients are known to send, and why nothing is lost; unknown ones are ignored as well."""
 
@@ -61,6 +65,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "include_obfuscation": (False,),
+    "logprobs": ([],),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
@@ -103,8 +108,22 @@ REFUSED: Mapping[str, str] = {
 }
 """Fields of a request's first level whose wish cannot be granted, and the reason; empty values are fine."""
 
+REFUSED_OF_RESPONSES: Mapping[str, str] = {
+    **REFUSED,
+    "background": "nothing is computed in the background; leave it out, or stream",
+    "context_management": "nothing is compacted; leave out what is oldest, or set truncation to auto",
+    "conversation": "conversations are not stored; use previous_response_id",
+    "echo": "a response does not repeat its input; use /v1/completions",
+    "logprobs": "use include with message.output_text.logprobs",
+    "max_completion_tokens": "use max_output_tokens",
+    "max_tokens": "use max_output_tokens",
+    "messages": "use input",
+    "prompt": "no prompts are stored; use instructions and input",
+    "response_format": "use text with format",
+}
+"""The same for ``/v1/responses``."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
-_MAX_NAMES = 20  # in a header
 _MAX_LOGGED = 256  # names over the life of a server, so that a client cannot fill its log
 
 
@@ -116,7 +135,7 @@ class IgnoredFields:
         self._logged: set[str] = set()
         self._lock = Lock()
 
-    def check(self, body: BaseModel) -> list[str]:
+    def check(self, body: BaseModel, refused: Mapping[str, str] = REFUSED) -> list[str]:
         """Return the names of the fields that are ignored, dotted and without the numbers in lists.
 
         Raises: ApiError for a field that is refused.
@@ -129,9 +148,9 @@ class IgnoredFields:
                 continue
             if self._is_strict:
                 raise _unknown(place)
-            if place in REFUSED:
+            if place in refused:
                 if value:
-                    raise ApiError(f"{place}: {REFUSED[place]}", param=place, code="unsupported_parameter")
+                    raise ApiError(f"{place}: {refused[place]}", param=place, code="unsupported_parameter")
                 continue
             names[place if _NAME.fullmatch(place) else "?"] = None
         self._log(names)
@@ -144,12 +163,6 @@ class IgnoredFields:
             self._logged.update(new)
         if new:
             log_event(_log, "ignored", fields=",".join(new))
-
-
-def header_value(names: list[str]) -> str:
-    """Return the names as a header has them."""
-    more = ["..."] if len(names) > _MAX_NAMES else []
-    return ", ".join([*names[:_MAX_NAMES], *more])
 
 
 def _undeclared(body: BaseModel, place: str = "") -> Iterator[tuple[str, object]]:

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from baichuan2_tpu.errors import ContextLengthError
 from baichuan2_tpu.server.api.chat_input import chat_requests, chat_tokens, fit_tools
 from baichuan2_tpu.server.api.chat_output import ChatWriter
 from baichuan2_tpu.server.api.completion import CompletionWriter, completion_requests
-from baichuan2_tpu.server.api.event_stream import send_answers
-from baichuan2_tpu.server.api.fields import IgnoredFields, header_value
+from baichuan2_tpu.server.api.event_stream import KeepAlive, send_answers
+from baichuan2_tpu.server.api.fields import IgnoredFields
+from baichuan2_tpu.server.api.headers import ignored_header, left_out_header
 from baichuan2_tpu.server.api.output import Writer
 from baichuan2_tpu.server.api.schema import (
     Detokenized,
@@ -30,12 +30,15 @@ from baichuan2_tpu.server.api.schema import (
 )
 from baichuan2_tpu.server.api.schema_chat import ChatAnswer, ChatRequest, ChatTokenizeRequest
 from baichuan2_tpu.server.api.schema_completion import CompletionAnswer, CompletionRequest
+from baichuan2_tpu.server.callers import CallerThreads
 from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.service import Service
 
 __all__ = ["answer_routes", "model_routes"]
 
+_THREADS = 80
+"""Requests that are prepared at once, of which about half may wait for their schemas to be compiled."""
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
@@ -43,18 +46,19 @@ def answer_routes(service: Service) -> APIRouter:
     """Return the routes for answers."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["answers"])
     fields = IgnoredFields(is_strict=service.rules.is_strict)
+    threads = CallerThreads(_THREADS)
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
-    async def complete_chat(body: ChatRequest, request: Request) -> Response:
+    async def complete_chat(body: ChatRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a conversation."""
-        asked = await run_in_threadpool(_ask_chat, body, service, fields, _client(request))
-        return await _send(request, asked, is_stream=bool(body.stream))
+        asked = await threads.run(request, _ask_chat, body, service, fields, _client(request))
+        return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: _STREAM})
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    async def complete(body: CompletionRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Continue a text or tokens as they are."""
-        asked = await run_in_threadpool(_ask_completion, body, service, fields, _client(request))
-        return await _send(request, asked, is_stream=bool(body.stream))
+        asked = await threads.run(request, _ask_completion, body, service, fields, _client(request))
+        return await _send(request, asked, is_stream=bool(body.stream), is_kept_alive=is_kept_alive)
 
     return router
 
@@ -68,37 +72,31 @@ class _Asked:
     headers: Mapping[str, str]
 
 
-async def _send(request: Request, asked: _Asked, *, is_stream: bool) -> Response:
-    response = await send_answers(request, asked.answers, asked.writer, is_stream=is_stream)
+async def _send(request: Request, asked: _Asked, *, is_stream: bool, is_kept_alive: bool) -> Response:
+    response = await send_answers(
+        request, asked.answers, asked.writer, is_stream=is_stream, is_kept_alive=is_kept_alive
+    )
     response.headers.update(asked.headers)
     return response
 
 
 def _ask_chat(body: ChatRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
     service.check_model(body.model)
-    headers = _ignored_header(fields.check(body))
-    offered = len(body.tools or ())
-    body = fit_tools(body, service)
-    left_out = offered - len(body.tools or ())
-    if left_out:
-        headers["x-tools-left-out"] = f"{left_out} of {offered}"
-    answers = service.submit(chat_requests(body, service, client))
-    return _Asked(answers, ChatWriter(body, service), headers)
+    headers = ignored_header(fields.check(body))
+    fitted = fit_tools(body, service)
+    answers = service.submit(chat_requests(fitted, service, client))
+    return _Asked(answers, ChatWriter(fitted, service), {**headers, **left_out_header(body, fitted)})
 
 
 def _ask_completion(body: CompletionRequest, service: Service, fields: IgnoredFields, client: str) -> _Asked:
     service.check_model(body.model)
-    headers = _ignored_header(fields.check(body))
+    headers = ignored_header(fields.check(body))
     requests = completion_requests(body, service, client)
     try:
         writer = CompletionWriter(body, service, requests)
         return _Asked(service.submit(requests), writer, headers)
     except ContextLengthError as error:
         raise ApiError(str(error), param="prompt", code="context_length_exceeded") from error
-
-
-def _ignored_header(names: list[str]) -> dict[str, str]:
-    return {"x-ignored-fields": header_value(names)} if names else {}
 
 
 def _client(request: Request) -> str:

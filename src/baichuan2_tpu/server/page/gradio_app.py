@@ -15,6 +15,7 @@ from typing import cast
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.queueing import Queue
 from gradio.themes import Default
 from pydantic import ValidationError
 from starlette.routing import Mount
@@ -22,7 +23,13 @@ from starlette.routing import Mount
 from baichuan2_tpu.server.app import ServerOptions
 from baichuan2_tpu.server.page.access import PageAccess
 from baichuan2_tpu.server.page.components import Components, Labels, build_components
-from baichuan2_tpu.server.page.gradio_guards import NO_EVENT, EventFilter, Listeners, ListenerWatch
+from baichuan2_tpu.server.page.gradio_guards import (
+    NO_EVENT,
+    EventFilter,
+    Listeners,
+    ListenerWatch,
+    QueuePace,
+)
 from baichuan2_tpu.server.page.texts import TEXTS, read_part
 from baichuan2_tpu.server.page.turns import Asker, PageSession, Turn, answer_turn
 from baichuan2_tpu.server.service import Service
@@ -49,16 +56,16 @@ def add_page(app: FastAPI, service: Service, options: ServerOptions) -> None:
     """
     listeners = Listeners()
     # Outside an event loop Gradio opens one for each of its locks, and closes none.
-    inputs = asyncio.run(_mount(app, service, listeners))
+    inputs, queue = asyncio.run(_mount(app, service, listeners))
     # Gradio's own route would take every path that the API does not have.
     mount = cast("Mount", app.router.routes.pop())
-    events = EventFilter(ListenerWatch(mount.app, listeners), inputs)
+    events = EventFilter(ListenerWatch(QueuePace(mount.app, queue), listeners), inputs)
     page = BodyLimit(events, options.max_body_bytes)
     app.add_middleware(PageAccess, page=page, keys=options.api_keys, share=options.share_prefixes)
 
 
-async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[int, int]:
-    """Mount the page; return the number of inputs of every function that the server runs."""
+async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> tuple[dict[int, int], Queue]:
+    """Mount the page; return the number of inputs of every function that the server runs, and its queue."""
     page, labels = _build(service, listeners)
     # System fonts only: Gradio's themes would load theirs from the network.
     theme = Default(font=[*_SANS, "sans-serif"], font_mono=[*_MONO, "monospace"])
@@ -76,11 +83,13 @@ async def _mount(app: FastAPI, service: Service, listeners: Listeners) -> dict[i
         pwa=False,
         mcp_server=False,
     )
-    return {
+    inputs = {
         index: len(event.inputs)
         for index, event in page.fns.items()
         if event.fn is not None  # pyright: ignore[reportUnknownMemberType] - a function of any kind
     }
+    # Gradio has no option for how often it looks at its queue.
+    return inputs, page._queue  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _build(service: Service, listeners: Listeners) -> tuple[gr.Blocks, Labels]:

@@ -37,7 +37,8 @@ window.baichuan2 = (() => {
     }
   };
 
-  let language = read("language") ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+  const isLanguage = (name) => Object.hasOwn(TEXTS, name ?? "");
+  let language = isLanguage(read("language")) ? read("language") : (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
   const text = (name, value) => TEXTS[language][name].replace("{0}", value ?? "");
   const update = (properties) => ({ __type__: "update", ...properties });
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("");
@@ -45,10 +46,12 @@ window.baichuan2 = (() => {
 
   // Conversations ----------------------------------------------------------------------------------------
 
+  const isMessage = (message) => typeof message.role === "string" && typeof message.content === "string";
+
   function parse(key, value) {
     try {
       const record = JSON.parse(value);
-      if (record.id === key.slice(PREFIX.length) && Array.isArray(record.messages)) return record;
+      if (record.id === key.slice(PREFIX.length) && record.messages.every(isMessage)) return record;
     } catch {
       // an item of something else, or a damaged one
     }
@@ -142,7 +145,8 @@ window.baichuan2 = (() => {
   };
 
   function figures(note) {
-    if (!note.is_over) return note.has_text ? [] : [text("waiting")];
+    if (!note.is_over && note.has_text) return [];
+    if (!note.is_over) return [note.read_percent == null ? text("waiting") : text("reading", note.read_percent)];
     const parts = [];
     if (note.first_token_s !== null) parts.push(text("first_token", note.first_token_s.toFixed(2)));
     if (note.tok_per_s !== null) parts.push(text("rate", note.tok_per_s.toFixed(1)));
@@ -151,10 +155,12 @@ window.baichuan2 = (() => {
     return parts;
   }
 
+  const errorText = (note) => TEXTS[language][`error_${note.error_code}`] ?? text("error", note.error);
+
   function noteHtml(note) {
     if (isFull) return `<p class="note is-error" role="alert">${escapeHtml(text("full"))}</p>`;
     if (!note) return '<p class="note"></p>';
-    if (note.error) return `<p class="note is-error" role="alert">${escapeHtml(text("error", note.error))}</p>`;
+    if (note.error) return `<p class="note is-error" role="alert">${escapeHtml(errorText(note))}</p>`;
     const parts = figures(note);
     if (note.dropped_rounds) parts.push(text("dropped", note.dropped_rounds));
     return `<p class="note" role="status">${escapeHtml(parts.join(" · "))}</p>`;
@@ -168,11 +174,37 @@ window.baichuan2 = (() => {
       content: [{ type: "text", text: content }],
     }));
 
+  function keepPlace() {
+    try {
+      sessionStorage.setItem("baichuan2.current", current ?? "");
+    } catch {
+      // storage is disabled: a page that is loaded again begins anew
+    }
+  }
+
+  function keptPlace() {
+    try {
+      return sessionStorage.getItem("baichuan2.current"); // of this tab, before it was reloaded
+    } catch {
+      return null;
+    }
+  }
+
+  function keptSettings(defaults) {
+    try {
+      const kept = JSON.parse(read("settings"));
+      const isWhole = kept.length === defaults.length;
+      return isWhole && kept.every((value, index) => typeof value === typeof defaults[index]) ? kept : defaults;
+    } catch {
+      return defaults; // none, or damaged ones
+    }
+  }
+
   // The values of Components.view: chatbot, box, note, retry, system.
   function view() {
     const record = records.get(current);
     const isRunning = runningTurn(current) !== undefined;
-    sessionStorage.setItem("baichuan2.current", current ?? "");
+    keepPlace();
     drawList();
     return [
       record ? shownMessages(record) : [],
@@ -286,10 +318,9 @@ window.baichuan2 = (() => {
       // The page was closed before the answer was complete.
       if (record.note && !record.note.is_over) record.note = null;
     }
-    const here = sessionStorage.getItem("baichuan2.current"); // of this tab, before it was reloaded
+    const here = keptPlace();
     current = records.has(here) ? here : null;
-    const kept = JSON.parse(read("settings") ?? "null");
-    return [...view(), ...(kept?.length === defaults.length ? kept : defaults), ...translate(), sidebar()];
+    return [...view(), ...keptSettings(defaults), ...translate(), sidebar()];
   }
 
   return {

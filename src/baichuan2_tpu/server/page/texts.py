@@ -39,10 +39,16 @@ _ENGLISH = {
     "rate": "{0} tokens/s",
     "tokens": "{0} tokens",
     "waiting": "waiting for the first token …",
+    "reading": "reading {0} %",
     "cancelled": "stopped",
     "length": "cut off at the maximum length or the end of the context",
     "dropped": "the {0} oldest rounds were left out because the context is full",
     "error": "Error: {0}",
+    "error_context_length_exceeded": "The question and the system prompt are too long; shorten them.",
+    "error_queue_full": "Too many questions are being answered; try again in a moment.",
+    "error_unavailable": "The server had no time for this answer; try again later, or ask for a shorter one.",
+    "error_engine_failed": "The model failed; try again. If it happens again, tell whoever runs this server.",
+    "error_internal_error": "The server failed; try again. If it happens again, tell whoever runs it.",
     "lost": "the connection to the server was lost; try again",
     "full": "this browser cannot store more conversations; delete some",
     "key": "API key",
@@ -77,10 +83,16 @@ _CHINESE = {
     "rate": "{0} tokens/s",
     "tokens": "共 {0} tokens",
     "waiting": "正在等待首个 token……",
+    "reading": "正在读取 {0} %",
     "cancelled": "已停止",
     "length": "已达到回答的最大长度或上下文上限，内容被截断",
     "dropped": "上下文已满，已省略最早的 {0} 轮对话",
     "error": "错误：{0}",
+    "error_context_length_exceeded": "问题和系统提示词超出了模型的长度上限，请缩短后重试。",
+    "error_queue_full": "当前请求过多，请稍后重试。",
+    "error_unavailable": "服务器未能及时完成回答，请稍后重试，或要求更短的回答。",
+    "error_engine_failed": "模型运行出错，请重试；如果问题再次出现，请联系服务器的管理员。",
+    "error_internal_error": "服务器出错，请重试；如果问题再次出现，请联系服务器的管理员。",
     "lost": "与服务器的连接已断开，请重试",
     "full": "浏览器存储空间已满，请删除部分对话",
     "key": "API Key",
@@ -89,7 +101,7 @@ _CHINESE = {
 }
 
 TEXTS: dict[Language, dict[str, str]] = {"en": _ENGLISH, "zh": _CHINESE}
-"""Each text by its name; ``{0}`` is replaced by a value."""
+"""Each text by its name; ``{0}`` is replaced by a value. "error_" and the code of an error is what to do."""
 
 
 def choose_language(accepted: str) -> Language:

@@ -22,7 +22,7 @@ from baichuan2_tpu.generate.settings import GenerationSettings
 from baichuan2_tpu.server.api.schema import Input, Many
 from baichuan2_tpu.server.errors import describe
 from baichuan2_tpu.server.scheduling.answers import Answers
-from baichuan2_tpu.server.scheduling.ticket import Request
+from baichuan2_tpu.server.scheduling.ticket import Progress, Request
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.text.messages import Message, Role, check_order
 
@@ -84,16 +84,29 @@ class Turn(_PageInput):
 
 @dataclass(frozen=True, slots=True)
 class TurnState:
-    """The progress of a turn: the answer so far and, once it is over, its statistics or its error."""
+    """The progress of a turn: the answer so far and, once it is over, its statistics or its error.
+
+    ``read_percent`` tells how much of its prompt was read, while it is. ``error_code`` is the kind of error,
+    for which the page has words of its own.
+    """
 
     text: str = ""
+    read_percent: int | None = None
     dropped_rounds: int = 0
     is_over: bool = False
     error: str | None = None
+    error_code: str | None = None
     finish_reason: str | None = None
     tokens: int = 0
     first_token_s: float | None = None
     tok_per_s: float | None = None
+
+    def note_progress(self, progress: Progress | None) -> TurnState:
+        """Return the state with how much of the prompt was read, the same one if that is known already."""
+        percent = None
+        if progress is not None and not progress.is_complete:
+            percent = 100 * progress.read_tokens // progress.prompt_tokens
+        return self if percent == self.read_percent else replace(self, read_percent=percent)
 
     def extend(self, text: str, result: Result | None) -> TurnState:
         """Return the state with more text, or the final state if there is a result."""
@@ -161,7 +174,9 @@ async def answer_turn(
                 async for state in states:
                     yield session.show(turn.id, state)
     except Exception as error:  # noqa: BLE001 - the boundary of requests: a fault is shown as an error
-        yield session.show(turn.id, replace(state, is_over=True, error=describe(error).message))
+        fault = describe(error)
+        ended = replace(state, is_over=True, error=fault.message, error_code=fault.code)
+        yield session.show(turn.id, ended)
     finally:
         session.running.pop(turn.id, None)
 
@@ -181,6 +196,7 @@ async def _watch_answer(
     heard_s = time.monotonic()
     try:
         while not reading.done() or last is not state:
+            state = state.note_progress(answers.progress)
             if last is not state:
                 last = state
                 yield last

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from baichuan2_tpu.generate.events import Event, PromptScored, Result, TextPiece, TokenChosen
-from baichuan2_tpu.server.scheduling.ticket import Ticket
+from baichuan2_tpu.server.scheduling.ticket import Progress, Ticket
 
 __all__ = ["Answers", "Piece", "WholeAnswer"]
 
@@ -50,6 +50,16 @@ class Answers:
     def __init__(self, tickets: Sequence[Ticket], observe: Observe) -> None:
         self._tickets = tickets
         self._observe = observe
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far all prompts together are that have begun; None while all wait."""
+        all_progress = [ticket.progress for ticket in self._tickets]  # each looked at once: it may change
+        begun = [progress for progress in all_progress if progress is not None]
+        if not begun:
+            return None
+        read_tokens = sum(progress.read_tokens for progress in begun)
+        return Progress(read_tokens, sum(progress.prompt_tokens for progress in begun))
 
     def cancel(self) -> None:
         """End every answer before its next token."""

@@ -17,7 +17,7 @@ from baichuan2_tpu.generate.block_hashes import BlockHashes
 from baichuan2_tpu.generate.events import Stats, TextPiece
 from baichuan2_tpu.generate.tracked_sequence import Feed, TrackedSequence
 from baichuan2_tpu.server.scheduling.prefix_index import Prompt
-from baichuan2_tpu.server.scheduling.ticket import Request, Ticket
+from baichuan2_tpu.server.scheduling.ticket import Progress, Request, Ticket
 
 __all__ = ["Job"]
 
@@ -73,6 +73,22 @@ class Job:
         if not self.was_run:
             self._answer.reused_tokens = sequence.length
         self.was_run = True
+        self.ticket.progress = Progress(sequence.length, len(self.ids))
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it runs and more than its latest token is to be fed."""
+        progress = self.ticket.progress
+        return progress is not None and not progress.is_complete
+
+    def note_fed(self, sequence: TrackedSequence) -> None:
+        """Show how far the prompt is; without effect for an answer that is being written."""
+        if self.is_reading:
+            self.ticket.progress = Progress(sequence.length, len(self.ids))
+
+    def preempt(self) -> None:
+        """Wait again."""
+        self.ticket.progress = None
 
     def feed(self, sequence: TrackedSequence, count: int) -> Feed:
         """Return the next ``count`` ids that the sequence lacks.

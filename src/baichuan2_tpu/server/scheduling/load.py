@@ -43,7 +43,8 @@ class Totals:
     """What was done since the start.
 
     ``refused`` requests met a full queue; ``preempted`` counts how often an answer was preempted for lack of
-    memory and resumed later; ``faults`` are steps that failed. Tokens are counted when a request ends.
+    memory and resumed later; ``faults`` are steps that failed. Tokens are counted when a request ends, but
+    ``computed_tokens``, of prompts, in the step that computes them.
     """
 
     finished: int = 0
@@ -52,6 +53,7 @@ class Totals:
     refused: int = 0
     preempted: int = 0
     faults: int = 0
+    computed_tokens: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     generated_tokens: int = 0
@@ -61,12 +63,14 @@ class Totals:
 class Load:
     """What is in work now.
 
+    The prompts of ``reading`` of the ``running`` requests are not read to their end.
     ``held_tokens`` of ``max_held_tokens`` have memory for keys and values, ``kv_bytes_per_token`` each.
     ``rows`` says how an engine uses the memory that its sequences share, if they do. ``is_faulty`` tells
     whether the latest step failed.
     """
 
     running: int
+    reading: int
     waiting: int
     idle_sequences: int
     held_tokens: int

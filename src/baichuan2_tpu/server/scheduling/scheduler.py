@@ -70,7 +70,7 @@ class Scheduler:
         self._end_s = math.inf
         token_bytes = memory_need(engine.config).kv_bytes_per_token
         self._load = Load(
-            0, 0, 0, 0, max_tokens, token_bytes, rows=engine.row_use, is_faulty=False, totals=Totals()
+            0, 0, 0, 0, 0, max_tokens, token_bytes, rows=engine.row_use, is_faulty=False, totals=Totals()
         )
         self._thread = Thread(target=self._serve, name="scheduler")
 
@@ -247,9 +247,11 @@ class Scheduler:
         stepper = self._stepper
         with self._changed:
             self._counts["preempted"] = stepper.preempted
+            self._counts["computed_tokens"] = stepper.computed_tokens
             self._load = replace(
                 self._load,
                 running=stepper.running,
+                reading=stepper.reading,
                 idle_sequences=stepper.idle_sequences,
                 held_tokens=stepper.held_tokens,
                 rows=self._engine.row_use,

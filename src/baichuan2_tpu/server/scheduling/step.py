@@ -61,6 +61,7 @@ class Stepper:
         self._turns: dict[str, int] = {}  # when each client last had a job admitted
         self._turn = 0
         self._preempted = 0
+        self._computed_tokens = 0
 
     @property
     def running(self) -> int:
@@ -82,6 +83,16 @@ class Stepper:
         """How often a job was preempted since the start."""
         return self._preempted
 
+    @property
+    def reading(self) -> int:
+        """Jobs whose prompts are being read."""
+        return sum(job.is_reading for job in self._running)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens computed since the start, those of resumed answers included."""
+        return self._computed_tokens
+
     def step(self, new_jobs: Sequence[Job]) -> bool:
         """Queue the new jobs and give every running answer its next token; False when nothing was fed.
 
@@ -95,6 +106,7 @@ class Stepper:
         if not feeds:
             return False
         logits = self._compute(list(feeds.values()))
+        self._computed_tokens += sum(len(feed.ids) for job, feed in feeds.items() if job.is_reading)
         self._give_up()
         for job, rows in zip(feeds, logits, strict=True):
             self._advance(job, rows)
@@ -184,12 +196,12 @@ class Stepper:
 
     def _reserve_memory(self) -> None:
         """Reserve memory for the next token of every answer; the youngest are preempted for the others."""
-        for job, sequence in list(self._running.items()):
-            while job in self._running and not self._pool.reserve(sequence, len(job.ids)):
-                self._preempt(next(reversed(self._running)))
+        while not self._pool.reserve({sequence: len(job.ids) for job, sequence in self._running.items()}):
+            self._preempt(next(reversed(self._running)))
 
     def _preempt(self, job: Job) -> None:
         self._pool.give_back(self._stop(job))
+        job.preempt()
         self._waiting.insert(0, job)
         self._preempted += 1
 
@@ -216,6 +228,7 @@ class Stepper:
 
     def _advance(self, job: Job, logits: NDArray[np.float32]) -> None:
         """Score a job's prompt or choose its next token; logits that are not finite end this job alone."""
+        job.note_fed(self._running[job])
         if not len(logits) or job.is_over:
             return
         try:

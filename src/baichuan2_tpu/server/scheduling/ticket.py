@@ -14,7 +14,7 @@ from threading import Condition
 from baichuan2_tpu.generate.events import Event, Result
 from baichuan2_tpu.generate.settings import GenerationSettings
 
-__all__ = ["Request", "Ticket"]
+__all__ = ["Progress", "Request", "Ticket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,22 @@ class Request:
     tenant: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many tokens of a prompt were read, those of kept beginnings included.
+
+    The prompt of an answer that was preempted has what was written of the answer behind it.
+    """
+
+    read_tokens: int
+    prompt_tokens: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is being written."""
+        return self.read_tokens == self.prompt_tokens
+
+
 class Ticket:
     """The events of one answer, read once, with ``for`` in a thread or ``async for`` in an event loop.
 
@@ -41,6 +57,8 @@ class Ticket:
     """
 
     def __init__(self) -> None:
+        self.progress: Progress | None = None
+        """How far the prompt is; None while it waits. Set by who serves it, looked at by any thread."""
         self._items: deque[Event | Exception] = deque()
         self._changed = Condition()
         self._notify_reader: Callable[[], object] | None = None

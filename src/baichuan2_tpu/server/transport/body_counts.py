@@ -30,9 +30,10 @@ def check_counts(body: bytes) -> None:
     except (ValueError, RecursionError):
         return
     fields = cast("dict[str, object]", content) if isinstance(content, dict) else {}
-    messages = fields.get("messages")
-    if isinstance(messages, list):
-        _check("messages", len(cast("list[object]", messages)), _MAX_MESSAGES, param="messages")
+    for name in ("messages", "input"):
+        messages = fields.get(name)
+        if isinstance(messages, list):
+            _check("messages", len(cast("list[object]", messages)), _MAX_MESSAGES, param=name)
     objects = values = 0
     unread = _containers([content])
     while unread:

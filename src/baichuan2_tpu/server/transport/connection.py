@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from email.utils import formatdate
 from typing import cast
 
 import h11
@@ -48,6 +49,9 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive part of a request, possibly of one that was answered before it was complete."""
+        # What the response to a request begins with is taken when its head is complete.
+        date = formatdate(usegmt=True).encode()
+        self.server_state.default_headers = [(b"date", date), *self.config.encoded_headers]
         super().data_received(data)
         self._update_timer()
 

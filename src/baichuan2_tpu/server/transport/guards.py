@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baichuan2_tpu.errors import QueueFull, ServiceError, ShutdownError
 from baichuan2_tpu.server.errors import ApiError, error_response
-from baichuan2_tpu.server.tenants import ShareRule, current_tenant, tenant_of
+from baichuan2_tpu.server.tenants import ShareRule, current_holder, current_tenant, holder_of, tenant_of
 from baichuan2_tpu.server.transport.body_counts import LARGE_BYTES, check_counts
 
 __all__ = ["BodyLimit", "KeyGuard", "is_known_key"]
@@ -35,7 +35,7 @@ _BODY_S = 60
 class KeyGuard:
     """Requires ``Authorization: Bearer KEY`` with one of the keys; ASGI middleware.
 
-    What a request leads to runs with its key's tenant as ``current_tenant``.
+    What a request leads to runs with its key's ``current_tenant`` and ``current_holder``.
     """
 
     def __init__(self, app: ASGIApp, keys: Collection[str], share: ShareRule = "key") -> None:
@@ -50,11 +50,13 @@ class KeyGuard:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and is_known_key(key, self._keys):
-            token = current_tenant.set(tenant_of(key, self._share))
+            tenant = current_tenant.set(tenant_of(key, self._share))
+            holder = current_holder.set(holder_of(key))
             try:
                 await self._app(scope, receive, send)
             finally:
-                current_tenant.reset(token)
+                current_holder.reset(holder)
+                current_tenant.reset(tenant)
             return
         error = ApiError(
             "no valid API key; send the header Authorization: Bearer KEY", status=401, code="invalid_api_key"

@@ -1,43 +1,37 @@
 """Listening: an address, TLS, signals, and a shutdown that lets answers finish.
 
-The first SIGINT or SIGTERM closes the port and gives running answers a grace period. If the process still
-runs some seconds after that, whatever hangs in it, it is ended with the same exit code 0; a second signal
-ends it at once. Neither leaves anything behind: a server writes no files.
+The first SIGINT or SIGTERM closes the port and gives running answers a grace period, in which the process
+ends whatever hangs in it (``ending``); a second signal ends it at once. Neither leaves anything behind: a
+server writes no files.
 Not here: the app (``server.app``), one connection (``connection``), limits of a body (``guards``), what a
 user may set (``cli.serve``).
-Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``shutdown`` and ``handle_exit`` are used;
-sd_notify(3) for ``tell_supervisor``.
+Source: uvicorn 0.54's ``Server``, whose hooks ``startup``, ``main_loop``, ``shutdown`` and ``handle_exit``
+are used; sd_notify(3) for ``tell_supervisor``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
-import math
 import os
 import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from baichuan2_tpu.errors import RequestError
-from baichuan2_tpu.server.log_lines import log_event
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.server.transport.connection import Connection
+from baichuan2_tpu.server.transport.ending import Ending
 
 __all__ = ["Address", "bind", "check_tls", "is_loopback", "serve", "tell_supervisor"]
 
-_log = logging.getLogger(__name__)
-
-_READING_S = 5
-"""Time for clients to read the end of their answers, and again for the process to end by itself."""
 _BACKLOG = 128
 
 
@@ -120,14 +114,13 @@ def serve(
     address: Address,
     listener: socket.socket,
     *,
-    grace_s: float,
+    ending: Ending,
     when_ready: Callable[[], None],
 ) -> None:
     """Serve until a signal arrives and running answers are over; in the main thread.
 
-    Side effect: the service is stopped. A second signal ends the process with 128 + its number; 10 s after
-    the grace period it is ended with exit code 0, whatever still runs in it.
-    Units: running answers have ``grace_s`` to finish; those that do not end with an error.
+    Side effect: the service is stopped. A second signal ends the process with 128 + its number; ``ending``
+    ends it in its time with exit code 0, whatever still runs in it.
     Raises: RequestError when another server took the port since ``bind``.
     """
     try:
@@ -144,13 +137,8 @@ def serve(
         server_header=False,
         backlog=_BACKLOG,
         ws="none",
-        timeout_graceful_shutdown=math.ceil(grace_s) + 2 * _READING_S,
     )
-    server = _Server(config, service, grace_s, when_ready)
-    try:
-        server.run([listener])
-    finally:
-        server.is_over.set()
+    _Server(config, service, ending, when_ready).run([listener])
 
 
 def tell_supervisor(state: str) -> None:
@@ -167,21 +155,30 @@ def tell_supervisor(state: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with a shutdown that waits for running answers."""
+    """uvicorn, with a shutdown that waits for running answers, and asleep until then."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, grace_s: float, when_ready: Callable[[], None]
+        self, config: uvicorn.Config, service: Service, ending: Ending, when_ready: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._service = service
-        self._grace_s = grace_s
+        self._ending = ending
         self._when_ready = when_ready
-        self.is_over = Event()
-        """Set when nothing is left to wait for, and the process need not be ended."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signalled = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._when_ready()
+
+    async def main_loop(self) -> None:
+        """Sleep until a signal comes: uvicorn's own loop wakes up ten times per second to look for one.
+
+        It also keeps the date of responses, which ``Connection`` does.
+        """
+        while not self.should_exit:
+            await self._signalled.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the scheduler finish its answers while uvicorn waits for their connections.
@@ -189,34 +186,25 @@ class _Server(uvicorn.Server):
         Connections still open after that carry no answer: a page listens for events as long as it is open.
         """
         tell_supervisor("STOPPING=1")
-        ending = asyncio.create_task(super().shutdown(sockets))
-        await asyncio.to_thread(self._service.stop, self._grace_s)
-        await asyncio.wait([ending], timeout=_READING_S)
+        times = self._ending
+        closing = asyncio.create_task(super().shutdown(sockets))
+        stop = asyncio.to_thread(self._service.stop, times.left_s(times.answers_s))
+        answering = asyncio.create_task(stop)
+        await asyncio.wait([answering], timeout=times.left_s(times.connections_s))
+        await asyncio.wait([closing], timeout=times.left_s(times.connections_s))
         for task in self.server_state.tasks:
             task.cancel()
-        await ending
+        await asyncio.wait([closing], timeout=times.left_s(times.force_s) / 2)
+        for connection in list(self.server_state.connections):  # of clients that do not read
+            cast("Connection", connection).transport.abort()
+        await closing
+        await answering
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn calls it
         """Begin to shut down; exit at once the second time."""
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True
-        end_s = self._grace_s + 2 * _READING_S
-        Thread(target=_end_process, args=(self.is_over, end_s), name="end", daemon=True).start()
-
-
-def _end_process(is_over: Event, after_s: float) -> None:
-    """End the process after a time, unless it is over, without waiting for any thread of it."""
-    if is_over.wait(after_s):
-        return
-    fields = {"after_s": round(after_s, 1)}
-    # In a thread of its own: what hangs may hold the lock of the log.
-    ending = Thread(
-        target=log_event,
-        args=(_log, "ended although something still runs"),
-        kwargs={"level": logging.WARNING, **fields},
-        daemon=True,
-    )
-    ending.start()
-    ending.join(1)
-    os._exit(0)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._signalled.set)
+        self._ending.begin()

@@ -1,6 +1,7 @@
 """A log line and an id for every HTTP request.
 
-Not here: the form of log lines, and the line of an answer (``log_lines``).
+Not here: the form of log lines, and the line of an answer (``log_lines``); the line when the scheduler takes
+a request (``service``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baichuan2_tpu.server.log_lines import log_event, request_id
+from baichuan2_tpu.server.log_lines import log_event, request_id, request_path
 
 __all__ = ["RequestLog"]
 
@@ -39,12 +40,13 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         record = _RequestRecord(scope, send)
-        token = request_id.set(record.id)
+        id_token, path_token = request_id.set(record.id), request_path.set(record.path)
         try:
             await self._app(scope, receive, record.send)
         finally:
             record.log()
-            request_id.reset(token)
+            request_id.reset(id_token)
+            request_path.reset(path_token)
 
 
 class _RequestRecord:
@@ -52,6 +54,7 @@ class _RequestRecord:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
+        self.path = scope["path"][:_MAX_PATH]
         self._scope = scope
         self._send = send
         self._start_s = time.perf_counter()
@@ -69,14 +72,14 @@ class _RequestRecord:
 
     def log(self) -> None:
         """Log a request that is over."""
-        client, path = self._scope.get("client"), self._scope["path"]
+        client = self._scope.get("client")
         log_event(
             _log,
             "request",
-            level=logging.DEBUG if path.startswith(_QUIET_PATHS) else logging.INFO,
+            level=logging.DEBUG if self.path.startswith(_QUIET_PATHS) else logging.INFO,
             client=client[0] if client else None,
             method=self._scope["method"],
-            path=path[:_MAX_PATH],
+            path=self.path,
             status=self._status,
             whole=self._is_complete,
             seconds=round(time.perf_counter() - self._start_s, 3),

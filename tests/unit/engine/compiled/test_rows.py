@@ -69,8 +69,9 @@ class Allocations(RuleBasedStateMachine):
         owners = self.owners()
         used, shared = sum(count > 0 for count in owners), sum(count > 1 for count in owners)
         assert self.allocator.use == RowUse(total=ROWS, used=used, shared=shared)
-        free = [row for run in self.allocator.free_runs().all() for row in run.rows().tolist()]
-        assert free == [row for row, count in enumerate(owners) if count == 0]
+        free = [row for row, count in enumerate(owners) if count == 0]
+        runs = self.allocator.free_runs().fewest(len(free))
+        assert sorted(row for run in runs for row in run.rows().tolist()) == free
 
     @invariant()
     def every_row_knows_its_position(self) -> None:
@@ -85,7 +86,7 @@ TestAllocations = Allocations.TestCase
 
 @given(st.lists(st.integers(0, 40), unique=True).map(sorted))
 def test_runs_are_as_long_as_possible(rows: list[int]) -> None:
-    runs = FreeRuns(np.array(rows, np.int64)).all()
+    runs = sorted(FreeRuns(np.array(rows, np.int64)).fewest(len(rows)), key=lambda run: run.start)
     assert [row for run in runs for row in run.rows().tolist()] == rows
     ends = [run.start + run.count for run in runs]
     assert all(end < run.start for end, run in zip(ends, runs[1:], strict=False))
@@ -105,6 +106,15 @@ def test_scattered_rows_lie_in_as_few_runs_as_possible() -> None:
     assert FREE.fewest(9) == (Run(20, 9),)
     assert FREE.fewest(16) == (Run(20, 9), Run(8, 5), Run(3, 2))
     assert FREE.fewest(0) == ()
+
+
+def test_a_launch_reaches_behind_all_rows_in_use_and_the_run_that_it_fills() -> None:
+    allocator = RowAllocator(24)
+    assert [allocator.reach(count) for count in (1, 16, 24)] == [1, 16, 24]
+    rows = row_numbers([0, 1, 2, 3, 8, 9])
+    allocator.take(rows, rows)
+    assert [allocator.reach(count) for count in (1, 4, 5, 14)] == [10, 10, 15, 24]
+    assert allocator.reach(15) == 24, "no run is so long: new rows may be scattered over all"
 
 
 def test_giving_a_row_away_twice_is_a_fault_of_our_own() -> None:

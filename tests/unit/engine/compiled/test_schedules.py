@@ -137,15 +137,21 @@ class AlibiSchedules(Schedules):
     options = {"stages": (1, 16), "histories": (40,), "layers_per_net": 2}  # noqa: RUF012
 
 
+class OddSchedules(Schedules):
+    """The last history is little longer than the one before it: copies come close to what a net gathers."""
+
+    options = {"stages": (1, 8, 16), "histories": (16, 66)}  # noqa: RUF012
+
+
 class ConverterSchedules(Schedules):
     options = {"stages": (1, 32), "form": "converter"}  # noqa: RUF012
 
 
 SETTINGS = settings(max_examples=12, stateful_step_count=20, deadline=None)
-Schedules.TestCase.settings = AlibiSchedules.TestCase.settings = ConverterSchedules.TestCase.settings = (
-    SETTINGS
-)
+for _schedules in (Schedules, AlibiSchedules, OddSchedules, ConverterSchedules):
+    _schedules.TestCase.settings = SETTINGS
 
 TestSchedules = Schedules.TestCase
 TestAlibiSchedules = AlibiSchedules.TestCase
+TestOddSchedules = OddSchedules.TestCase
 TestConverterSchedules = ConverterSchedules.TestCase

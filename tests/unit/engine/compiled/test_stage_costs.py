@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baichuan2_tpu.engine.compiled.net_plan import plan_nets
-from baichuan2_tpu.engine.compiled.stage_costs import StageCosts, cut_stages, cut_tokens
-from baichuan2_tpu.manifest import Stage
+from baichuan2_tpu.engine.compiled.stage_costs import StageCosts, cut_tokens
 from doubles.numpy_device import NumpyDevice
 from models.random_model import float_weights, random_weights
 
@@ -61,18 +60,6 @@ def test_no_other_cut_costs_less_and_only_the_last_piece_is_padded(
         assert spent <= other + costs[last] * -(-rest // last) + 1e-6
 
 
-def test_a_long_prompt_reads_longer_histories_as_it_grows() -> None:
-    costs = {Stage(tokens, rows): tokens + rows / 100 for tokens in (1, 16) for rows in (16, 64)}
-    assert cut_stages(33, 0, costs) == ((16, 16), (16, 16), (1, 64))
-    assert cut_stages(1, 17, costs) == ((1, 64),)
-
-
-def test_a_stage_that_is_not_there_for_every_history_is_used_where_it_is() -> None:
-    costs = {Stage(1, 16): 1.0, Stage(16, 16): 2.0, Stage(1, 64): 2.0, Stage(32, 64): 3.0}
-    assert cut_stages(16, 16, costs) == ((16, 16),)
-    assert cut_stages(16, 17, costs) == ((32, 64),)
-
-
 def plan_of(**options: object) -> StageCosts:
     model = random_weights("grouped", 4)
     device = NumpyDevice(model.config, float_weights(model), **options)  # pyright: ignore[reportArgumentType]
@@ -90,3 +77,11 @@ def test_without_figures_of_a_manifest_two_to_eight_tokens_cost_more_than_sixtee
 def test_the_shortest_history_that_covers_the_rows_is_read() -> None:
     costs = plan_of(stages=(1, 16), context=256, histories=(32, 64))
     assert [costs.stages(rows)[16].history for rows in (0, 32, 33, 64, 65, 256)] == [32, 32, 64, 64, 256, 256]
+
+
+def test_the_head_takes_no_more_rows_than_a_launch_has() -> None:
+    costs = plan_of(stages=(1, 16), context=64, head_rows=(1, 4, 16, 32))
+    assert costs.head_sizes(3, 16) == (4,)
+    assert costs.head_sizes(16, 16) == (16,)
+    assert costs.head_sizes(1, 1) == (1,)
+    assert costs.head_sizes(0, 16) == ()

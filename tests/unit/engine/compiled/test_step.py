@@ -28,6 +28,16 @@ def plan_of(**options: object) -> NetPlan:
 
 
 OWN = plan_of()
+SPARSE = replace(
+    plan_of(histories=(32, 120)),
+    stages=tuple(
+        stage
+        for stage in plan_of(histories=(32, 120)).stages
+        if (stage.tokens, stage.history) not in {(16, 120), (16, 128)}
+    ),
+)
+"""As bundles have them: long histories lack some stages, and the last is little longer than another."""
+
 CONVERTER = plan_of(form="converter", stages=(1, 32), has_embedding=True)
 
 
@@ -54,6 +64,39 @@ class Memory:
         return list(Step(self.plan, StageCosts(self.plan), self.allocator, works).launches())
 
 
+def replay(launches: list[Launch], works: list[Work], memory: Memory) -> None:
+    """Run the launches on a memory that holds which token lies in which row, as nets fill and overwrite it.
+
+    Behind the last row there is room for what the longest stages gather. Tokens are named by their work and
+    place; None is anything.
+    """
+    rows: list[object] = [None] * (memory.plan.rows + 64)
+    for number, row in enumerate(memory.used.tolist()):
+        rows[row] = number
+    owners: dict[int, object] = {row: rows[row] for row in memory.used.tolist()}
+    for launch in launches:
+        stage = launch.stage
+        new: list[object] = [None] * stage.tokens
+        for part in launch.parts:
+            for number, place in enumerate(part.places.tolist()):
+                new[place] = (works.index(part.work), part.start + number)
+            seen = [rows[row] for row in part.visible.tolist()] if stage.history else []
+            assert seen == [owners[row] for row in part.visible.tolist()][: len(seen)]
+        assert max(owners, default=-1) < stage.history or not stage.history
+        if stage.history:
+            rows[stage.history : stage.history + stage.tokens] = new
+        places = iter(range(launch.kept_from, stage.tokens))
+        for run in launch.runs:
+            gathered = range(stage.history, stage.history + stage.tokens) if stage.history else range(0)
+            assert not set(gathered) & set(run.rows().tolist()), "what is copied must not overlap"
+            for row in run.rows().tolist():
+                place = next(places)
+                rows[row] = new[place]
+                if place < launch.count:
+                    owners[row] = new[place]
+    assert all(rows[row] == token for row, token in owners.items())
+
+
 def check(launches: list[Launch], works: list[Work], memory: Memory) -> None:
     """Check that every token is computed once, behind those before it, and has a row of its own."""
     rows = [row for work in works for taken in work.rows for row in taken.tolist()]
@@ -71,6 +114,7 @@ def check(launches: list[Launch], works: list[Work], memory: Memory) -> None:
             first = work.length + part.start
             assert launch.positions[part.places].tolist() == list(range(first, first + len(part.places)))
             assert not launch.stage.history or part.visible.max(initial=-1) < launch.stage.history
+    replay(launches, works, memory)
     for launch in launches:
         heard = [
             place
@@ -98,7 +142,7 @@ def steps(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, int, int]]]:
     return used, works
 
 
-@pytest.mark.parametrize("plan", [OWN, CONVERTER], ids=["own", "converter"])
+@pytest.mark.parametrize("plan", [OWN, SPARSE, CONVERTER], ids=["own", "sparse", "converter"])
 @given(step=steps())
 def test_whatever_fits_into_the_free_rows_is_launched(
     plan: NetPlan, step: tuple[list[int], list[tuple[int, int, int]]]
@@ -120,6 +164,26 @@ def test_all_sequences_go_into_one_launch_and_those_with_logits_lie_behind() -> 
     assert (launch.stage.tokens, launch.stage.history, launch.logit_rows) == (16, 32, 4)
     assert launch.is_in_place
     assert launch.runs[0].start == 9
+
+
+def test_a_stage_that_the_next_longer_history_lacks_is_not_taken_at_the_end_of_its_own() -> None:
+    """Sixteen users at 2048 rows in use ended every step with a KeyError: 4096 rows have no stage of 16."""
+    memory = Memory(SPARSE, list(range(30)))
+    works = [memory.work(1, 1) for _ in range(8)]
+    launches = memory.launches(works)
+    check(launches, works, memory)
+    assert [(launch.stage.tokens, launch.stage.history) for launch in launches] == [(32, 120)], (
+        "16 tokens take the runs 30 to 46"
+    )
+
+
+def test_what_is_copied_does_not_overlap_what_the_net_gathers() -> None:
+    """With a last history a little longer than the one before it, libbmrt refused to copy onto itself."""
+    memory = Memory(SPARSE, list(range(118)))
+    works = [memory.work(9, 1)]
+    launches = memory.launches(works)
+    check(launches, works, memory)
+    assert [(launch.stage.history, launch.is_in_place) for launch in launches] == [(128, False)]
 
 
 def test_rows_lie_as_low_as_they_can() -> None:
