@@ -36,9 +36,22 @@ __all__ = [
     "read_processor",
 ]
 
-_INSTRUCTIONS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "fphp")
+_INSTRUCTIONS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni"),
+    *("asimd", "asimddp", "i8mm", "fphp"),
+)
 """In the spelling of /proc/cpuinfo: instruction sets that matrix kernels are, or could be, written for."""
 _IMPLEMENTERS = {"0x41": "Arm", "0x61": "Apple", "0x48": "HiSilicon", "0x51": "Qualcomm"}
+_PARTS = {
+    "0xd03": "Cortex-A53",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse N1",
+    "0xd40": "Neoverse V1",
+    "0xd49": "Neoverse N2",
+    "0xd4f": "Neoverse V2",
+}
+"""Arm's own processors. Source: arch/arm64/include/asm/cputype.h of the Linux kernel."""
 _NO_LIMIT = 1 << 60
 """Version 1 of cgroups writes a larger number where there is no limit."""
 
@@ -118,8 +131,15 @@ def parse_processor(text: str) -> Processor | None:
     if threads == 0:
         return None
     flags = set((_field(text, "flags") or _field(text, "Features")).split())
-    model = _field(text, "model name") or _IMPLEMENTERS.get(_field(text, "CPU implementer"), "unnamed")
+    model = _field(text, "model name") or _name_arm(text)
     return Processor(model, threads, tuple(name for name in _INSTRUCTIONS if name in flags))
+
+
+def _name_arm(text: str) -> str:
+    """Name a processor by its numbers: Linux on Arm writes no model name."""
+    maker = _IMPLEMENTERS.get(_field(text, "CPU implementer"), "unnamed")
+    part = _PARTS.get(_field(text, "CPU part")) if maker == "Arm" else None
+    return f"{maker} {part}" if part else maker
 
 
 def _field(text: str, name: str) -> str:

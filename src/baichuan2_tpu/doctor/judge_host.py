@@ -14,8 +14,15 @@ from baichuan2_tpu.doctor.system_files import Machine
 
 __all__ = ["check_host", "gigabytes"]
 
-_FULL_SPEED = ("avx512_vnni", "avx_vnni", "avx2")
-"""Kernels that are as fast as a processor with their instructions allows."""
+_FULL_SPEED = {
+    "avx512_vnni": "AVX2, FMA and F16C",
+    "avx_vnni": "AVX2, FMA and F16C",
+    "avx2": "AVX2, FMA and F16C",
+    "neon_i8mm": "NEON",
+    "neon_dotprod": "NEON",
+    "neon": "NEON",
+}
+"""Kernels that are as fast as their processor allows, and the least that such kernels need."""
 _FETCH_BYTES = 20_000_000_000
 """The official 7B takes 15 GB, and its 4-bit form another 4.8 GB."""
 
@@ -53,16 +60,20 @@ def _judge_processor(machine: Machine, host: Host, need: Need | None) -> Finding
         return Finding("processor", "warn", f"{seen.explanation}; {kernels}")
     sets = " ".join(seen.value.instructions) or "no known vector instructions"
     value = f"{seen.value.model}, {seen.value.threads} threads ({sets}); {kernels}"
-    if host.kernels[0] in _FULL_SPEED:
-        return Finding("processor", "pass", value, "AVX2, FMA and F16C")
     is_slow_here = need is None or need.runs_on == "cpu"
-    step = ("models will be slow on this CPU; run a compiled bundle on a TPU, or use another machine",)
+    if "i8mm" in seen.value.instructions and host.kernels[0] != "neon_i8mm":
+        step = "install the package again with g++ 10 or newer, which knows i8mm"
+        status = "warn" if is_slow_here else "info"
+        return Finding("processor", status, value, "kernels: neon_i8mm for full speed", (step,))
+    if host.kernels[0] in _FULL_SPEED:
+        return Finding("processor", "pass", value, _FULL_SPEED[host.kernels[0]])
+    step = "models will be slow on this CPU; run a compiled bundle on a TPU, or use another machine"
     return Finding(
         "processor",
         "warn" if is_slow_here else "info",
         value,
-        "AVX2, FMA and F16C for full speed",
-        step if is_slow_here else (),
+        "x86-64 with AVX2, FMA and F16C, or Arm with NEON, for full speed",
+        (step,) if is_slow_here else (),
     )
 
 

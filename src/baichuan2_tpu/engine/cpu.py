@@ -4,7 +4,7 @@ Fast mode quantises activations in groups of 64, to 8 bits, and beside 8-bit wei
 groups to 16 bits; exact mode keeps them in float32. Keys and values are held in int8, one scale per head and
 token, or in float16, as in exact mode unless it is told otherwise. All of it is batch-invariant: a sequence's
 logits are the same bits whatever else is in the batch, however its tokens are cut into chunks, and with any
-number of threads. AVX2, AVX-VNNI and AVX-512 VNNI give the same bits as each other; the portable kernels
+number of threads. The vector instruction sets all give the same bits; the portable kernels
 have the same integers, but no fused multiply-add of floats.
 Not here: the arithmetic (``native/``), reading files (``checkpoint``).
 """
@@ -101,8 +101,8 @@ class CpuEngine(Engine):
     """Runs quantised weights on this machine's processor.
 
     ``context`` defaults to the model's own; ``threads`` to what this process may keep busy; ``kv_bits`` to 8,
-    or 16 in exact mode; ``kernels`` ("avx512_vnni", "avx_vnni", "avx2", "scalar") to the fastest here. The
-    embedding stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept;
+    or 16 in exact mode; ``kernels``, one of ``available_kernels()``, to the fastest here. The embedding
+    stays in ``weights``, so keep those open. ``packed`` is where the packed weights are looked for, and kept;
     ``progress`` is told the bytes that are packed, written or mapped, and ``notice`` why they could not be
     kept.
     Side effect: weights that were not packed before are packed, one tensor at a time, and each is released

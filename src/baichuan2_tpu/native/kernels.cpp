@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace baichuan2 {
@@ -35,6 +37,19 @@ bool has_avx_vnni() {
 #endif
 }
 #endif
+#elif defined(__aarch64__)
+// Bits of Linux's asm/hwcap.h, which has the second since 5.10. Every Armv8 processor under Linux has NEON.
+bool has_dotprod() {
+    constexpr unsigned long kAsimddp = 1ul << 20;
+    return (getauxval(AT_HWCAP) & kAsimddp) != 0;
+}
+
+#if defined(BAICHUAN2_HAS_I8MM)
+bool has_i8mm() {
+    constexpr unsigned long kI8mm = 1ul << 13;
+    return (getauxval(AT_HWCAP2) & kI8mm) != 0;
+}
+#endif
 #endif
 
 }  // namespace
@@ -48,6 +63,12 @@ std::vector<const Kernels*> available_kernels() {
     if (has_avx2 && has_avx_vnni()) all.push_back(&kAvxVnniKernels);
 #endif
     if (has_avx2) all.push_back(&kAvx2Kernels);
+#elif defined(__aarch64__)
+#if defined(BAICHUAN2_HAS_I8MM)
+    if (has_dotprod() && has_i8mm()) all.push_back(&kNeonI8mmKernels);
+#endif
+    if (has_dotprod()) all.push_back(&kNeonDotprodKernels);
+    all.push_back(&kNeonKernels);
 #endif
     all.push_back(&kScalarKernels);
     return all;

@@ -4,7 +4,8 @@
 // A result never depends on how many tokens, rows or threads a call covers:
 // for each output the order of float operations is fixed.
 //
-// What an instruction set X brings; scalar/ is the plain example, the others are the fast ones:
+// What an instruction set X brings; scalar/ is the plain example, the others are the fast ones. The Arm sets
+// share what neon/ has, and differ in a dot_X.h:
 //
 //   X/simd_X.h          eight floats and the operations on them,
 //      |                and how many sums its registers hold
@@ -145,6 +146,12 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvxVnniKernels;
 #endif
 extern const Kernels kAvx512VnniKernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
+extern const Kernels kNeonDotprodKernels;
+#if defined(BAICHUAN2_HAS_I8MM)
+extern const Kernels kNeonI8mmKernels;
+#endif
 #endif
 
 // The kernels this machine can run, the fastest first.

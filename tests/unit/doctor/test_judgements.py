@@ -298,10 +298,29 @@ def test_slow_kernels_are_told_where_the_cpu_is_used(bundle: str) -> None:
     assert by_name(examine(machine, host, model=bundle))["processor"].status == "info"
 
 
-@pytest.mark.parametrize("kernels", ["avx512_vnni", "avx_vnni", "avx2"])
-def test_kernels_of_full_speed_pass(kernels: str) -> None:
+@pytest.mark.parametrize(
+    ("machine", "kernels"),
+    [
+        ("none", "avx512_vnni"),
+        ("none", "avx_vnni"),
+        ("none", "avx2"),
+        ("soc", "neon"),
+        ("neoverse_n1", "neon_dotprod"),
+        ("neoverse_v1", "neon_i8mm"),
+    ],
+)
+def test_kernels_of_full_speed_pass(machine: str, kernels: str) -> None:
     host: Host = dataclasses.replace(HOST, kernels=(kernels, "scalar"))
-    assert by_name(examine(RecordedMachine(MACHINES / "none"), host))["processor"].status == "pass"
+    assert by_name(examine(RecordedMachine(MACHINES / machine), host))["processor"].status == "pass"
+
+
+def test_a_build_without_the_kernels_of_this_processor_is_told(bundle: str) -> None:
+    host: Host = dataclasses.replace(HOST, kernels=("neon_dotprod", "neon", "scalar"))
+    machine = RecordedMachine(MACHINES / "neoverse_v1")
+    finding = by_name(examine(machine, host))["processor"]
+    assert finding.status == "warn"
+    assert finding.next_step == ("install the package again with g++ 10 or newer, which knows i8mm",)
+    assert by_name(examine(machine, host, model=bundle))["processor"].status == "info"
 
 
 def test_a_full_disk_is_told() -> None:

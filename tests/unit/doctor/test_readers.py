@@ -207,6 +207,20 @@ def test_the_smaller_limit_of_a_container_counts(tmp_path: Path) -> None:
 def test_processor_without_a_name_is_told_by_its_maker() -> None:
     text = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41"
     assert parse_processor(text) == Processor("Arm", 1, ("asimd",))
+    assert parse_processor(text.replace("0x41", "0x61")) == Processor("Apple", 1, ("asimd",))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "instructions"),
+    [
+        ("neoverse_n1", "Arm Neoverse N1", ("asimd", "asimddp", "fphp")),
+        ("neoverse_v1", "Arm Neoverse V1", ("asimd", "asimddp", "i8mm", "fphp")),
+    ],
+)
+def test_arm_processor_is_named_by_its_part(name: str, model: str, instructions: tuple[str, ...]) -> None:
+    processor = read_processor(RecordedMachine(MACHINES / name)).value
+    assert processor is not None
+    assert (processor.model, processor.instructions) == (model, instructions)
 
 
 def test_a_card_is_found_on_the_bus_before_its_driver_is_there(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from baichuan2_tpu.shapes import shape_config
 from doubles.recorded_machine import HOST, MACHINES, RecordedMachine
 from models.bundle_manifest import bundle_manifest
 
-ARM = dataclasses.replace(HOST, architecture="aarch64", kernels=("scalar",), python="3.10.14")
+ARM = dataclasses.replace(HOST, architecture="aarch64", kernels=("neon", "scalar"), python="3.10.14")
 HOSTS = {
     "pcie": dataclasses.replace(HOST, sail="3.10.7", toolchain="1.30.2", simulator=True),
     "soc": dataclasses.replace(ARM, sail="3.9.1"),
     "soc_broken": dataclasses.replace(ARM, sail="3.8.0", cache_free_bytes=9_000_000_000),
     "none": HOST,
+    "neoverse_n1": dataclasses.replace(ARM, kernels=("neon_dotprod", "neon", "scalar")),
+    "neoverse_v1": dataclasses.replace(ARM, kernels=("neon_i8mm", "neon_dotprod", "neon", "scalar")),
 }
 ECHO = "16 MiB sent, copied on the device and read back unchanged"
 NO_RIGHTS = "this machine shows no TPU 0 (/dev/bm-sophon0 or /dev/bm-tpu0)"
@@ -27,6 +29,8 @@ COMPUTED = {
     "soc": [Finding("computes: tpu", "pass", f"{ECHO}; 0 of 13759 MiB in use")],
     "soc_broken": [Finding("computes: tpu", "fail", NO_RIGHTS)],
     "none": [],
+    "neoverse_n1": [],
+    "neoverse_v1": [],
 }
 LOGITS = "a tiny model differs from numpy by 9.4e-03 at 4 bits, 6.0e-03 at 8 bits"
 CPU = Finding("computes: cpu", "pass", LOGITS)
@@ -50,7 +54,14 @@ def examined(name: str, model: Path | None) -> Report:
 
 @pytest.mark.parametrize(
     ("name", "bits", "is_ok"),
-    [("pcie", 8, True), ("soc", 4, True), ("soc_broken", 8, False), ("none", 0, True)],
+    [
+        ("pcie", 8, True),
+        ("soc", 4, True),
+        ("soc_broken", 8, False),
+        ("none", 0, True),
+        ("neoverse_n1", 0, True),
+        ("neoverse_v1", 0, True),
+    ],
 )
 def test_screen_is_as_recorded(
     name: str, bits: int, is_ok: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -65,7 +76,7 @@ def test_screen_is_as_recorded(
     assert report.is_ok is is_ok
 
 
-@pytest.mark.parametrize("name", ["pcie", "soc", "soc_broken", "none"])
+@pytest.mark.parametrize("name", HOSTS)
 def test_screen_fits_a_terminal(name: str) -> None:
     lines = (MACHINES / f"{name}.txt").read_text("utf-8").splitlines()
     assert len(lines) <= 40

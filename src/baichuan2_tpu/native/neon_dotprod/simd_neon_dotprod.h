@@ -1,0 +1,10 @@
+// Eight floats as in NEON, under a name of this set: what the compiler makes of it stays apart.
+#pragma once
+
+#include "neon/simd_neon.h"
+
+namespace baichuan2 {
+
+struct NeonDotprodSimd : NeonSimd {};
+
+}  // namespace baichuan2
