@@ -132,7 +132,7 @@ def hadamard(size: int) -> NDArray[np.float64]:
     block = np.ones((1, 1))
     while size % (2 * len(block)) == 0:
         block = np.block([[block, block], [block, -block]])
-    return np.kron(np.eye(size // len(block)), block)
+    return np.kron(np.eye(size // len(block)), block).astype(np.float64)
 
 
 def hold(x: NDArray[np.float32], kv_bits: int, kernels: str) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import pytest
 
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.engine.compiled.open_vendor_bmodel import open_vendor_bmodel, read_vendor_config
-from baichuan2_tpu.engine.registry import open_engine
+from baichuan2_tpu.engine.registry import CpuSettings, open_engine
 from baichuan2_tpu.errors import ArtifactError, CheckpointError, RequestError
 from baichuan2_tpu.manifest import MANIFEST_NAME, find_bmodel
 from baichuan2_tpu.resolve import resolve_model
@@ -54,7 +54,7 @@ def test_the_cpu_cannot_run_it(folder: Path) -> None:
     with pytest.raises(RequestError, match="is compiled, which the cpu engine cannot run"):
         open_engine(identify(folder), engine="cpu")
     with pytest.raises(RequestError, match="for the cpu engine alone"):
-        open_engine(identify(folder), threads=2)
+        open_engine(identify(folder), cpu=CpuSettings(threads=2))
 
 
 def test_it_is_taken_for_the_7b_unless_a_config_is_there(folder: Path) -> None:
