@@ -45,5 +45,5 @@ def test_the_signatures_are_what_scripts_rely_on() -> None:
         assert f"\n{line}\n" in text
     parameters = inspect.signature(baichuan2_tpu.load).parameters
     assert list(parameters) == [
-        *("model", "engine", "device", "context", "threads", "exact", "notice", "progress"),
+        *("model", "engine", "device", "context", "threads", "exact", "kv", "notice", "progress"),
     ]
