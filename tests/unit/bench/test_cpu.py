@@ -76,7 +76,10 @@ class CountingEngine(Engine):
 
 class TellingEngine(CountingEngine):
     weight_bytes = 1000
-    kv_bytes_per_token = 10
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 10
 
 
 def ceilings(threads: int, bits: int) -> Ceilings:
