@@ -81,7 +81,9 @@ class ActingEngine(FakeEngine):
 def _answer(question: str, system: str) -> str:
     tools: list[str] = _TOOL_NAME.findall(system)
     if "<tool_result" in question:
-        return "It is sunny."
+        return "It is sunny." if "sunny" in question else "It is not known."
+    if "notes.txt" in question:
+        return _calls("Read", ['{"filepath": "notes.txt"}'])
     if "weather" in question:
         cities = [city for city in ("Paris", "Rome") if city in question]
         return _calls(tools[0], [f'{{"city": "{city}"}}' for city in cities]) if tools else "Look outside."

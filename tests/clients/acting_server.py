@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
-from baichuan2_tpu.server.service import Service
+from baichuan2_tpu.server.service import RequestRules, Service
 from baichuan2_tpu.text.template import BaichuanTemplate
 from clients.acting_engine import ActingEngine, ActingTokenizer
 from running.served import fake_model, listening
@@ -23,7 +23,7 @@ _MAX_TOKENS = 8000  # for clients that name no limit
 
 
 @contextmanager
-def acting_server() -> Generator[str, None, None]:
+def acting_server(rules: RequestRules | None = None) -> Generator[str, None, None]:
     """Serve the acting engine, and yield the address."""
     engine, tokenizer = ActingEngine(), ActingTokenizer()
     model = fake_model(engine)
@@ -36,7 +36,7 @@ def acting_server() -> Generator[str, None, None]:
     )
     with (
         Scheduler(engine, model.tokenizer) as scheduler,
-        closing(Service(model, scheduler)) as service,
+        closing(Service(model, scheduler, rules=rules)) as service,
         listening(create_app(service)) as url,
     ):
         yield url

@@ -90,6 +90,8 @@ CLIENTS = (
     Client("instructor", "Instructor", ("instructor_client.py",), ("instructor==1.17.0",)),
     Client("litellm", "LiteLLM", ("litellm_client.py",), ("litellm==1.110.2",)),
     Client("llm", "simonw/llm", ("llm_client.py",), ("llm==0.36",)),
+    Client("continue", "Continue's CLI", ("continue_cli.mjs",), ("@continuedev/cli@1.5.47",), "npm"),
+    Client("langchain-0", "LangChain 0.3", ("langchain_client.py",), ("langchain-openai==0.3.31",)),
     Client("dify", "Dify's plugin SDK", ("dify_client.py",), ("dify-plugin==0.7.4",)),
 )
 

@@ -27,12 +27,16 @@ OWN_HOSTS = [
     "192.168.1.9",
     "localhost.:80",
     "chat",
+    "chat.localhost:8000",
 ]
+CONTAINER_HOSTS = ["host.docker.internal:8000", "host.containers.internal:8000", "gateway.docker.internal."]
 FOREIGN_HOSTS = [
     "evil.example",
     "evil.example:8000",
     "localhost.evil.example",
     "127.0.0.1.evil.example",
+    "host.docker.internal.evil.example",
+    "evilinternal.example",
     "localhost:80@evil.example",
     "localhost/evil",
     "localhost:x",
@@ -42,6 +46,12 @@ FOREIGN_HOSTS = [
 
 @pytest.mark.parametrize("host", OWN_HOSTS)
 def test_its_own_names_and_numeric_addresses_are_answered(host: str) -> None:
+    assert client().get("/", headers={"host": host}).text == "answered"
+
+
+@pytest.mark.parametrize("host", CONTAINER_HOSTS)
+def test_containers_reach_it_under_the_name_of_their_host(host: str) -> None:
+    """The guide told users of Docker to enter host.docker.internal, which was answered with 421."""
     assert client().get("/", headers={"host": host}).text == "answered"
 
 

@@ -6,7 +6,8 @@ and an ``Origin`` header, which browsers add and no site can change, must be thi
 allowed. Programs send no ``Origin``, and their ``Host`` is what they were given as address.
 Not here: the headers that let an allowed site read answers (``CORSMiddleware``), keys (``guards``).
 Source: the Fetch standard, "Origin header"; RFC 9110, 7.2. Numeric hosts are not looked up, and nobody can
-register a name without a dot, as services in Docker's networks have: neither can be rebound.
+register a name without a dot, as services in Docker's networks have, or one that ends in ``.internal``, as
+``host.docker.internal`` does, or in ``.localhost``: none of them can be rebound.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from baichuan2_tpu.server.errors import ApiError, error_response
 __all__ = ["SiteGuard", "own_names"]
 
 _ANY = "*"
+_RESERVED = (".internal", ".localhost")
+"""Ends of names that nobody can register. Source: ICANN's resolution of 2024-07-29; RFC 6761, 6.3."""
 
 
 class SiteGuard:
     """Answers for its own names, and to pages of its own or of allowed sites; ASGI middleware.
 
-    ``names`` are the hosts it answers for besides numeric addresses and names without a dot, ``*`` for all;
+    ``names`` are the hosts it answers for besides numeric addresses and local names, ``*`` for all;
     ``origins`` the web sites whose pages may use it, ``*`` for all.
     """
 
@@ -93,7 +96,7 @@ def _host_name(host: str) -> str | None:
 
 def _is_local(name: str) -> bool:
     """Tell whether no name server that a stranger owns is asked for a host."""
-    if "." not in name:
+    if "." not in name or name.endswith(_RESERVED):
         return True
     try:
         ipaddress.ip_address(name)
