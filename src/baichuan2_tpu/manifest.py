@@ -154,7 +154,7 @@ class Manifest:
         if context is not None and context > self.context:
             raise ContextLengthError(
                 f"a context of {context} tokens is asked for, the bundle was compiled for {self.context}; "
-                f"use --context {self.context} or less, or compile with --context {context}"
+                f"choose a context of {self.context} or less, or compile with --context {context}"
             )
         return context or self.context
 
