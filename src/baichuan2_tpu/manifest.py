@@ -17,9 +17,11 @@ from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthEr
 from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
 from baichuan2_tpu.quoting import quote
 
-__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "is_bundle"]
+__all__ = ["HEAD_NET", "MANIFEST_NAME", "Manifest", "NetCost", "Stage", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
+HEAD_NET = "lm_head"
+"""The net of the head in a bmodel, and its key among the costs."""
 _FORMAT = 2
 _MOST_DEVICES = 64
 _MOST_ROWS = 1 << 24
