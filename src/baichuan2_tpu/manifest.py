@@ -17,9 +17,11 @@ from baichuan2_tpu.errors import ArtifactError, CheckpointError, ContextLengthEr
 from baichuan2_tpu.files import FileDigest, check_plain_name, find_json, read_values, write_json
 from baichuan2_tpu.quoting import quote
 
-__all__ = ["MANIFEST_NAME", "Manifest", "NetCost", "Stage", "is_bundle"]
+__all__ = ["HEAD_NET", "MANIFEST_NAME", "Manifest", "NetCost", "Stage", "is_bundle"]
 
 MANIFEST_NAME = "manifest.json"
+HEAD_NET = "lm_head"
+"""The net of the head in a bmodel, and its key among the costs."""
 _FORMAT = 2
 _MOST_DEVICES = 64
 _MOST_ROWS = 1 << 24
@@ -154,7 +156,7 @@ class Manifest:
         if context is not None and context > self.context:
             raise ContextLengthError(
                 f"a context of {context} tokens is asked for, the bundle was compiled for {self.context}; "
-                f"use --context {self.context} or less, or compile with --context {context}"
+                f"choose a context of {self.context} or less, or compile with --context {context}"
             )
         return context or self.context
 

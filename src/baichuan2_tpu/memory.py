@@ -105,7 +105,7 @@ def check_context(config: ModelConfig, context: int, limit_bytes: int, *, kv_bit
     if need.total_bytes(context) <= limit_bytes:
         return
     longest = min(need.longest_context(limit_bytes), config.max_context)
-    advice = f"use --context {longest} or less" if longest else "use fewer bits or a larger machine"
+    advice = f"choose a context of {longest} or less" if longest else "use fewer bits or a larger machine"
     cache, weights = _gigabytes(context * need.kv_bytes_per_token), _gigabytes(need.weight_bytes)
     raise ContextLengthError(
         f"a context of {context} tokens needs {cache} of KV cache beside {weights} of weights, "

@@ -1,4 +1,4 @@
-"""Run other programs so that none of them outlives this process, even when it is killed.
+"""Run other programs so that none outlives this process, even when it is killed; and this package again.
 
 Not here: which programs (``fetch.vendor``, ``compile.tpuc``).
 Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
@@ -6,16 +6,17 @@ Source: PR_SET_PDEATHSIG is 1 in linux/prctl.h.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["kill_program", "start_program"]
+__all__ = ["kill_program", "own_command", "start_program"]
 
 # Both are run by Python in front of the program, with the number of this process and the command. A process
 # that has ended before its child could ask for a signal is no longer the parent.
@@ -32,6 +33,19 @@ _LEAD_PROGRAM = (
     "os.getppid() == int(sys.argv[1]) or os._exit(1);"
     "sys.exit(subprocess.call(sys.argv[2:]))"
 )
+
+
+def own_command(function: Callable[..., object], *words: object) -> list[str]:
+    """Return a command that calls a function of this package, with its words as texts, in another process."""
+    # -I, for -c alone imports from the user's folder; the paths lead to this package, and to a vendor's.
+    paths = json.dumps([path for path in sys.path if path])
+    code = (
+        "import json, sys;"
+        "sys.path[:] = json.loads(sys.argv[1]);"
+        f"from {function.__module__} import {function.__name__} as work;"
+        "work(*sys.argv[2:])"
+    )
+    return [sys.executable, "-I", "-c", code, paths, *map(str, words)]
 
 
 def start_program(

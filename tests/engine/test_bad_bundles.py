@@ -109,7 +109,7 @@ def test_a_bmodel_for_another_chip_is_refused(bundle: Path) -> None:
 def test_a_context_longer_than_compiled_names_both(bundle: Path) -> None:
     assert answer(bundle, "--context", 512) == (
         "a context of 512 tokens is asked for, the bundle was compiled for 256; "
-        "use --context 256 or less, or compile with --context 512"
+        "choose a context of 256 or less, or compile with --context 512"
     )
 
 

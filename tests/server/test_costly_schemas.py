@@ -13,7 +13,7 @@ from baichuan2_tpu.server import service as service_module
 from baichuan2_tpu.server.app import create_app
 from baichuan2_tpu.server.service import Service
 from doubles.fakes import ByteTokenizer, HistoryEngine
-from running.served import chat_body, listening, running_service
+from running.served import MODEL, chat_body, listening, running_service
 
 CHAT = "/v1/chat/completions"
 USUAL = {"type": "object", "properties": {"a": {"const": "b"}}, "required": ["a"]}
@@ -24,6 +24,16 @@ HOURS = TrialLimits(quick_s=0.05, processor_s=3600, memory_bytes=4 << 30)
 def schema_body(schema: dict[str, object]) -> dict[str, object]:
     named = {"name": "a", "schema": schema}
     return chat_body(response_format={"type": "json_schema", "json_schema": named}, max_tokens=4)
+
+
+def asks(schema: dict[str, object]) -> dict[str, object]:
+    """Return requests by their paths that need a schema compiled."""
+    response = {
+        "model": MODEL,
+        "input": "a",
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": schema}},
+    }
+    return {CHAT: schema_body(schema), "/v1/responses": response}
 
 
 def endless(number: int) -> dict[str, object]:
@@ -45,11 +55,14 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Service, httpx.Cli
             service.close()
 
 
-def test_a_schema_is_compiled_no_longer_than_its_client_waits(place: tuple[Service, httpx.Client]) -> None:
-    # The work went on after the client had left.
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_a_schema_is_compiled_no_longer_than_its_client_waits(
+    place: tuple[Service, httpx.Client], path: str
+) -> None:
+    # The work went on after the client had left; later only that of a response did.
     service, client = place
     with pytest.raises(httpx.ReadTimeout):
-        client.post(CHAT, json=schema_body(endless(0)), timeout=1)
+        client.post(path, json=asks(endless(0))[path], timeout=1)
     trial = service.grammars._trial
     assert trial is not None
     queues = [queue for queue, _ in trial._queues]

@@ -96,6 +96,23 @@ def test_an_engine_that_hangs_does_not_keep_the_server() -> None:
     assert "after_s=3.7" in err
 
 
+@pytest.mark.parametrize("headers", [{}, {"X-Keep-Alive": "true"}], ids=["stream", "kept alive"])
+def test_an_answer_that_hangs_behind_its_head_ends_with_an_error(headers: dict[str, str]) -> None:
+    # The connection broke off in the middle of a chunk.
+    body = {"model": "tiny", "prompt": "a", "stream": not headers}
+    with (
+        server_with("engine") as (process, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as response,
+    ):
+        pieces = response.iter_text()
+        beginning = next(pieces)
+        code, _, _ = end(process)
+        rest = beginning + "".join(pieces)
+    assert code == 0
+    last = rest.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "unavailable"
+
+
 def test_a_tokenizer_that_hangs_does_not_keep_the_server() -> None:
     # The interpreter waited for the tokenizer's thread, when nobody watched it any more.
     with server_with("tokenizer") as (process, url):

@@ -42,7 +42,7 @@ def test_context_that_fits_to_the_byte_is_accepted() -> None:
     config = shape_config("tiny", 4)
     need = memory_need(config)
     check_context(config, 100, need.total_bytes(100), kv_bits=16)
-    with pytest.raises(ContextLengthError, match="use --context 99 or less"):
+    with pytest.raises(ContextLengthError, match="choose a context of 99 or less"):
         check_context(config, 100, need.total_bytes(100) - 1, kv_bits=16)
 
 
@@ -52,13 +52,13 @@ def test_context_that_does_not_fit_names_every_number() -> None:
         check_context(config, 100_000, 24 * 10**9, kv_bits=16)
     assert str(caught.value) == (
         "a context of 100000 tokens needs 52.43 GB of KV cache beside 5.06 GB of weights, "
-        "this machine has 24.00 GB; use --context 4096 or less"
+        "this machine has 24.00 GB; choose a context of 4096 or less"
     )
 
 
 def test_longest_context_fits_to_the_token() -> None:
     config = replace(shape_config("baichuan2-7b", 4), max_context=10**6)
-    with pytest.raises(ContextLengthError, match="use --context 36123 or less"):
+    with pytest.raises(ContextLengthError, match="choose a context of 36123 or less"):
         check_context(config, 36_124, 24 * 10**9, kv_bits=16)
     check_context(config, 36_123, 24 * 10**9, kv_bits=16)
 

@@ -18,7 +18,7 @@ from baichuan2_tpu.compile import alibi
 from baichuan2_tpu.compile.mlir import Element, Graph, Value
 from baichuan2_tpu.compile.settings import SAMPLE_CANDIDATES, CompileSettings, compiled_group_size
 from baichuan2_tpu.config import ModelConfig
-from baichuan2_tpu.manifest import Float, Stage
+from baichuan2_tpu.manifest import HEAD_NET, Float, Stage
 
 __all__ = [
     "COSINES",
@@ -38,7 +38,7 @@ WEIGHT_FILE = "../weights.npz"
 """Where every net looks for its weights, from the folder in which it is compiled."""
 
 COSINES, SINES = "rotary_cos", "rotary_sin"
-HEAD, FINAL_NORM, EMBEDDING = "lm_head", "norm", "embedding"
+HEAD, FINAL_NORM, EMBEDDING = HEAD_NET, "norm", "embedding"
 
 Heads = tuple[Value, Value, Value]
 """Queries, keys and values; as the result of a layer states, keys and values."""

@@ -201,5 +201,5 @@ def check_room(length: int, new_tokens: int, max_context: int) -> None:
     if length + new_tokens > max_context:
         raise ContextLengthError(
             f"{length + new_tokens} tokens do not fit: the context holds {max_context}; "
-            "shorten the input or open the model with a larger --context"
+            "shorten the input or open the model with a larger context"
         )

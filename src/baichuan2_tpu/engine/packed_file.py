@@ -8,6 +8,7 @@ Not here: the packed layout (``native/layout/packed_matrix.h``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -39,6 +40,10 @@ _MAP_BYTES = 256 << 20  # between two calls of progress
 _MADV_POPULATE_READ = 22  # Linux 5.14; the module mmap has no name for it
 _OTHERS_WRITE = 0o022
 _SUFFIX = ".packed"
+_NAME_CHARACTERS = 48  # of a checkpoint's name; a file's has 255 bytes at most
+_HARDWARE_POISON = 133  # EHWPOISON of Linux
+_UNREADABLE = frozenset({errno.EFAULT, errno.EIO, _HARDWARE_POISON})
+"""What madvise answers where to touch the pages would end the process with SIGBUS."""
 
 
 class PackedFile:
@@ -50,13 +55,14 @@ class PackedFile:
     def __init__(self, checkpoint: Path, files: Iterable[Path]) -> None:
         folder = checkpoint.resolve()
         digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-        self.path = cache_folder() / "packed" / f"{folder.name}-{digest}{_SUFFIX}"
+        place = (cache_folder() / "packed").resolve()  # it may be a link to a larger disk
+        self.path = place / f"{folder.name[:_NAME_CHARACTERS]}-{digest}{_SUFFIX}"
         self._header = _make_header(folder, files)
 
     def find(self, progress: ByteProgress | None = None) -> NDArray[np.uint8] | None:
-        """Return the packed weights as read-only pages of the file; None where it is missing or not of today.
+        """Return the packed weights as read-only pages of the file; None where it is missing or outdated.
 
-        A file that another user owns, or that others can write, is passed over.
+        A file that another user owns, that others can write, or that the disk cannot read is passed over.
         Side effect: the pages are read from the disk where they are not in memory yet.
         """
         try:
@@ -66,9 +72,8 @@ class PackedFile:
                 pages = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except (OSError, ValueError):  # ValueError: an empty file
             return None
-        if len(pages) <= _HEADER_BYTES:
+        if len(pages) <= _HEADER_BYTES or not _populate(pages, progress):
             return None
-        _populate(pages, progress)
         return np.frombuffer(pages, np.uint8, offset=_HEADER_BYTES)
 
     def keep(self, parts: Sequence[NDArray[np.uint8]], progress: ByteProgress | None = None) -> str | None:
@@ -92,12 +97,12 @@ class PackedFile:
         except OSError as error:
             return f"{self.path}: {error.strerror or error}"
         except RequestError as error:  # another process writes there, or the folder is not ours
-            return str(error)
+            return str(error).rpartition("; ")[0]  # what follows is for who chose the folder
         return None
 
     def _clear_away(self) -> None:
         for path in self.path.parent.iterdir():
-            is_stale = path == self.path or (path.suffix == _SUFFIX and not _checkpoint_of(path).is_dir())
+            is_stale = path == self.path or (path.suffix == _SUFFIX and _is_gone(_checkpoint_of(path)))
             if is_stale or path.suffix == ".part":
                 with suppress(OSError):
                     path.unlink()
@@ -121,6 +126,13 @@ def _checkpoint_of(path: Path) -> Path:
         if file.readline(len(_MAGIC)) == _MAGIC:
             return Path(str(parse_json(file.readline(_HEADER_BYTES))["checkpoint"]))
     return path
+
+
+def _is_gone(checkpoint: Path) -> bool:
+    try:
+        return not checkpoint.is_dir()
+    except OSError:  # it lies where this user may not look
+        return False
 
 
 def _is_ours(descriptor: int) -> bool:
@@ -153,12 +165,19 @@ def _write(
         progress(total, total)
 
 
-def _populate(pages: mmap.mmap, progress: ByteProgress | None) -> None:
-    """Bring a mapped file into memory, on huge pages where the system has them for files."""
+def _populate(pages: mmap.mmap, progress: ByteProgress | None) -> bool:
+    """Bring a mapped file into memory, on huge pages where the system has them for files.
+
+    Returns False where the disk cannot read it.
+    """
     with suppress(OSError):  # hints: their failure changes speed only
         pages.madvise(mmap.MADV_HUGEPAGE)
     for start in range(0, len(pages), _MAP_BYTES):
-        with suppress(OSError):
+        try:
             pages.madvise(_MADV_POPULATE_READ, start, min(_MAP_BYTES, len(pages) - start))
+        except OSError as error:  # others mean an older system
+            if error.errno in _UNREADABLE:
+                return False
         if progress is not None:
             progress(min(start + _MAP_BYTES, len(pages)), len(pages))
+    return True

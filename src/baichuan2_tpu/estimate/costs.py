@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from baichuan2_tpu.engine.compiled.forecast import Forecast, Pass
 from baichuan2_tpu.errors import ArtifactError
-from baichuan2_tpu.manifest import MANIFEST_NAME, Manifest, NetCost, Stage
+from baichuan2_tpu.manifest import HEAD_NET, MANIFEST_NAME, Manifest, NetCost, Stage
 
 __all__ = [
     "FLOPS_PER_S",
@@ -149,7 +149,7 @@ class _Launches:
         return Step(
             stages,
             sum((self.stages[stage] for stage in stages), Cost()),
-            Cost.of(self._of("lm_head", Stage(rows, 0)) for rows in heads),
+            Cost.of(self._of(HEAD_NET, Stage(rows, 0)) for rows in heads),
             Cost.of(self._of("embedding", Stage(tokens, 0)) for tokens in embeddings),
         )
 

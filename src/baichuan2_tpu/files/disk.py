@@ -7,6 +7,7 @@ Not here: writing (``writing``); the check before any work, which knows what is 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,16 +32,28 @@ def disk_errors(folder: Path, error: type[Baichuan2Error]) -> Generator[None, No
     except OSError as cause:
         if not _is_about_space(cause):
             raise
-        free = shutil.disk_usage(folder).free
+        state, remedy = _room(folder)
         raise error(
-            f"{folder}: {cause.strerror or 'No space left on device'}, {free / 1e9:.2f} GB are free; "
-            "what is finished is kept: free some space and run the same command again"
+            f"{folder}: {cause.strerror or 'No space left on device'}, {state}; "
+            f"what is finished is kept: {remedy} and run the same command again"
         ) from cause
 
 
 def is_full(folder: Path) -> bool:
     """Tell whether a program that failed may have failed for want of space."""
-    return shutil.disk_usage(folder).free < _LEFT_BYTES
+    return shutil.disk_usage(folder).free < _LEFT_BYTES or _has_no_file_left(folder)
+
+
+def _room(folder: Path) -> tuple[str, str]:
+    """Return what of a disk is used up, and what to do about it."""
+    if _has_no_file_left(folder):
+        return "it has no room for another file (no inode is free)", "remove files there"
+    return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free", "free some space"
+
+
+def _has_no_file_left(folder: Path) -> bool:
+    status = os.statvfs(folder)
+    return status.f_files > 0 and status.f_favail == 0  # some file systems count no files: 0 of 0
 
 
 def _is_about_space(error: OSError) -> bool:

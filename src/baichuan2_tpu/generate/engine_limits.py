@@ -58,8 +58,8 @@ def _shifts(sampling: SamplingSettings) -> list[tuple[str, float, float]]:
 def _sampling_advice(top_k: int, known: int) -> str:
     """Say which sampling is possible."""
     if known == 1:
-        return "it cannot sample; use --temperature 0, or compile with --head-output sample or logits"
-    return f"sampling with top_k {top_k} needs others; use --top-k 1 to {known}, or --temperature 0"
+        return "it cannot sample; use temperature 0, or compile with --head-output sample or logits"
+    return f"sampling with top_k {top_k} needs others; use top_k 1 to {known}, or temperature 0"
 
 
 def _refusal(engine: Engine, reason: str) -> RequestError:

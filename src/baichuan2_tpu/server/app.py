@@ -17,6 +17,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.server.api.responses.routes import response_routes
 from baichuan2_tpu.server.api.responses.store import ResponseStore, StoreLimits
 from baichuan2_tpu.server.api.routes import answer_routes, model_routes
+from baichuan2_tpu.server.callers import CallerThreads
 from baichuan2_tpu.server.errors import add_handlers
 from baichuan2_tpu.server.service import Service
 from baichuan2_tpu.server.tenants import ShareRule
@@ -29,6 +30,8 @@ __all__ = ["ServerOptions", "create_app"]
 _KEY = re.compile("[!-~]*")
 _MORE_REQUESTS = 64
 """How many requests may be read or refused beside those that run or wait."""
+_THREADS = 80
+"""Requests that are prepared at once, of which about half may wait for their schemas to be compiled."""
 _ORIGIN = re.compile(r"\*|https?://[^/?#\s]+")
 
 
@@ -89,9 +92,10 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     )
     # The guard below checks the key; this only documents it in the OpenAPI description.
     keys = [Security(HTTPBearer(auto_error=False))] if options.api_keys else []
-    app.include_router(answer_routes(service), dependencies=keys)
+    threads = CallerThreads(_THREADS)
+    app.include_router(answer_routes(service, threads), dependencies=keys)
     limits = StoreLimits(options.stored_responses, options.stored_bytes, options.max_body_bytes)
-    app.include_router(response_routes(service, ResponseStore(limits)), dependencies=keys)
+    app.include_router(response_routes(service, ResponseStore(limits), threads), dependencies=keys)
     app.include_router(model_routes(service), dependencies=keys)
     app.include_router(operation_routes(service))
     add_handlers(app)

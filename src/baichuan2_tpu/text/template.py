@@ -195,7 +195,7 @@ def _check_length(length: int, budget: int, at_least: str = "") -> None:
     if length > budget:
         raise ContextLengthError(
             f"the prompt is {at_least}{length} tokens with its system message, {budget} are allowed; shorten "
-            "it, leave less room for the answer (--max-tokens) or open the model with a larger --context"
+            "it, leave less room for the answer (max_tokens) or open the model with a larger context"
         )
 
 

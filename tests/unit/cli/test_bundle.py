@@ -135,7 +135,7 @@ def test_a_context_longer_than_compiled_is_refused_with_both_numbers(run: Run, b
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         "error: a context of 128 tokens is asked for, the bundle was compiled for 64; "
-        "use --context 64 or less, or compile with --context 128\n"
+        "choose a context of 64 or less, or compile with --context 128\n"
     )
 
 

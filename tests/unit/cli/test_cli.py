@@ -190,7 +190,7 @@ def test_context_larger_than_memory_is_refused_with_numbers(run: Run, model: Pat
     done = run("generate", model, "hi", "--context", 10**12)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: a context of 1000000000000 tokens needs ")
-    assert done.err.endswith("use --context 256 or less\n")
+    assert done.err.endswith("choose a context of 256 or less\n")
 
 
 def test_what_a_user_types_cannot_play_a_role(run: Run, model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from baichuan2_tpu.engine import packed_file
 from baichuan2_tpu.engine.base import Chunk
 from baichuan2_tpu.engine.packed_file import PackedFile
 from baichuan2_tpu.engine.registry import CpuSettings, open_engine
-from baichuan2_tpu.files import hash_blocks
+from baichuan2_tpu.files import hash_blocks, locked_folder
 from models.tiny_bundle import write_tiny_checkpoint
 
 TOKENS = [1, 5, 9, 2, 7]
@@ -252,3 +253,57 @@ def test_a_place_is_named_after_the_checkpoint(checkpoint: Path, cache: Path) ->
     assert path.parent == cache
     assert path.name.startswith("tiny-")
     assert path != PackedFile(checkpoint.parent, [checkpoint / "config.json"]).path
+
+
+def test_a_checkpoint_with_a_long_name_is_kept(tmp_path: Path, cache: Path) -> None:
+    # A file may have 255 bytes in its name, a folder too, and the kept file has some more.
+    logits(write_tiny_checkpoint(tmp_path / ("模" * 80), 4))
+    assert _only_file(cache).name.startswith("模模")
+
+
+def test_a_cache_on_another_disk_is_reached_through_a_link(
+    checkpoint: Path, cache: Path, tmp_path: Path, packed_names: list[str]
+) -> None:
+    # The link was refused, with the advice to name another destination, which nobody can.
+    cache.parent.mkdir(parents=True)
+    cache.symlink_to(tmp_path / "disk", target_is_directory=True)
+    logits(checkpoint)
+    packed_names.clear()
+    logits(checkpoint)
+    assert not packed_names
+
+
+def test_another_start_that_writes_is_named_without_a_next_step(checkpoint: Path, cache: Path) -> None:
+    notices: list[str] = []
+    with locked_folder(cache):
+        logits(checkpoint, notice=notices.append)
+    (notice,) = notices
+    assert notice.partition(": ")[2] == f"{cache} is being written by another process"
+
+
+def test_pages_that_the_disk_cannot_give_are_passed_over(tmp_path: Path) -> None:
+    # To touch them ends the process with SIGBUS; the error of madvise was ignored.
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 10))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        assert packed_file._populate(pages, None)
+        os.truncate(path, 4096)
+        assert not packed_file._populate(pages, None)
+
+
+def test_files_of_checkpoints_that_cannot_be_looked_at_stay(
+    checkpoint: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One of them kept every other model from being kept: "Permission denied".
+    other = write_tiny_checkpoint(tmp_path / "other", 4)
+    logits(other)
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path == other:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    logits(checkpoint)
+    assert len(list(cache.glob("*.packed"))) == 2

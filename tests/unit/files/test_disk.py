@@ -31,3 +31,25 @@ def test_a_disk_without_a_block_left_is_full(tmp_path: Path, monkeypatch: pytest
     assert not is_full(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
     assert is_full(tmp_path)
+
+
+def test_a_disk_without_a_file_left_is_full_whatever_bytes_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It named the gigabytes that were free, and advised to free more of them.
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_files=1000, f_favail=0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    assert is_full(tmp_path)
+    expected = (
+        r"device, it has no room for another file \(no inode is free\); what .*: remove files there and run"
+    )
+    with pytest.raises(RequestError, match=expected), disk_errors(tmp_path, RequestError):
+        raise FULL[0]
+
+
+def test_a_file_system_that_counts_no_files_is_not_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_files=0, f_favail=0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    assert not is_full(tmp_path)

@@ -100,7 +100,7 @@ def test_all_is_allowed_where_all_is_known() -> None:
         (
             64,
             GenerationSettings(),
-            "64 tokens of each step: sampling with top_k 0 needs others; use --top-k 1",
+            "64 tokens of each step: sampling with top_k 0 needs others; use top_k 1",
         ),
         (64, GenerationSettings(SamplingSettings(top_k=65)), "sampling with top_k 65 needs others"),
         (64, GenerationSettings(GREEDY, logprobs=2), "log probabilities need all of them"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +17,12 @@ from baichuan2_tpu.doctor.proofs.prove_net import check_layer, check_twice
 from baichuan2_tpu.engine.device.bmrt_echo import ECHO_BYTES, echo_memory
 from baichuan2_tpu.engine.registry import device_opener, open_engine
 from baichuan2_tpu.errors import Baichuan2Error
+from baichuan2_tpu.programs import own_command
 
 __all__ = ["Outcome", "run_in_child", "work"]
 
 _TIMEOUT_S = 300
 """Loading a 7B from a slow disk takes a minute; a device that hangs never returns."""
-_WORK = (
-    "import json, sys;"
-    "sys.path[:] = json.loads(sys.argv[1]);"
-    "from baichuan2_tpu.doctor.proofs.child_process import work;"
-    "work(*sys.argv[2:])"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +37,7 @@ def run_in_child(*words: str) -> Outcome:
     """Call ``work`` in a child process; a child that dies or hangs is a problem like any other."""
     with tempfile.TemporaryDirectory(prefix="baichuan2-doctor-") as name:
         answer = Path(name) / "answer.json"
-        # -I, for -c alone imports from the user's folder; the paths lead to this package and to SAIL.
-        paths = json.dumps([path for path in sys.path if path])
-        command = [sys.executable, "-I", "-c", _WORK, paths, str(answer), *words]
+        command = own_command(work, answer, *words)
         try:
             run = subprocess.run(  # noqa: S603 - a list, no shell
                 command, capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT_S

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.engine.compiled.history import History
-from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan, TokenStage
+from baichuan2_tpu.engine.compiled.net_plan import PLAIN_INPUTS, BlockStage, NetPlan, TokenStage
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.compiled.step import Launch
 from baichuan2_tpu.engine.device.base import DTYPES, Buffer, Device
@@ -28,8 +28,6 @@ _MASKED = {"float16": np.float16(-6e4), "bfloat16": np.uint16(0xC76A), "float32"
 float16 goes with room for scores of -5500 before the sum overflows: a tile of infinities alone would be NaN.
 A hidden row shows only where its score is above the best visible one by about 6e4. On the simulator the bits
 are those of the vendor's -1e4."""
-
-_PLAIN_INPUTS = 3  # states, positions, mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +164,7 @@ class BlockLoop:
         self._device.upload(io.inputs[1], positions)
         self._device.upload(io.inputs[2], _mask(launch, io.inputs[2].dtype))
         if self._plan.has_history_positions and stage.history:
-            buffer = io.inputs[_PLAIN_INPUTS]
+            buffer = io.inputs[PLAIN_INPUTS]
             self._device.upload(buffer, launch.history_positions.reshape(buffer.shape))
 
     def _embed(self, states: Buffer, stage: BlockStage, tokens: NDArray[np.int32]) -> None:
@@ -184,7 +182,7 @@ class BlockLoop:
     def _own_io(self, stage: BlockStage) -> list[_NetIo]:
         """Use the nets' own memory; positions and mask are those of the first net for all."""
         device, index = self._device, stage.stage
-        plain = _PLAIN_INPUTS + self._plan.has_history_positions
+        plain = PLAIN_INPUTS + self._plan.has_history_positions
         shared = [device.input(stage.net(0), number, index) for number in range(plain)]
         nets: list[_NetIo] = []
         for number, layers in enumerate(self._plan.layers_of_net):
@@ -198,7 +196,7 @@ class BlockLoop:
     def _shared_io(self, stage: BlockStage) -> list[_NetIo]:
         """Allocate one memory for all nets, which take states from where they put them."""
         shapes = self._device.nets[stage.net(0)].stages[stage.stage]
-        plain = _PLAIN_INPUTS + (self._plan.has_history_positions and stage.history > 0)
+        plain = PLAIN_INPUTS + (self._plan.has_history_positions and stage.history > 0)
         shared = [self._device.allocate(tensor.dtype, tensor.shape) for tensor in shapes.inputs[:plain]]
         new = tuple(self._device.allocate(tensor.dtype, tensor.shape) for tensor in shapes.outputs[1:])
         nets: list[_NetIo] = []

@@ -13,7 +13,7 @@ from baichuan2_tpu.engine.compiled.net_plan import BlockStage, HeadPlan, NetPlan
 from baichuan2_tpu.engine.compiled.rows import RowAllocator, Run
 from baichuan2_tpu.engine.compiled.stage_costs import StageCosts
 from baichuan2_tpu.engine.compiled.step import Step, Work
-from baichuan2_tpu.manifest import Manifest, Stage
+from baichuan2_tpu.manifest import HEAD_NET, Manifest, Stage
 
 __all__ = ["Forecast", "Pass"]
 
@@ -72,7 +72,7 @@ def _plan(manifest: Manifest) -> NetPlan:
         BlockStage("block_cache", number, *stage, has_own_io=True)
         for number, stage in enumerate(manifest.stages)
     ]
-    heads = [TokenStage("lm_head", number, rows) for number, rows in enumerate(manifest.head_rows)]
+    heads = [TokenStage(HEAD_NET, number, rows) for number, rows in enumerate(manifest.head_rows)]
     return NetPlan(
         layers_of_net=(layers,) * full + (rest,) * bool(rest),
         hidden_size=model.hidden_size,

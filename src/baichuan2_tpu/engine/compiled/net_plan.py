@@ -16,15 +16,25 @@ from dataclasses import dataclass
 
 from baichuan2_tpu.engine.device.base import NetInfo, StageInfo
 from baichuan2_tpu.errors import ArtifactError
-from baichuan2_tpu.manifest import HeadOutput
+from baichuan2_tpu.manifest import HEAD_NET, HeadOutput
 
-__all__ = ["BlockStage", "HeadPlan", "NetPlan", "TokenStage", "plan_nets"]
+__all__ = [
+    "PLAIN_INPUTS",
+    "TENSORS_PER_LAYER",
+    "BlockStage",
+    "HeadPlan",
+    "NetPlan",
+    "TokenStage",
+    "plan_nets",
+]
 
-_HEAD = "lm_head"
+PLAIN_INPUTS = 3
+"""Inputs of a block in front of its history: states, positions, mask."""
+TENSORS_PER_LAYER = 2
+"""Keys and values."""
+
 _EMBEDDINGS = ("embedding", "embedding_cache")
 _PROMPT_BLOCK, _CACHE_BLOCK = "block", "block_cache"
-_PLAIN_INPUTS = 3  # states, positions, mask; the history follows
-_TENSORS_PER_LAYER = 2  # keys and values
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -180,20 +190,20 @@ def _block_stage(net: NetInfo, index: int, family: str) -> BlockStage:
 def _is_block(stage: StageInfo, *, reads_history: bool) -> bool:
     """Tell whether states, positions, mask, history and outputs fit each other."""
     inputs, outputs = stage.inputs, stage.outputs
-    if len(inputs) < _PLAIN_INPUTS or len(inputs[0].shape) != 3:
+    if len(inputs) < PLAIN_INPUTS or len(inputs[0].shape) != 3:
         return False
     batch, tokens, _ = inputs[0].shape
     rows = inputs[-1].shape if reads_history else (1, 0)
-    past = inputs[_PLAIN_INPUTS + _has_positions(stage) :]
+    past = inputs[PLAIN_INPUTS + _has_positions(stage) :]
     expected = [(1, tokens), (1, 1, tokens, rows[1] + tokens)]
     new = [tensor.shape for tensor in outputs[1:]]
     return (
         batch == 1
-        and [tensor.shape for tensor in inputs[1:_PLAIN_INPUTS]] == expected
+        and [tensor.shape for tensor in inputs[1:PLAIN_INPUTS]] == expected
         and inputs[1].dtype == "int32"
         # The vendor's nets can take states of float32 beside a history of float16.
         and all(tensor.shape == rows and tensor.dtype == past[0].dtype for tensor in past)
-        and (len(new) == len(past) > 0 if reads_history else (not past and len(new) == _TENSORS_PER_LAYER))
+        and (len(new) == len(past) > 0 if reads_history else (not past and len(new) == TENSORS_PER_LAYER))
         and all(shape == (1, tokens, *shape[2:]) and len(shape) == 4 for shape in new)
         and (not reads_history or all(shape[2:] == rows[2:] for shape in new))
         and (not _has_positions(stage) or _are_positions(stage, rows[1]))
@@ -202,21 +212,21 @@ def _is_block(stage: StageInfo, *, reads_history: bool) -> bool:
 
 def _has_positions(stage: StageInfo) -> bool:
     """Tell whether the positions of the history's rows are an input: then the number of inputs is even."""
-    return (len(stage.inputs) - _PLAIN_INPUTS) % _TENSORS_PER_LAYER == 1
+    return (len(stage.inputs) - PLAIN_INPUTS) % TENSORS_PER_LAYER == 1
 
 
 def _are_positions(stage: StageInfo, rows: int) -> bool:
-    tensor = stage.inputs[_PLAIN_INPUTS]
+    tensor = stage.inputs[PLAIN_INPUTS]
     return tensor.dtype == "int32" and math.prod(tensor.shape) == rows
 
 
 def _layers(stage: StageInfo) -> int:
-    return (len(stage.inputs) - _PLAIN_INPUTS) // _TENSORS_PER_LAYER
+    return (len(stage.inputs) - PLAIN_INPUTS) // TENSORS_PER_LAYER
 
 
 def _form(stage: StageInfo) -> list[tuple[str, tuple[int, ...]]]:
     """Return what all block nets have in common: the last may hold fewer layers."""
-    inputs = stage.inputs[: _PLAIN_INPUTS + _has_positions(stage)]
+    inputs = stage.inputs[: PLAIN_INPUTS + _has_positions(stage)]
     return [(tensor.dtype, tensor.shape) for tensor in (*inputs, stage.inputs[-1], *stage.outputs[:2])]
 
 
@@ -227,7 +237,7 @@ def _embedding_stages(nets: Mapping[str, NetInfo]) -> Iterator[TokenStage]:
 
 
 def _head(nets: Mapping[str, NetInfo], hidden_size: int) -> HeadPlan:
-    net = _net(nets, _HEAD)
+    net = _net(nets, HEAD_NET)
     outputs = [_head_output(stage, hidden_size) for stage in net.stages]
     sizes = [math.prod(stage.inputs[0].shape) // hidden_size for stage in net.stages]
     if None in outputs or len(set(outputs)) != 1 or 1 not in sizes:
@@ -235,11 +245,11 @@ def _head(nets: Mapping[str, NetInfo], hidden_size: int) -> HeadPlan:
             [(tensor.dtype, math.prod(tensor.shape)) for tensor in stage.outputs] for stage in net.stages
         ]
         raise ArtifactError(
-            f"{_HEAD} gives {shapes} for {sizes} rows, not logits, a token, or the best logits and their ids "
-            "of each row, one row among them; compile the bundle again"
+            f"{HEAD_NET} gives {shapes} for {sizes} rows, not logits, a token, or the best logits and their "
+            "ids of each row, one row among them; compile the bundle again"
         )
     output, candidates = outputs[0] or ("logits", 0)
-    stages = [TokenStage(_HEAD, index, rows) for index, rows in enumerate(sizes)]
+    stages = [TokenStage(HEAD_NET, index, rows) for index, rows in enumerate(sizes)]
     return HeadPlan(output, candidates, tuple(sorted(stages, key=lambda stage: stage.tokens)))
 
 

@@ -12,18 +12,15 @@ from functools import lru_cache
 
 from typing_extensions import Self
 
-from baichuan2_tpu.engine.compiled.net_plan import BlockStage, NetPlan
-from baichuan2_tpu.manifest import Manifest, Stage
+from baichuan2_tpu.engine.compiled.net_plan import TENSORS_PER_LAYER, BlockStage, NetPlan
+from baichuan2_tpu.manifest import HEAD_NET, Manifest, Stage
 
 __all__ = ["StageCosts", "cut_tokens"]
-
-_HEAD = "lm_head"
 
 _COPY_MS = 0.3
 """A copy on the device: a system call, a look-up and a launch in libsophon. Inferred from the vendor's
 published times (its Baichuan2 sample, 64 copies per token), not measured."""
 
-_TENSORS_PER_LAYER = 2  # keys and values
 _EXACT_MULTIPLE = 4
 """Tokens beyond so many times the largest stage go into the stage with the most tokens per millisecond."""
 
@@ -50,7 +47,7 @@ class StageCosts:
             for stage in (*plan.stages, *([plan.prompt] if plan.prompt else []))
         }
         self._histories = sorted({stage.history for stage in plan.stages})
-        self._copies_ms = layers * _TENSORS_PER_LAYER * _COPY_MS
+        self._copies_ms = layers * TENSORS_PER_LAYER * _COPY_MS
         self._cheapest = {history: self._cheapest_stages(history) for history in self._histories}
         self._cuts = {
             history: _Cuts(tuple((size, self._stages[stage]) for size, stage in stages.items()))
@@ -64,7 +61,7 @@ class StageCosts:
         """Return the costs that a bundle's manifest has of its first block net and of its head."""
         block, head = (
             {cost.stage: cost.time_ms for cost in manifest.costs if cost.net == net}
-            for net in (manifest.block_nets[0], _HEAD)
+            for net in (manifest.block_nets[0], HEAD_NET)
         )
         return cls(plan, block, {stage.tokens: time_ms for stage, time_ms in head.items()})
 

@@ -30,15 +30,10 @@ from llguidance import LLTokenizer
 from baichuan2_tpu.errors import RequestError, ShutdownError
 from baichuan2_tpu.generate.caller import Caller
 from baichuan2_tpu.generate.grammar.compiler import compile_grammar, open_library
+from baichuan2_tpu.programs import own_command
 
 __all__ = ["TrialProcess", "TrialResult", "serve_trials"]
 
-_WORK = (
-    "import json, sys;"
-    "sys.path[:] = json.loads(sys.argv[1]);"
-    "from baichuan2_tpu.generate.grammar.trial_process import serve_trials;"
-    "serve_trials(*map(int, sys.argv[2:]))"
-)
 _SMALL = 'start: "a"'
 _READY_S = 120  # a vocabulary takes a second to load, on a machine that is busy many
 _PATIENCE = 10  # seconds on the clock for each of processor time: others compute beside the child
@@ -140,13 +135,10 @@ class TrialProcess:
         return self._control
 
     def _start(self) -> None:
-        # -c alone would import from the user's folder; ours is found where we found it.
-        paths = json.dumps([path for path in sys.path if path])
         self._control, theirs = socket.socketpair()
         with closing(theirs):
-            words = [paths, str(theirs.fileno()), str(self._memory_bytes)]
             self._child = subprocess.Popen(  # noqa: S603 - a list, no shell
-                [sys.executable, "-I", "-c", _WORK, *words],
+                own_command(serve_trials, theirs.fileno(), self._memory_bytes),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # the library prints what the grammar says
@@ -187,13 +179,13 @@ def _ask(trial: socket.socket, question: Mapping[str, object]) -> dict[str, obje
     return json.loads(line) if line.endswith(b"\n") else {}
 
 
-def serve_trials(control: int, memory_bytes: int) -> None:
+def serve_trials(control: str, memory_bytes: str) -> None:
     """Be the child: read a vocabulary, then fork for each socket that comes, until ``control`` is closed."""
     vocabulary = json.loads(sys.stdin.buffer.read())
     tokens = [base64.b64decode(token) for token in vocabulary["tokens"]]
     library = open_library(tokens, vocabulary["special_ids"], vocabulary["eos_id"])
-    with socket.socket(fileno=control) as handing:
-        _TrialChild(library, handing, memory_bytes).serve()
+    with socket.socket(fileno=int(control)) as handing:
+        _TrialChild(library, handing, int(memory_bytes)).serve()
 
 
 class _TrialChild:

@@ -9,6 +9,10 @@ namespace nb = nanobind;
 
 NB_MODULE(_native, module) {
     using namespace nb::literals;
+#ifdef NDEBUG
+    // At the end of the interpreter a daemon thread of any program may still hold a model, which is no fault.
+    nb::set_leak_warnings(false);
+#endif
     module.doc() = "Native kernels of baichuan2-tpu.";
     baichuan2::bind_quantize(module);
     baichuan2::bind_model(module);

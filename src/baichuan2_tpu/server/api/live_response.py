@@ -16,6 +16,7 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from baichuan2_tpu.errors import ShutdownError
 from baichuan2_tpu.server.errors import ErrorBody, describe
 from baichuan2_tpu.server.scheduling.answers import Answers
 
@@ -46,18 +47,30 @@ class LiveResponse(StreamingResponse):
         super().__init__(self._parts, media_type=media_type, headers=_HEADERS)
         self._answers = answers
         self._filler = filler
+        self._write_error = write_error
+        self._is_open = False
         self._sent_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or stop when the client disconnects."""
         with self._answers:
-            async with aclosing(self._parts):
-                await super().__call__(scope, receive, send)
+            try:
+                async with aclosing(self._parts):
+                    await super().__call__(scope, receive, send)
+            except asyncio.CancelledError:  # the server shuts down while the engine hangs
+                if self._is_open:
+                    error = ShutdownError(
+                        "the server shut down before the answer was complete; try another server"
+                    )
+                    await self._send_part(self._write_error(describe(error).body), send)
+                    await self._send_end(send)
+                raise
 
     async def stream_response(self, send: Send) -> None:
         """Send the head, the parts of the body as they come, and fillers in between."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self._sent_s = time.monotonic()
+        self._is_open = True
         filling = asyncio.ensure_future(self._fill(send))
         try:
             async for part in self._parts:
@@ -65,7 +78,7 @@ class LiveResponse(StreamingResponse):
         finally:
             filling.cancel()
             await asyncio.gather(filling, return_exceptions=True)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_end(send)
 
     async def _fill(self, send: Send) -> None:
         """Send a filler whenever nothing was sent for a while; the parts of a busy answer cost nothing."""
@@ -75,6 +88,10 @@ class LiveResponse(StreamingResponse):
                 await asyncio.sleep(left_s)
             else:
                 await self._send_part(self._filler(), send)
+
+    async def _send_end(self, send: Send) -> None:
+        self._is_open = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_part(self, part: str, send: Send) -> None:
         self._sent_s = time.monotonic()

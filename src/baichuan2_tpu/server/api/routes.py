@@ -37,16 +37,13 @@ from baichuan2_tpu.server.service import Service
 
 __all__ = ["answer_routes", "model_routes"]
 
-_THREADS = 80
-"""Requests that are prepared at once, of which about half may wait for their schemas to be compiled."""
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-def answer_routes(service: Service) -> APIRouter:
-    """Return the routes for answers."""
+def answer_routes(service: Service, threads: CallerThreads) -> APIRouter:
+    """Return the routes for answers, which are prepared in threads."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["answers"])
     fields = IgnoredFields(is_strict=service.rules.is_strict)
-    threads = CallerThreads(_THREADS)
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: _STREAM})
     async def complete_chat(body: ChatRequest, request: Request, is_kept_alive: KeepAlive) -> Response:

@@ -105,7 +105,9 @@ class FunctionCall(OpenInput):
     """A function's name, and its arguments as JSON text."""
 
     name: str
-    arguments: Annotated[str, BeforeValidator(_read_arguments)] = ""
+    arguments: Annotated[
+        str, BeforeValidator(_read_arguments, json_schema_input_type=str | dict[str, object])
+    ] = ""
 
 
 class ToolCall(OpenInput):

@@ -93,6 +93,6 @@ def max_held_tokens(engine: Engine, settings: SchedulerSettings) -> int:
     if settings.kv_bytes < engine.max_context * token_bytes:
         raise RequestError(
             f"kv_bytes is {settings.kv_bytes}; a context of {engine.max_context} tokens takes "
-            f"{engine.max_context * token_bytes}: allow more, or open the model with a smaller --context"
+            f"{engine.max_context * token_bytes}: allow more, or open the model with a smaller context"
         )
     return min(most, settings.kv_bytes // token_bytes)

@@ -49,6 +49,7 @@ class Ending:
         self._start_s: float | None = None
         self._is_over = Event()
         self._threads_before: set[Thread] = set()
+        self._thread = Thread(target=self._end_process, name="end", daemon=True)
 
     @property
     def is_begun(self) -> bool:
@@ -58,7 +59,7 @@ class Ending:
     def begin(self) -> None:
         """Let the time run. Side effect: starts a thread."""
         self._start_s = time.monotonic()
-        Thread(target=self._end_process, name="end", daemon=True).start()
+        self._thread.start()
 
     def left_s(self, moment_s: float) -> float:
         """Return the seconds until a moment of the end; 0 when it has passed."""
@@ -77,6 +78,8 @@ class Ending:
                 if not thread.daemon:  # the interpreter would wait for it, and without a bound
                     thread.join()
         self._is_over.set()
+        if self.is_begun:  # what a thread holds is never freed once the interpreter ends around it
+            self._thread.join()
 
     def _end_process(self) -> None:
         if self._is_over.wait(self.force_s):

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic_core import from_json
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from baichuan2_tpu.errors import ContextLengthError
@@ -26,6 +25,7 @@ from baichuan2_tpu.server.api.responses.objects import DeletedResponse, ItemList
 from baichuan2_tpu.server.api.responses.schema import ResponseRequest
 from baichuan2_tpu.server.api.responses.store import ResponseStore, StoredItem
 from baichuan2_tpu.server.api.responses.writer import Keeping, ResponseWriter
+from baichuan2_tpu.server.callers import CallerThreads
 from baichuan2_tpu.server.errors import DOCUMENTED, ApiError
 from baichuan2_tpu.server.scheduling.answers import Answers
 from baichuan2_tpu.server.service import Service
@@ -38,8 +38,8 @@ _PATH = "/responses/{response_id}"
 _MOST_ITEMS = 100  # per page, as OpenAI has it
 
 
-def response_routes(service: Service, store: ResponseStore) -> APIRouter:
-    """Return the routes for responses, which are kept in a store."""
+def response_routes(service: Service, store: ResponseStore, threads: CallerThreads) -> APIRouter:
+    """Return the routes for responses, which are prepared in threads and kept in a store."""
     router = APIRouter(prefix="/v1", responses=DOCUMENTED, tags=["responses"])
     fields = IgnoredFields(is_strict=service.rules.is_strict)
 
@@ -47,7 +47,7 @@ def response_routes(service: Service, store: ResponseStore) -> APIRouter:
     async def respond(body: ResponseRequest, request: Request, is_kept_alive: KeepAlive) -> Response:
         """Answer an input, and what was said before it."""
         client = request.client.host if request.client else ""
-        asked = await run_in_threadpool(_ask, body, service, fields, store, client)
+        asked = await threads.run(request, _ask, body, service, fields, store, client)
         if body.stream:
             response = send_events(
                 asked.answers, asked.writer.events(asked.answers), asked.writer.write_error
