@@ -107,6 +107,24 @@ def test_no_sum_overflows_at_the_ends_of_the_range(
                 np.testing.assert_allclose(result, expected, rtol=1e-5, atol=65504.0 * columns * top * 1e-6)
 
 
+@each_form
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_the_vector_instruction_sets_multiply_to_the_same_bits(
+    *, bits: int, is_all_wide: bool, tokens: int
+) -> None:
+    """A single token has loops of its own, which a prompt does not reach."""
+    names = [name for name in KERNELS if name != "scalar"]
+    if len(names) < 2:
+        pytest.skip(f"this processor runs {', '.join(KERNELS)}: nothing to compare")
+    random = np.random.default_rng(tokens)
+    for rows, columns in [(8, 8), (16, 64), (40, 72), (136, 1032)]:
+        linear = random_linear(random, rows, columns, bits)
+        x = random.normal(0, 1, (tokens, columns)).astype(np.float32)
+        results = [multiply(name, linear, x, is_exact=False, is_all_wide=is_all_wide) for name in names]
+        for result in results[1:]:
+            np.testing.assert_array_equal(result, results[0])
+
+
 @each_kernel
 @settings(max_examples=60, deadline=None)
 @given(
