@@ -54,13 +54,13 @@ def test_exact_mode_agrees_on_the_capital() -> None:
 
 
 def test_eight_bits_keep_the_perplexity_of_the_float_weights() -> None:
-    words = ["--tokens", "128", "--window", "64", "--against", "demo", "--json"]
+    words = ["--tokens", "512", "--window", "128", "--against", "demo", "--json"]
     command = [sys.executable, *COMMAND, "evaluate", "demo", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     facts = json.loads(done.stdout)
     assert facts["text"]["name"].startswith("the language reference of Python 3.")
-    assert (facts["against"]["weights"], facts["text"]["scored_tokens"]) == ("float32", 126)
+    assert (facts["against"]["weights"], facts["text"]["scored_tokens"]) == ("float32", 508)
     assert abs(facts["comparison"]["rise_percent"]) < 1
     assert facts["comparison"]["same_first_choice"] > 0.9
 

@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
         r"shows no TPU 0 \(/dev/bm-sophon0 or /dev/bm-tpu0\)",
     ),
     "device in use": ({"dev_request": 7}, BackendUnavailable, r"device 0 cannot be opened: busy \(7\)"),
-    "chip unknown": ({"get_chipid": 2}, DeviceError, "does not tell its chip"),
+    "chip unknown": ({"get_chipid": 2}, DeviceError, "does not report its chip"),
     "no runtime": ({"create": None}, DeviceError, "could not start on the device"),
     "not loaded": ({"load_bmodel": False}, DeviceError, "libbmrt could not load it"),
 }

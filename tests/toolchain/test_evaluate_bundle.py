@@ -39,4 +39,4 @@ def test_the_exact_mode_needs_a_side_on_the_cpu(tiny_bundle: TinyBundles, tmp_pa
     text.write_text(TEXT, "utf-8")
     done = evaluate(tiny_bundle().folder, "--engine", "simulator", "--text", text, "--exact")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "the exact mode are for the cpu engine alone" in done.stderr
+    assert "the exact mode are only for the cpu engine" in done.stderr
