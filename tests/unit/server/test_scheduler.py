@@ -205,10 +205,16 @@ def test_an_answer_cancelled_during_a_step_does_not_get_its_token() -> None:
             ticket.cancel()
             return super().forward(chunks)
 
+    alone = new_scheduler(new_engine())
+    expected = submit(alone, request(b"other", 3))
+    finish(alone)
     scheduler = new_scheduler(CancellingEngine(VOCABULARY))
-    ticket = submit(scheduler, request(b"hi"))
-    scheduler.step()
+    ticket, other = submit(scheduler, request(b"hi")), submit(scheduler, request(b"other", 3))
+    finish(scheduler)
     assert result_of(ticket).token_ids == ()
+    # The cancelled answer had made the step fail for all others in it.
+    assert result_of(other).token_ids == result_of(expected).token_ids
+    assert scheduler.load().totals.faults == 0
 
 
 def test_the_load_counts_every_request_once_at_any_moment_of_a_step() -> None:

@@ -228,8 +228,10 @@ class Stepper:
 
     def _advance(self, job: Job, logits: NDArray[np.float32]) -> None:
         """Score a job's prompt or choose its next token; logits that are not finite end this job alone."""
+        if job.is_over:  # given up while it was computed
+            return
         job.note_fed(self._running[job])
-        if not len(logits) or job.is_over:
+        if not len(logits):
             return
         try:
             job.advance(logits, self._running[job].length)
