@@ -56,11 +56,7 @@ def generate(
     from baichuan2_tpu.generate.settings import GivenSettings
     from baichuan2_tpu.model import EngineSettings
 
-    if (prompt is None) == (file is None):
-        raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
     text = _read_prompt(prompt, file)
-    if not text.strip():
-        raise RequestError("the prompt is empty; write something to answer")
     running = EngineSettings(
         engine.value, device, context, threads, exact, kv.bits if kv else None, keep_packed
     )
@@ -87,9 +83,15 @@ def generate(
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Return the prompt; out of a file or standard input, without the line feed that ends it."""
+    """Return the one prompt that was given; out of a file or standard input, without the last line feed."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give either PROMPT (- reads standard input) or --file")
     if prompt is not None and prompt != "-":
-        return prompt
-    from baichuan2_tpu.text.user_text import read_user_text
+        text = prompt
+    else:
+        from baichuan2_tpu.text.user_text import read_user_text
 
-    return read_user_text(file or Path("-")).removesuffix("\n")
+        text = read_user_text(file or Path("-")).removesuffix("\n")
+    if not text.strip():
+        raise RequestError("the prompt is empty; write something to answer")
+    return text
