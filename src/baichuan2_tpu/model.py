@@ -44,6 +44,7 @@ from baichuan2_tpu.text.template import ChatTemplate, find_template, open_templa
 from baichuan2_tpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from baichuan2_tpu.engine.packed_file import ByteProgress
     from baichuan2_tpu.quantize import QuantizeEvent
 
 __all__ = [
@@ -61,7 +62,6 @@ Messages = str | Sequence[Message | Mapping[str, str]]
 """A text of the user, or a conversation: each message with ``role`` and ``content``."""
 
 Notice = Callable[[str], None]
-ByteProgress = Callable[[int, int], None]
 LoadProgress = Callable[[Literal["fetching", "quantising", "loading"], int, int], None]
 """Is called with what is being done, the bytes done so far, and all bytes."""
 

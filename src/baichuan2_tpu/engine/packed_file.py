@@ -9,7 +9,6 @@ Not here: the packed layout (``native/layout/packed_matrix.h``).
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import mmap
 import os
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from baichuan2_tpu import _native
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch.cache import cache_folder
-from baichuan2_tpu.files import locked_folder, open_regular, parse_json, whole_file
+from baichuan2_tpu.files import hash_blocks, locked_folder, open_regular, parse_json, whole_file
 
 __all__ = ["ByteProgress", "PackedFile"]
 
@@ -54,7 +53,7 @@ class PackedFile:
 
     def __init__(self, checkpoint: Path, files: Iterable[Path]) -> None:
         folder = checkpoint.resolve()
-        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+        digest = hash_blocks([os.fsencode(folder)])[:12]
         place = (cache_folder() / "packed").resolve()  # it may be a link to a larger disk
         self.path = place / f"{folder.name[:_NAME_CHARACTERS]}-{digest}{_SUFFIX}"
         self._header = _make_header(folder, files)
@@ -86,7 +85,7 @@ class PackedFile:
         if total < _LEAST_BYTES:
             return None
         try:
-            with locked_folder(self.path.parent) as _:
+            with locked_folder(self.path.parent):
                 self._clear_away()
                 free = shutil.disk_usage(self.path.parent).free
                 if free < total + _FREE_BYTES:
