@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.expected_conditions import staleness_of
 from selenium.webdriver.support.wait import WebDriverWait
 
 from baichuan2_tpu.server.page.texts import TEXTS
@@ -263,21 +263,23 @@ def test_the_system_prompt_belongs_to_its_conversation(serve: Serve, browser: Op
     page.wait(lambda: page.value("#system textarea") == "Be brief.")
 
 
-def sign_in(chrome: webdriver.Chrome, key: str) -> None:
-    """Send a key and wait for the page that follows."""
-    field = chrome.find_element(By.ID, "key")
-    field.send_keys(key, Keys.ENTER)
-    WebDriverWait(chrome, PATIENCE_S).until(staleness_of(field))
+def sign_in(chrome: webdriver.Chrome, key: str, *, answer: str) -> None:
+    """Send a key and wait for the page that follows: it has the element ``answer``."""
+    chrome.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
+    # While one page replaces another, Chrome answers with errors that have no class of their own.
+    WebDriverWait(chrome, PATIENCE_S, ignored_exceptions=[WebDriverException]).until(
+        lambda _: chrome.execute_script("return document.querySelector(arguments[0]) !== null", answer)
+    )
 
 
 def test_the_wrong_key_is_refused_and_the_right_one_remembered(serve: Serve, browser: Open) -> None:
     server, chrome = serve(keys={"open-sesame"}), browser()
     for key in ("sesame", "OPEN-SESAME"):
         chrome.get(server.url)
-        sign_in(chrome, key)
+        sign_in(chrome, key, answer="[role=alert]")
         assert chrome.find_element(By.CSS_SELECTOR, "[role=alert]").text == "The API key is incorrect."
         assert not chrome.find_elements(By.TAG_NAME, "gradio-app")
-    sign_in(chrome, "open-sesame")
+    sign_in(chrome, "open-sesame", answer="gradio-app")
     page = ChatPage(chrome, server.url)
     assert page.answer("hello") == "Hello! How can I help?"
     page.open()

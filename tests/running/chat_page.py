@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -26,6 +30,9 @@ Open = Callable[..., webdriver.Chrome]
 """Opens a browser with a ``language`` and ``is_dark``."""
 
 PATIENCE_S = 40  # a shared machine stalls
+
+NOT_YET = [StaleElementReferenceException, ElementNotInteractableException, ElementClickInterceptedException]
+"""What an element answers while the page is still being laid out: a person would press again."""
 
 _Value = TypeVar("_Value")
 
@@ -51,7 +58,7 @@ class ChatPage:
 
     def wait(self, see: Callable[[], _Value]) -> _Value:
         """Look until there is something."""
-        waiting = WebDriverWait(self.browser, PATIENCE_S, 0.05, [StaleElementReferenceException])
+        waiting = WebDriverWait(self.browser, PATIENCE_S, 0.05, NOT_YET)
         return cast("_Value", waiting.until(lambda _: see()))
 
     def find(self, selector: str) -> WebElement:
