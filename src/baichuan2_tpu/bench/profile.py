@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from baichuan2_tpu.bench.cpu import Ceilings, measure_ceilings
 from baichuan2_tpu.bench.table import processor_platform
+from baichuan2_tpu.bench.timing import make_up_tokens
 from baichuan2_tpu.engine.base import Chunk, Engine, Sequence
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import RequestError
@@ -199,7 +200,8 @@ def _measure_decode(engine: CpuEngine, sequence: Sequence, tokens: int, tell: Ca
 def _feed(sequence: Sequence, engine: CpuEngine, tokens: int) -> None:
     for start in range(0, tokens, _PIECE_TOKENS):
         count = min(_PIECE_TOKENS, tokens - start)
-        engine.forward([Chunk(sequence, [1] * count, int(start + count == tokens))])
+        prompt = make_up_tokens(engine.config.vocabulary_size, count)
+        engine.forward([Chunk(sequence, prompt, int(start + count == tokens))])
 
 
 def _time(engine: CpuEngine, name: str, tokens: int, work: Callable[[], None]) -> Phase:

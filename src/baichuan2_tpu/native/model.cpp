@@ -281,26 +281,29 @@ void Model::store_keys_values(std::int64_t layer, const std::vector<Row>& rows) 
     Workspace& work = *work_;
     const std::int64_t size = shape_.head_size, half = size / 2;
     const KvConversions convert = {kernels_.to_half, kernels_.to_int8};
-    pool_.parallel_for(
-        static_cast<std::int64_t>(rows.size()), 1, [&](int, std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
-                const Row& row = rows[static_cast<std::size_t>(i)];
-                float* qkv = work.at(work.qkv, qkv_.rows, i);
-                if (!cosines_.empty()) {
-                    const float* cosine = cosines_.data() + row.position * half;
-                    const float* sine = sines_.data() + row.position * half;
-                    for (std::int64_t h = 0; h < shape_.heads; ++h)
-                        kernels_.rotate(qkv + h * size, cosine, sine, half);
-                    for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                        kernels_.rotate(qkv + qkv_.keys + h * size, cosine, sine, half);
-                    }
-                }
+    // Neighbouring positions share cache lines, so a thread stores several of them.
+    constexpr std::int64_t kLinePositions = 16;
+    const auto tokens = static_cast<std::int64_t>(rows.size());
+    const std::int64_t grain = tokens < kLinePositions * pool_.threads() ? 1 : kLinePositions;
+    pool_.parallel_for(tokens, grain, [&](int, std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Row& row = rows[static_cast<std::size_t>(i)];
+            float* qkv = work.at(work.qkv, qkv_.rows, i);
+            if (!cosines_.empty()) {
+                const float* cosine = cosines_.data() + row.position * half;
+                const float* sine = sines_.data() + row.position * half;
+                for (std::int64_t h = 0; h < shape_.heads; ++h)
+                    kernels_.rotate(qkv + h * size, cosine, sine, half);
                 for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
-                    row.sequence->cache.store(convert, layer, h, row.position, qkv + qkv_.keys + h * size,
-                                              qkv + qkv_.values + h * size);
+                    kernels_.rotate(qkv + qkv_.keys + h * size, cosine, sine, half);
                 }
             }
-        });
+            for (std::int64_t h = 0; h < shape_.kv_heads; ++h) {
+                row.sequence->cache.store(convert, layer, h, row.position, qkv + qkv_.keys + h * size,
+                                          qkv + qkv_.values + h * size);
+            }
+        }
+    });
 }
 
 void Model::attend(std::int64_t layer, const std::vector<Row>& rows) {
@@ -382,8 +385,10 @@ void Model::multiply(Work kind, const PackedMatrix& matrix, const float* x, std:
     if (!is_exact_) {
         const Stopwatch watch(profile_.get(), Work::kQuantize);
         work.activations.reshape(tokens, matrix.columns(), matrix.bits(), &matrix == &head_);
-        pool_.parallel_for(tokens, 4, [&](int, std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i) {
+        // By tiles: threads that wrote neighbouring tokens of one tile would wait for each other's cache lines.
+        pool_.parallel_for(work.activations.tiles(), 1, [&](int, std::int64_t begin, std::int64_t end) {
+            const std::int64_t last = work.activations.tile_start(end);
+            for (std::int64_t i = work.activations.tile_start(begin); i < last; ++i) {
                 work.activations.store(i, x + i * x_stride, matrix.columns());
             }
         });
