@@ -75,7 +75,7 @@ INSIDE: dict[str, Table] = {
     ],
     "server": [
         {"scheduling", "known_paths", "request_faults"},
-        {"errors", "log_lines", "metrics", "readiness", "tenants"},
+        {"errors", "heap", "log_lines", "metrics", "readiness", "tenants"},
         {"callers", "service"},
         {"api", "transport"},
         {"app"},

@@ -18,6 +18,7 @@ from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.memory import machine_memory_bytes, memory_need
 from baichuan2_tpu.model import EngineSettings
 from baichuan2_tpu.server.app import ServerOptions, create_app
+from baichuan2_tpu.server.heap import limit_arenas
 from baichuan2_tpu.server.log_lines import LineFormatter, LogForm, log_event
 from baichuan2_tpu.server.scheduling.load import SchedulerSettings
 from baichuan2_tpu.server.scheduling.scheduler import Scheduler
@@ -127,6 +128,7 @@ def run_server(plan: ServePlan) -> None:
     Raises: what is wrong with the port, the certificate, the model or a limit, before anything is served.
     """
     check_tls(plan.address)
+    limit_arenas()
     with Ending(plan.grace_s) as ending, closing(bind(plan.address)) as listener:
         files = find_model(plan.model)
         files.require_template()
