@@ -9,6 +9,7 @@ Not here: quantising itself (``quantize``), downloading (``fetch``), opening the
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
+from baichuan2_tpu.checkpoint.gguf_parts import list_parts
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
@@ -41,6 +43,7 @@ Notice = Callable[[str], None]
 
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
+_log = logging.getLogger(__name__)
 _SOURCE_FILES = ("*.json", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
@@ -124,7 +127,11 @@ class ResolveSettings:
 
 
 def find_source(
-    model: str, notice: Notice, progress: DownloadProgress | None = None, *, spare_bytes: int = 0
+    model: str,
+    notice: Notice,
+    progress: DownloadProgress | None = None,
+    *,
+    spare_bytes: int = 0,
 ) -> Located:
     """Return where a model's files lie, to be quantised; fetched first if it is a known name.
 
@@ -187,6 +194,7 @@ def resolve_model(
             group_size=settings.group_size,
             workers=settings.workers,
             progress=progress,
+            notice=notice if known is None else _log.info,  # its bits are chosen already
         )
         if known is not None and known.shape is not None:
             notice(f"{source.path} is no longer needed for this and can be deleted")
@@ -204,7 +212,8 @@ def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:
 
 def _fingerprint(path: Path) -> str:
     """Describe a model's files without reading them: names, sizes and times of change."""
-    files = [path] if path.is_file() else sorted({file for kind in _SOURCE_FILES for file in path.glob(kind)})
+    found = {file for kind in _SOURCE_FILES for file in path.glob(kind)}
+    files = list_parts(path) if path.is_file() else sorted(found)
     described = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hash_blocks([json.dumps(described).encode()])
 

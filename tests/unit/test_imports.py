@@ -37,6 +37,7 @@ LAYERS: Table = [
 ]
 INSIDE: dict[str, Table] = {
     "checkpoint": [
+        {"gguf_parts"},
         {"source", "weights", "identify"},
         {"layout", "packing"},
         {"formats", "shards", "random_weights"},

@@ -7,7 +7,7 @@ Source: ``modeling_baichuan.py`` of Baichuan2-7B (``W_pack``, ``NormHead``).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ __all__ = ["FloatCheckpoint"]
 
 _NORM_FLOOR = 1e-12  # of torch.nn.functional.normalize
 _FLOATS = ("BF16", "F16", "F32", "F64")
+_TWICE_QUANTIZED = (
+    "it is quantised a second time, which loses more than quantising the original checkpoint: "
+    "measure it with baichuan2 evaluate"
+)
 
 
 class FloatCheckpoint:
@@ -54,11 +58,15 @@ class FloatCheckpoint:
         config: ModelConfig,
         source: TensorSource,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        notices: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.metadata = metadata
         """What a GGUF file says besides its tensors, its tokenizer above all; None for a directory."""
+        self.notices = notices
+        """What whoever quantises it should know."""
         self._source = source
         self._is_official = any(f".{PACKED_QKV}." in name for name in source.tensors)
         shapes = official_shapes(config) if self._is_official else llama_shapes(config)
@@ -70,11 +78,10 @@ class FloatCheckpoint:
 
         Raises: CheckpointError, also for a checkpoint that is quantised already.
         """
-        kind = identify(path).kind
-        if kind == "gguf":
-            gguf = GgufFile(path)
-            return cls(path, gguf.config, gguf, gguf.metadata)
-        if kind in ("quantized", "bundle", "bmodel"):
+        located = identify(path)
+        if located.kind == "gguf":
+            return cls._open_gguf(located.path)
+        if located.kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
         config = ModelConfig.read(path / "config.json")
         if has_weights(path, SAFETENSORS_NAME):
@@ -83,6 +90,13 @@ class FloatCheckpoint:
             source = ShardedSource(path, BIN_NAME, TorchFile)
         _check_dtypes(source)
         return cls(path, config, source)
+
+    @classmethod
+    def _open_gguf(cls, path: Path) -> Self:
+        gguf = GgufFile(path)
+        quantization = gguf.describe_quantization()
+        notices = [] if quantization is None else [f"{quantization}; {_TWICE_QUANTIZED}"]
+        return cls(path, gguf.config, gguf, gguf.metadata, notices=notices)
 
     @contextmanager
     def tokenizer_files(self) -> Generator[Path, None, None]:

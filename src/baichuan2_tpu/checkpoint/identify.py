@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from baichuan2_tpu.checkpoint.gguf_parts import find_gguf, list_parts
 from baichuan2_tpu.errors import ArtifactError, CheckpointError
 from baichuan2_tpu.files import read_json
 from baichuan2_tpu.manifest import MANIFEST_NAME, is_bundle
@@ -34,7 +35,7 @@ WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model on the disk and its kind; ``path`` is a folder, or a GGUF file."""
+    """A model on the disk and its kind; ``path`` is a folder, or the first file of a GGUF model."""
 
     path: Path
     kind: ModelKind
@@ -54,7 +55,7 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     Raises: CheckpointError saying what was looked for; ArtifactError for several bmodels in one folder.
     """
     if path.is_file() and path.suffix == ".gguf":
-        return Located(path, "gguf")
+        return Located(list_parts(path)[0], "gguf")
     if not path.is_dir():
         if path.suffix == ".bmodel" and path.exists():
             raise CheckpointError(f"{path}: is one file of a model; name its folder")
@@ -65,6 +66,9 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     bmodel = find_bmodel(path)
     if bmodel is not None:
         return Located(path, "bmodel", bmodel)
+    gguf = None if any(any(path.glob(kind)) for kind in WEIGHT_FILES) else find_gguf(path)
+    if gguf is not None:
+        return Located(gguf, "gguf")
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
     if needs_weights:

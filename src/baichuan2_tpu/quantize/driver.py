@@ -75,13 +75,16 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
+    for line in checkpoint.notices:
+        notice(line)
     windows = None if calibration is None else open_windows(checkpoint, calibration)
     method: Method = "search" if windows is None else "gptq"
     settings = quantization_settings(bits, group_size, head_bits, method=method)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
-        sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)
+        config = () if checkpoint.path.is_file() else (source / "config.json",)
+        sources = (*config, *checkpoint.files)
         journal = Journal.open(partial / _JOURNAL, settings, sources, windows and windows.describe())
         _remove_leftovers(partial, journal)
         _check_space(partial, plan, journal, windows)
