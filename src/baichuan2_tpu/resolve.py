@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
+from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
 from baichuan2_tpu.checkpoint.gguf_parts import list_parts
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
 from baichuan2_tpu.config import QuantizationConfig
@@ -132,10 +133,12 @@ def find_source(
     progress: DownloadProgress | None = None,
     *,
     spare_bytes: int = 0,
+    adapters: Sequence[Path] = (),
 ) -> Located:
     """Return where a model's files lie, to be quantised; fetched first if it is a known name.
 
-    ``spare_bytes`` must be free in the user's cache besides.
+    ``spare_bytes`` must be free in the user's cache besides. An adapter that lies beside the weights and is
+    not one of ``adapters``, which are merged, is named in a notice.
     Raises: RequestError for what is neither, or a known name that is compiled already; FetchError;
     CheckpointError for a path that holds no model.
     """
@@ -146,7 +149,9 @@ def find_source(
         return identify(known.fetch(FetchWish(notice, progress, spare_bytes)))
     path = Path(model).expanduser()
     if model and path.exists():  # no name at all would be this directory
-        return identify(path)
+        located = identify(path)
+        _notice_adapter(path, adapters, notice)
+        return located
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
         f"a .gguf file, or one of: {', '.join(KNOWN_MODELS)}"
@@ -199,6 +204,16 @@ def resolve_model(
         if known is not None and known.shape is not None:
             notice(f"{source.path} is no longer needed for this and can be deleted")
     return Located(cached, "quantized")
+
+
+def _notice_adapter(path: Path, adapters: Sequence[Path], notice: Notice) -> None:
+    """Name an adapter beside a model, which is not part of it."""
+    base = find_adapter(path)
+    if base is not None and path.resolve() not in [adapter.resolve() for adapter in adapters]:
+        notice(
+            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to merge it: "
+            f"baichuan2 quantize {path} DST --adapter {path}"
+        )
 
 
 def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:

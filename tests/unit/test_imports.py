@@ -37,10 +37,11 @@ LAYERS: Table = [
 ]
 INSIDE: dict[str, Table] = {
     "checkpoint": [
-        {"gguf_parts"},
+        {"adapter_settings", "gguf_parts"},
         {"source", "weights", "identify"},
         {"layout", "packing"},
         {"formats", "shards", "random_weights"},
+        {"adapter"},
         {"float_checkpoint", "quantized_checkpoint"},
     ],
     "doctor": [

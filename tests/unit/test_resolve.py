@@ -13,6 +13,7 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
+from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_checkpoint import rope_config, write_llama_safetensors, write_official
 from models.tiny_tokenizer import write_sentencepiece
 
@@ -59,6 +60,20 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
     first = resolve_model(str(source), notice=lambda _: None)
     os.utime(source / "config.json", (1, 1))
     assert resolve_model(str(source), notice=lambda _: None) != first
+
+
+def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_path: Path) -> None:
+    """It was ignored without a word."""
+    quantize(source, tmp_path / "ready", bits=4)
+    for path in (source, tmp_path / "ready"):
+        write_adapter(path, adapter_matrices(rope_config(), ("W_pack",)))
+        notices: list[str] = []
+        resolve_model(str(path), notice=notices.append)
+        assert notices[0] == (
+            f"{path} also holds a LoRA adapter (trained on 'baichuan-inc/Baichuan2-7B-Chat'), which is not "
+            f"used; to merge it: baichuan2 quantize {path} DST --adapter {path}"
+        )
+    find_source(str(source), pytest.fail, adapters=[source])
 
 
 def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path, cache: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
 from baichuan2_tpu.checkpoint.gguf_parts import find_gguf, list_parts
 from baichuan2_tpu.errors import ArtifactError, CheckpointError
 from baichuan2_tpu.files import read_json
@@ -70,6 +71,7 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     if gguf is not None:
         return Located(gguf, "gguf")
     if not (path / "config.json").is_file():
+        _check_no_adapter(path)
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
     if needs_weights:
         _check_weights(path)
@@ -103,7 +105,18 @@ def _check_weights(path: Path) -> None:
         return
     if any(path.glob("*.bmodel")):
         raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")
+    _check_no_adapter(path)
     raise CheckpointError(
         f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
         "fetch the weights"
     )
+
+
+def _check_no_adapter(path: Path) -> None:
+    """Refuse a folder that holds an adapter and no model."""
+    base = find_adapter(path)
+    if base is not None:
+        raise CheckpointError(
+            f"{path}: is a LoRA adapter, not a model; merge it into the model that it was trained on, "
+            f"{base}: baichuan2 quantize MODEL DST --adapter {path}"
+        )
