@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.bmodel.weights import detach_weights, fill_skeleton, read_stages
 from baichuan2_tpu.chat import Conversation
+from baichuan2_tpu.checkpoint.adapter import Adapter
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
@@ -39,6 +40,7 @@ from baichuan2_tpu.toolchain.record import Record as ToolchainRecord
 from doubles.fakes import ByteTokenizer, ScriptedEngine
 from models.bundle_manifest import bundle_manifest
 from models.ggml_blocks import BLOCK_KINDS, random_blocks
+from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_bmodel import write_bmodel
 from models.tiny_checkpoint import (
     float_weights,
@@ -123,6 +125,24 @@ def _read_gguf(folder: Path) -> None:
     checkpoint = FloatCheckpoint.open(located.path)
     for name in llama_shapes(checkpoint.config):
         checkpoint.read(name.removesuffix(".weight"))
+
+
+def _write_adapter(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_adapter(
+            folder,
+            adapter_matrices(CONFIG, ("W_pack", "up_proj")),
+            settings={"alpha_pattern": {"up_proj": 4}},
+        )
+        return folder / name
+
+    return write
+
+
+def _read_adapter(folder: Path) -> None:
+    adapter = Adapter(folder, CONFIG)
+    name = "model.layers.0.self_attn.k_proj"
+    adapter.merge(name, 0, float_weights(CONFIG, 0)[f"{name}.weight"])
 
 
 def _write_official(name: str) -> Callable[[Path], Path]:
@@ -314,6 +334,8 @@ READERS: dict[str, Reader] = {
     "gguf tokenizer": Reader(_write_gguf, _read_gguf_tokenizer),
     "gguf pieces": Reader(_write_baichuan_gguf, _read_gguf_tokenizer),
     "gguf parts": Reader(_write_split_gguf, _read_gguf),
+    "adapter settings": Reader(_write_adapter("adapter_config.json"), _read_adapter),
+    "adapter weights": Reader(_write_adapter("adapter_model.safetensors"), _read_adapter),
     "bmodel header": Reader(_write_bmodel, _read_bmodel_header),
     "bmodel weights": Reader(_write_bmodel, _read_bmodel_weights),
     "official config": Reader(_write_official("config.json"), _read_floats),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from baichuan2_tpu.checkpoint.adapter import Adapter
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
@@ -60,12 +61,14 @@ class FloatCheckpoint:
         metadata: Mapping[str, Any] | None = None,
         *,
         notices: Sequence[str] = (),
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.metadata = metadata
         """What a GGUF file says besides its tensors, its tokenizer above all; None for a directory."""
-        self.notices = notices
+        self.adapters = adapters
+        self.notices = [*notices, *(adapter.describe() for adapter in adapters)]
         """What whoever quantises it should know."""
         self._source = source
         self._is_official = any(f".{PACKED_QKV}." in name for name in source.tensors)
@@ -73,14 +76,14 @@ class FloatCheckpoint:
         check_tensors(path, source.tensors, shapes)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a directory (safetensors before ``.bin``) or a GGUF file.
+    def open(cls, path: Path, adapters: Sequence[Path] = ()) -> Self:
+        """Open a directory (safetensors before ``.bin``) or a GGUF file, with LoRA adapters merged in order.
 
         Raises: CheckpointError, also for a checkpoint that is quantised already.
         """
         located = identify(path)
         if located.kind == "gguf":
-            return cls._open_gguf(located.path)
+            return cls._open_gguf(located.path, adapters)
         if located.kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
         config = ModelConfig.read(path / "config.json")
@@ -89,14 +92,15 @@ class FloatCheckpoint:
         else:
             source = ShardedSource(path, BIN_NAME, TorchFile)
         _check_dtypes(source)
-        return cls(path, config, source)
+        return cls(path, config, source, adapters=[Adapter(adapter, config) for adapter in adapters])
 
     @classmethod
-    def _open_gguf(cls, path: Path) -> Self:
+    def _open_gguf(cls, path: Path, adapters: Sequence[Path]) -> Self:
         gguf = GgufFile(path)
         quantization = gguf.describe_quantization()
         notices = [] if quantization is None else [f"{quantization}; {_TWICE_QUANTIZED}"]
-        return cls(path, gguf.config, gguf, gguf.metadata, notices=notices)
+        opened = [Adapter(adapter, gguf.config) for adapter in adapters]
+        return cls(path, gguf.config, gguf, gguf.metadata, notices=notices, adapters=opened)
 
     @contextmanager
     def tokenizer_files(self) -> Generator[Path, None, None]:
@@ -125,6 +129,8 @@ class FloatCheckpoint:
         stored, first, rows = self._place(name)
         start, stop, _ = slice(start, stop).indices(rows)
         values = np.ascontiguousarray(self._source.read(stored, first + start, first + stop), np.float32)
+        for adapter in self.adapters:
+            values = adapter.merge(name, start, values)
         if name == HEAD and self.config.is_head_normalized:
             # In float32, as the official code does it once before its first forward.
             norms = np.sqrt(np.square(values).sum(axis=1, keepdims=True))

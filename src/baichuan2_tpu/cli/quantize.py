@@ -50,6 +50,14 @@ CalibrationTokens = Annotated[
     int | None,
     typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
 ]
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter (a folder that PEFT saved) to merge into SRC first; several are merged in order.",
+    ),
+]
 
 
 def quantize(
@@ -62,6 +70,7 @@ def quantize(
     method: Method = MethodName.SEARCH,
     calibration: CalibrationText = None,
     calibration_tokens: CalibrationTokens = None,
+    adapters: Adapters = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads to use.")] = 2,
     debug: options.Debug = False,
 ) -> None:
@@ -69,6 +78,7 @@ def quantize(
 
     If it is interrupted, finished files stay beside DST, and the same command continues.
     """
+    from baichuan2_tpu.checkpoint.adapter_settings import AdapterSettings
     from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
     from baichuan2_tpu.quantize.driver import check_destination
@@ -81,11 +91,13 @@ def quantize(
     # Before gigabytes are fetched: what is wrong without them.
     check_destination(destination)
     quantization_settings(bits.bits, group_size, head_bits.bits)
+    for adapter in adapters or ():
+        AdapterSettings.read(adapter)
     if calibration is not None and str(calibration) != "-":  # standard input is read once
         read_user_text(calibration)
     settings = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
-        path = find_source(source, notice, fetching).path
+        path = find_source(source, notice, fetching, adapters=adapters or ()).path
     with progress_bar("quantising") as progress:
         write_quantized(
             path,
@@ -94,6 +106,7 @@ def quantize(
             head_bits=head_bits.bits,
             group_size=group_size,
             calibration=None if method is MethodName.SEARCH else settings,
+            adapters=adapters or (),
             workers=workers,
             progress=progress,
             notice=notice,

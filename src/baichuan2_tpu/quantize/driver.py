@@ -58,6 +58,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     group_size: int = 64,
     head_bits: int = HEAD_BITS,
     calibration: Calibration | None = None,
+    adapters: Sequence[str | Path] = (),
     workers: int = 2,
     progress: Progress | None = None,
     notice: Notice = _log.info,
@@ -65,6 +66,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
     Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
+    ``adapters`` are folders of LoRA adapters, which are merged into the float weights in that order.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
@@ -73,7 +75,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         raise RequestError(f"workers is {workers}, allowed is 1 or more")
     source, destination = Path(source), Path(destination)
     check_destination(destination)
-    checkpoint = FloatCheckpoint.open(source)
+    checkpoint = FloatCheckpoint.open(source, [Path(adapter) for adapter in adapters])
     check_assets(checkpoint)
     for line in checkpoint.notices:
         notice(line)
@@ -85,7 +87,10 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     with locked_folder(partial), disk_errors(partial, RequestError):
         config = () if checkpoint.path.is_file() else (source / "config.json",)
         sources = (*config, *checkpoint.files)
-        journal = Journal.open(partial / _JOURNAL, settings, sources, windows and windows.describe())
+        merged = [adapter.record for adapter in checkpoint.adapters]
+        journal = Journal.open(
+            partial / _JOURNAL, settings, sources, windows and windows.describe(), adapters=merged
+        )
         _remove_leftovers(partial, journal)
         _check_space(partial, plan, journal, windows)
         task = _Task(checkpoint, plan, journal, progress or _ignore)

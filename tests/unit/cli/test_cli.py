@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import __version__
+from models.tiny_adapter import adapter_matrices, write_adapter
+from models.tiny_checkpoint import rope_config
 from running.cli_command import Run
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
@@ -102,7 +104,7 @@ def test_debug_shows_the_traceback_too(run: Run, words: tuple[str, ...]) -> None
 def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a \x1b[31mbug")
 
     monkeypatch.setattr("baichuan2_tpu.resolve.resolve_model", fail)
@@ -115,7 +117,7 @@ def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
 
 
 def test_interrupt_ends_with_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("baichuan2_tpu.resolve.find_source", interrupt)
@@ -205,6 +207,30 @@ def test_quantize_makes_a_checkpoint_and_says_where(run: Run, float_model: Path,
     again = run("quantize", float_model, tmp_path / "out", "--bits", 8)
     assert again.code == 1
     assert "exists already" in again.err
+
+
+def test_quantize_merges_adapters_in_order(run: Run, float_model: Path, tmp_path: Path) -> None:
+    config = rope_config(vocabulary_size=400)
+    adapters = [
+        write_adapter(tmp_path / name, adapter_matrices(config, ("W_pack",), seed=seed))
+        for seed, name in enumerate(("one", "two"))
+    ]
+    words = [word for adapter in adapters for word in ("--adapter", adapter)]
+    done = run("quantize", float_model, tmp_path / "out", *words)
+    lines = [
+        f"merging {adapter}: LoRA of rank 4 on 2 modules; trained on 'baichuan-inc/Baichuan2-7B-Chat'"
+        for adapter in adapters
+    ]
+    assert (done.code, done.err.splitlines()) == (0, [*lines, f"wrote {tmp_path / 'out'}"])
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())["merged_adapters"]
+    assert [record["name"] for record in merged] == ["one", "two"]
+    write_adapter(adapters[1], {}, settings={"use_dora": True})
+    done = run("quantize", "baichuan2-7b-chat", tmp_path / "other", *words)
+    assert (done.code, done.out) == (1, "")  # before the model is fetched
+    assert (
+        "two/adapter_config.json: use_dora is True, allowed for merging is none; merge it with PEFT"
+        in done.err
+    )
 
 
 def test_a_head_of_4_bits_answers_and_is_shown(run: Run, float_model: Path, tmp_path: Path) -> None:
