@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
-from baichuan2_tpu.checkpoint.gguf_parts import list_parts
+from baichuan2_tpu.checkpoint.gguf_parts import list_parts, model_name
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
@@ -178,7 +178,7 @@ def resolve_model(
         source = find_source(model, notice)
         if source.kind in ("quantized", "bundle", "bmodel"):
             return source
-        name, fingerprint = source.path.resolve().stem, _fingerprint(source.path)
+        name, fingerprint = model_name(source.path.resolve()), _fingerprint(source.path)
         bits = settings.bits or _DEFAULT_BITS
     elif known.bits is None:
         return identify(known.fetch(FetchWish(notice, fetch_progress)))

@@ -14,7 +14,8 @@ from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
 from models.tiny_adapter import adapter_matrices, write_adapter
-from models.tiny_checkpoint import rope_config, write_llama_safetensors, write_official
+from models.tiny_checkpoint import float_weights, rope_config, write_llama_safetensors, write_official
+from models.tiny_gguf import write_gguf
 from models.tiny_tokenizer import write_sentencepiece
 
 
@@ -60,6 +61,20 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
     first = resolve_model(str(source), notice=lambda _: None)
     os.utime(source / "config.json", (1, 1))
     assert resolve_model(str(source), notice=lambda _: None) != first
+
+
+def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> None:
+    config = rope_config(vocabulary_size=264)
+    write_gguf(tmp_path / "Tiny.gguf", config, float_weights(config, 0), split_max_tensors=12)
+    parts = sorted(tmp_path.glob("Tiny-*.gguf"))
+    notices: list[str] = []
+    located = {resolve_model(str(path), notice=notices.append) for path in (*parts, tmp_path)}
+    assert len(parts) == 2
+    assert all(place.path.name.startswith("Tiny-w4g64-") for place in located)
+    assert len(located) == 1
+    assert [line for line in notices if "it is quantised a second time" in line] == notices[1:]
+    os.utime(parts[1], (1, 1))
+    assert resolve_model(str(parts[0]), notice=notices.append) not in located
 
 
 def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_path: Path) -> None:

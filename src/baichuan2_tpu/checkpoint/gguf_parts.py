@@ -11,7 +11,7 @@ from pathlib import Path
 
 from baichuan2_tpu.errors import CheckpointError
 
-__all__ = ["find_gguf", "list_parts"]
+__all__ = ["find_gguf", "list_parts", "model_name"]
 
 _PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _SHOWN_MODELS = 6
@@ -36,6 +36,12 @@ def list_parts(path: Path) -> list[Path]:
             )
         parts.append(part)
     return parts or [path]
+
+
+def model_name(path: Path) -> str:
+    """Return the name of the model that ``path`` is a file of, without the number of a part."""
+    match = _PART.fullmatch(path.name)
+    return path.stem if match is None else match[1]
 
 
 def find_gguf(directory: Path) -> Path | None:
