@@ -166,6 +166,11 @@ class Adapter:
             raise CheckpointError(
                 f"{info.file}: tensor {quote(stored)} is {info.dtype}, allowed is {', '.join(_FLOATS)}"
             )
+        if 0 in info.shape:
+            raise CheckpointError(
+                f"{info.file}: tensor {quote(stored)} is empty, as ZeRO-3 saves it; gather the weights "
+                "and save the adapter again"
+            )
         if info.shape != shape:
             raise CheckpointError(
                 f"{info.file}: tensor {quote(stored)} has shape {info.shape}, the base model and "

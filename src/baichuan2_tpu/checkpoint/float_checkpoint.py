@@ -140,7 +140,8 @@ class FloatCheckpoint:
     def describe(self, name: str) -> str:
         """Name the file and the tensor that ``name`` is read from, for messages."""
         stored = self._place(name)[0]
-        return f"{self._source.tensors[stored].file}: tensor {quote(stored)}"
+        merged = "".join(f" and {adapter.path}" for adapter in self.adapters)
+        return f"{self._source.tensors[stored].file}{merged}: tensor {quote(stored)}"
 
     def release(self, name: str) -> None:
         """Give the pages behind ``name`` back, and those it shares a tensor with."""

@@ -202,6 +202,10 @@ def test_tensors_that_fit_nothing_are_refused(tmp_path: Path) -> None:
     assert "has shape (321, 128), the base model" in refusal(
         write_adapter(tmp_path / "resized", matrices, whole=resized)
     )
+    empty = {"model.norm": np.ones(0, "f4")}
+    assert "is empty, as ZeRO-3 saves it; gather the weights" in refusal(
+        write_adapter(tmp_path / "zero", matrices, whole=empty)
+    )
     half = {f"{module}.lora_A": pair[0]}
     assert "has one of lora_A and lora_B" in refusal(write_adapter(tmp_path / "half", {}, whole=half))
     assert "holds no tensor" in refusal(write_adapter(tmp_path / "empty", {}))
@@ -246,6 +250,15 @@ def test_a_merged_checkpoint_names_its_adapters(tmp_path: Path) -> None:
     assert record["name"] == "mine"
     assert sorted(record["sha256"]) == ["adapter_config.json", "adapter_model.safetensors"]
     assert all(len(digest) == 64 for digest in record["sha256"].values())
+
+
+def test_a_number_that_overflows_is_blamed_on_the_base_and_the_adapter(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", "W_pack")
+    matrices = adapter_matrices(CONFIG, ("W_pack",))
+    adapter = write_adapter(tmp_path / "a", {m: (a, b * 1e30) for m, (a, b) in matrices.items()})
+    with pytest.raises(CheckpointError) as caught:
+        quantize(base, tmp_path / "q", bits=8, adapters=[adapter])
+    assert f"of-00002.bin and {adapter}: tensor 'model.layers." in str(caught.value)
 
 
 class Interruption(Exception):  # noqa: N818 - stands for Ctrl-C

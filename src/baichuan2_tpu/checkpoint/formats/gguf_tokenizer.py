@@ -66,7 +66,8 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
     if model == _SENTENCEPIECE and adds_space(metadata, metadata["tokenizer.ggml.tokens"]):
         raise CheckpointError(
             f"{path}: its tokenizer puts a space before every text (tokenizer.ggml.add_space_prefix), as "
-            "Llama 2's does; allowed are those that keep text as it is: Baichuan's, and byte-level BPE"
+            "Llama 2's does; allowed are those that keep text as it is (Baichuan's, and byte-level BPE); "
+            "run it with llama.cpp"
         )
     try:
         _build(metadata)
