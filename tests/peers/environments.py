@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ADAPTERS", "Peer", "PeerMissingError", "ask", "install"]
+__all__ = ["ADAPTERS", "LLAMA_CPP", "Peer", "PeerMissingError", "ask", "install"]
 
 _SCRIPTS = Path(__file__).resolve().parent / "scripts"
 _COMPLETE = "complete"
@@ -48,6 +48,7 @@ ADAPTERS = Peer(
         "peft==0.21.2",
     ),
 )
+LLAMA_CPP = Peer("xllamacpp-2026.10.11549", ("xllamacpp==2026.10.11549",))
 
 
 def install(peer: Peer) -> None:
