@@ -18,6 +18,7 @@ from typing_extensions import Self
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import read_json
 from baichuan2_tpu.quoting import quote
+from baichuan2_tpu.rope_scaling import check_rope_scaling
 
 __all__ = [
     "GROUP_MULTIPLE",
@@ -174,7 +175,7 @@ class ModelConfig:
         keys = _Keys(values, file)
         keys.require("model_type", None, ("llama", "baichuan"))
         keys.require("hidden_act", "silu", ("silu",))
-        keys.require("rope_scaling", None, (None,))
+        check_rope_scaling(values, file)
         heads, kv_heads, head_size = _attention_shape(keys)
         position = _position(keys)
         vocabulary_size = keys.positive_int("vocab_size")
@@ -261,7 +262,10 @@ class _Keys:
     def error(self, key: str, value: object, allowed: str) -> CheckpointError:
         """Make the exception for a value that is not allowed."""
         seen = quote(value) if key in self.values else "missing"
-        return CheckpointError(f"{self.where}: {key!r} is {seen}, allowed is {allowed}; correct the file")
+        return CheckpointError(
+            f"{self.where}: {key!r} is {seen}, allowed is {allowed}; it is of another kind of model, "
+            "or damaged: fetch it again, or take a Baichuan or Llama model"
+        )
 
     def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
         """Check that ``key`` has one of the values that this package can run."""
@@ -344,7 +348,6 @@ def _rope_theta(keys: _Keys) -> float:
     nested = keys.mapping("rope_parameters")
     if nested is not None:
         keys = _Keys(nested, f"{keys.where}: rope_parameters")
-        keys.require("rope_type", "default", ("default",))
     return keys.positive_float("rope_theta", _DEFAULT_ROPE_THETA)
 
 

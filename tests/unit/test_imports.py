@@ -18,7 +18,7 @@ Table = list[set[str]]
 LAYERS: Table = [
     {"quoting"},
     {"errors"},
-    {"files", "markdown", "programs", "svg_bars"},
+    {"files", "markdown", "programs", "rope_scaling", "svg_bars"},
     {"config"},
     {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
