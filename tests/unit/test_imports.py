@@ -37,9 +37,11 @@ LAYERS: Table = [
 ]
 INSIDE: dict[str, Table] = {
     "checkpoint": [
-        {"source", "weights", "identify"},
-        {"layout", "packing"},
+        {"source", "weights"},
+        {"extras", "layout", "packing", "prefixes"},
         {"formats", "shards", "random_weights"},
+        {"weight_files"},
+        {"identify"},
         {"float_checkpoint", "quantized_checkpoint"},
     ],
     "doctor": [

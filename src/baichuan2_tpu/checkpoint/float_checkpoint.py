@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from baichuan2_tpu.checkpoint.extras import leave_out_extras
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
-from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
-from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
-from baichuan2_tpu.checkpoint.identify import BIN_NAME, SAFETENSORS_NAME, has_weights, identify
+from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.layout import (
     EMBEDDING,
     HEAD,
@@ -29,9 +29,11 @@ from baichuan2_tpu.checkpoint.layout import (
     check_tensors,
     llama_shapes,
     official_shapes,
+    pad_vocabulary,
 )
-from baichuan2_tpu.checkpoint.shards import ShardedSource
+from baichuan2_tpu.checkpoint.prefixes import PlainNames, strip_prefixes
 from baichuan2_tpu.checkpoint.source import TensorSource
+from baichuan2_tpu.checkpoint.weight_files import open_weights
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote
@@ -54,15 +56,18 @@ class FloatCheckpoint:
         config: ModelConfig,
         source: TensorSource,
         metadata: Mapping[str, Any] | None = None,
+        leftovers: frozenset[str] = frozenset(),
     ) -> None:
         self.path = path
-        self.config = config
+        if f"{HEAD}.weight" in source.tensors:  # a head that is stored counts, whatever is said of tying
+            config = replace(config, is_head_tied=False)
         self.metadata = metadata
         """What a GGUF file says besides its tensors, its tokenizer above all; None for a directory."""
         self._source = source
         self._is_official = any(f".{PACKED_QKV}." in name for name in source.tensors)
         shapes = official_shapes(config) if self._is_official else llama_shapes(config)
-        check_tensors(path, source.tensors, shapes)
+        check_tensors(path, leave_out_extras(source, shapes, leftovers), shapes)
+        self.config = replace(config, vocabulary_size=pad_vocabulary(config.vocabulary_size))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -77,12 +82,12 @@ class FloatCheckpoint:
         if kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
         config = ModelConfig.read(path / "config.json")
-        if has_weights(path, SAFETENSORS_NAME):
-            source = ShardedSource(path, SAFETENSORS_NAME, SafetensorsFile)
-        else:
-            source = ShardedSource(path, BIN_NAME, TorchFile)
+        files = open_weights(path)
+        source: TensorSource = files
+        if any(strip_prefixes(name) != name for name in files.tensors):
+            source = PlainNames(files)
         _check_dtypes(source)
-        return cls(path, config, source)
+        return cls(path, config, source, leftovers=frozenset(map(strip_prefixes, files.unlisted)))
 
     @contextmanager
     def tokenizer_files(self) -> Generator[Path, None, None]:
@@ -109,13 +114,14 @@ class FloatCheckpoint:
         Side effect: the pages read stay in memory until ``release(name)``.
         """
         stored, first, rows = self._place(name)
-        start, stop, _ = slice(start, stop).indices(rows)
-        values = np.ascontiguousarray(self._source.read(stored, first + start, first + stop), np.float32)
-        if name == HEAD and self.config.is_head_normalized:
-            # In float32, as the official code does it once before its first forward.
-            norms = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
-            values = values / np.maximum(norms, np.float32(_NORM_FLOOR))
-        return values
+        padding = self._padding_rows(name)
+        start, stop, _ = slice(start, stop).indices(rows + padding)
+        ends = (first + min(start, rows), first + min(stop, rows))
+        values = np.ascontiguousarray(self._source.read(stored, *ends), np.float32)
+        if self._is_normalized(name):
+            values = values / _row_norms(values)
+        missing = max(0, stop - start) - values.shape[0]
+        return np.pad(values, ((0, missing), (0, 0))) if missing else values
 
     def describe(self, name: str) -> str:
         """Name the file and the tensor that ``name`` is read from, for messages."""
@@ -125,6 +131,15 @@ class FloatCheckpoint:
     def release(self, name: str) -> None:
         """Give the pages behind ``name`` back, and those it shares a tensor with."""
         self._source.release(self._place(name)[0])
+
+    def _padding_rows(self, name: str) -> int:
+        """Return how many rows of zeros make the vocabulary a multiple of what a packed layer needs."""
+        if name not in (EMBEDDING, HEAD):
+            return 0
+        return self.config.vocabulary_size - self._place(name)[2]
+
+    def _is_normalized(self, name: str) -> bool:
+        return name == HEAD and self.config.is_head_normalized
 
     def _place(self, name: str) -> tuple[str, int, int]:
         """Return the stored tensor that holds ``name``, and at which row it begins and how many it has."""
@@ -137,6 +152,15 @@ class FloatCheckpoint:
             first, rows = ((0, queries), (queries, keys), (queries + keys, keys))[QKV.index(part)]
             return f"{name.removesuffix(part)}{PACKED_QKV}.weight", first, rows
         return f"{name}.weight", 0, self._source.tensors[f"{name}.weight"].shape[0]
+
+
+def _row_norms(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what the rows of a head are divided by, in float32, as the official code does it once.
+
+    Shapes: (N, K) → (N, 1).
+    """
+    norms = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
+    return np.maximum(norms, np.float32(_NORM_FLOOR))
 
 
 def _check_dtypes(source: TensorSource) -> None:

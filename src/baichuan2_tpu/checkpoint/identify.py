@@ -9,25 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from baichuan2_tpu.checkpoint.weight_files import BIN_NAME, SAFETENSORS_NAME, has_weights
 from baichuan2_tpu.errors import ArtifactError, CheckpointError
 from baichuan2_tpu.files import read_json
 from baichuan2_tpu.manifest import MANIFEST_NAME, is_bundle
 
 __all__ = [
-    "BIN_NAME",
-    "SAFETENSORS_NAME",
     "WEIGHT_FILES",
     "Located",
     "ModelKind",
     "find_bmodel",
-    "has_weights",
     "identify",
 ]
 
 ModelKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
-
-SAFETENSORS_NAME = "model.safetensors"
-BIN_NAME = "pytorch_model.bin"
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 """Patterns of the files of weights in a checkpoint, in one file or in shards."""
 
@@ -89,13 +84,8 @@ def find_bmodel(path: Path) -> Path | None:
     return bmodels[0] if bmodels else None
 
 
-def has_weights(directory: Path, name: str) -> bool:
-    """Tell whether a directory holds weights called ``name``, in one file or in shards."""
-    return (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
-
-
 def _check_weights(path: Path) -> None:
-    if any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):
+    if has_weights(path):
         return
     if any(path.glob("*.bmodel")):
         raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")

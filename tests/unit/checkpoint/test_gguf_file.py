@@ -1,5 +1,6 @@
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,14 +115,14 @@ def refusal(path: Path) -> str:
 def test_reads_as_llama_with_q_and_k_in_hugging_face_order(tmp_path: Path) -> None:
     weights = float_weights(CONFIG, 5)
     checkpoint = FloatCheckpoint.open(write_gguf(tmp_path / "m.gguf", weights))
-    assert checkpoint.config == CONFIG
+    assert checkpoint.config == replace(CONFIG, vocabulary_size=320)  # padded
     assert checkpoint.files == (tmp_path / "m.gguf",)
     for stored_name, tensor in weights.items():
         name, expected = stored_name.removesuffix(".weight"), tensor
         if tensor.ndim > 1:
             kind = GGMLQuantizationType.Q8_0
             expected = dequantize(quantize_blocks(tensor, kind), kind)
-        np.testing.assert_array_equal(checkpoint.read(name), expected, err_msg=name)
+        np.testing.assert_array_equal(checkpoint.read(name)[: len(expected)], expected, err_msg=name)
         np.testing.assert_array_equal(checkpoint.read(name, 3, 9), expected[3:9], err_msg=name)
         checkpoint.release(name)
     np.testing.assert_array_equal(checkpoint.read("lm_head"), checkpoint.read("model.embed_tokens"))

@@ -251,7 +251,7 @@ def test_info_counts_before_anything_is_loaded(run: Run, model: Path, float_mode
 def test_info_for_a_reader_has_one_fact_a_line(run: Run, model: Path) -> None:
     lines = run("info", model).out.splitlines()
     assert "is_quantized            yes" in lines
-    assert "vocabulary_size         400" in lines
+    assert "vocabulary_size         448" in lines
     assert any(line.startswith("memory_bytes") and line.endswith(" GB") for line in lines)
 
 
