@@ -152,6 +152,7 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
+    """None for floats, and for what other tools quantised in a form that no engine reads."""
 
     def kv_bytes_per_token(self, bits: KvBits) -> int:
         """Return the bytes of a token's keys and values in all layers; in int8 a head's have a scale."""
@@ -179,7 +180,6 @@ class ModelConfig:
         heads, kv_heads, head_size = _attention_shape(keys)
         position = _position(keys)
         vocabulary_size = keys.positive_int("vocab_size")
-        quantization = keys.mapping("quantization_config")
         return cls(
             hidden_size=keys.positive_int("hidden_size"),
             intermediate_size=keys.positive_int("intermediate_size"),
@@ -196,9 +196,7 @@ class ModelConfig:
             is_head_normalized=_is_head_normalized(keys),
             bos_id=next(iter(keys.ids("bos_token_id", vocabulary_size)), None),
             eos_ids=keys.ids("eos_token_id", vocabulary_size),
-            quantization=None
-            if quantization is None
-            else QuantizationConfig.from_json(quantization, file=file),
+            quantization=_own_quantization(keys),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -360,6 +358,17 @@ def _is_head_normalized(keys: _Keys) -> bool:
         or keys.values.get("architectures") == _BAICHUAN1_ARCHITECTURES
     )
     return not keys.boolean(_FOLDED_KEY, default=is_version_1)
+
+
+def _own_quantization(keys: _Keys) -> QuantizationConfig | None:
+    """Read how the linears are stored, if it is in the form that the engines read."""
+    values = keys.mapping("quantization_config")
+    if values is None:
+        return None
+    try:
+        return QuantizationConfig.from_json(values, file=keys.where)
+    except CheckpointError:
+        return None  # another tool's: checkpoint.foreign reads it, or says why it cannot
 
 
 def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:

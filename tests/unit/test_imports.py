@@ -39,7 +39,7 @@ INSIDE: dict[str, Table] = {
     "checkpoint": [
         {"source", "weights"},
         {"extras", "layout", "packing", "prefixes"},
-        {"formats", "shards", "random_weights"},
+        {"foreign", "formats", "shards", "random_weights"},
         {"weight_files"},
         {"identify"},
         {"float_checkpoint", "quantized_checkpoint"},

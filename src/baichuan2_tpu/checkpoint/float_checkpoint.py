@@ -1,5 +1,6 @@
 """Float weights in Llama layout from any checkpoint: W_pack split, NormHead folded, a tied head repeated.
 
+What another tool quantised is dequantised on the way, and its integers can be read as they are.
 Not here: file formats, quantising. Names are those of ``weights``: Llama names without ``.weight``.
 Source: ``modeling_baichuan.py`` of Baichuan2-7B (``W_pack``, ``NormHead``).
 """
@@ -18,6 +19,10 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from baichuan2_tpu.checkpoint.extras import leave_out_extras
+from baichuan2_tpu.checkpoint.foreign.find_form import find_form
+from baichuan2_tpu.checkpoint.foreign.grouped import GroupedRows, is_in_groups
+from baichuan2_tpu.checkpoint.foreign.stored_form import StoredForm, describe_form
+from baichuan2_tpu.checkpoint.foreign.unpacked_source import UnpackedSource
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.identify import identify
@@ -27,6 +32,7 @@ from baichuan2_tpu.checkpoint.layout import (
     PACKED_QKV,
     QKV,
     check_tensors,
+    layer_linears,
     llama_shapes,
     official_shapes,
     pad_vocabulary,
@@ -41,6 +47,7 @@ from baichuan2_tpu.quoting import quote
 __all__ = ["FloatCheckpoint"]
 
 _NORM_FLOOR = 1e-12  # of torch.nn.functional.normalize
+_NORM_ROWS = 4096
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -68,6 +75,8 @@ class FloatCheckpoint:
         shapes = official_shapes(config) if self._is_official else llama_shapes(config)
         check_tensors(path, leave_out_extras(source, shapes, leftovers), shapes)
         self.config = replace(config, vocabulary_size=pad_vocabulary(config.vocabulary_size))
+        self.stored = self._describe_stored()
+        """The settings that keep the integers of another tool; None for floats."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -81,11 +90,14 @@ class FloatCheckpoint:
             return cls(path, gguf.config, gguf, gguf.metadata)
         if kind in ("quantized", "bundle", "bmodel"):
             raise CheckpointError(f"{path}: is quantised already; name the float checkpoint it was made from")
-        config = ModelConfig.read(path / "config.json")
+        config = replace(ModelConfig.read(path / "config.json"), quantization=None)
         files = open_weights(path)
         source: TensorSource = files
         if any(strip_prefixes(name) != name for name in files.tensors):
             source = PlainNames(files)
+        form = find_form(path, source)
+        if form is not None:
+            source = UnpackedSource(source, form)
         _check_dtypes(source)
         return cls(path, config, source, leftovers=frozenset(map(strip_prefixes, files.unlisted)))
 
@@ -123,6 +135,28 @@ class FloatCheckpoint:
         missing = max(0, stop - start) - values.shape[0]
         return np.pad(values, ((0, missing), (0, 0))) if missing else values
 
+    def read_grouped(self, name: str, *, bits: int, group_size: int) -> GroupedRows | None:
+        """Return a linear's integers where ``bits`` and consecutive groups of ``group_size`` can keep them.
+
+        The norms of a head that asks for it are folded into its scales. None for floats, and for integers of
+        another kind.
+        Side effect: as ``read``.
+        """
+        if not isinstance(self._source, UnpackedSource):
+            return None
+        stored, first, rows = self._place(name)
+        place = self._source.place(stored)
+        if place is None or place.groups is None or place.bits > bits:
+            return None
+        if not is_in_groups(place.groups, group_size):
+            return None
+        grouped = self._source.read_grouped(stored, first, first + rows)
+        if grouped is not None and self._is_normalized(name):
+            starts = range(0, rows, _NORM_ROWS)
+            norms = [_row_norms(grouped.rows(start, start + _NORM_ROWS).dequantize()) for start in starts]
+            grouped = grouped.scale_rows(np.float32(1) / np.concatenate(norms))
+        return None if grouped is None else grouped.pad(self._padding_rows(name))
+
     def describe(self, name: str) -> str:
         """Name the file and the tensor that ``name`` is read from, for messages."""
         stored = self._place(name)[0]
@@ -140,6 +174,14 @@ class FloatCheckpoint:
 
     def _is_normalized(self, name: str) -> bool:
         return name == HEAD and self.config.is_head_normalized
+
+    def _describe_stored(self) -> StoredForm | None:
+        if not isinstance(self._source, UnpackedSource):
+            return None
+        names = [name for layer in range(self.config.layers) for name in layer_linears(self.config, layer)]
+        places = [self._source.place(self._place(name)[0]) for name in [*names, HEAD]]
+        layers = [place for place in places[:-1] if place is not None]
+        return describe_form(self._source.title, layers, places[-1])
 
     def _place(self, name: str) -> tuple[str, int, int]:
         """Return the stored tensor that holds ``name``, and at which row it begins and how many it has."""

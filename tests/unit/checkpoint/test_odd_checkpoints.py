@@ -69,6 +69,9 @@ def refusal(folder: Path) -> str:
         {"rope_scaling": {"type": "linear", "factor": 1.0}},
         {"rope_scaling": {}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+        {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}},
+        {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "lm_head": True}},
     ],
 )
 def test_keys_without_effect_are_passed_over(tmp_path: Path, changes: dict[str, object]) -> None:
