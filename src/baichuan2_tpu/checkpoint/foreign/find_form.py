@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from baichuan2_tpu.checkpoint.foreign.awq_form import AwqForm
 from baichuan2_tpu.checkpoint.foreign.form import LinearForm
 from baichuan2_tpu.checkpoint.foreign.gptq_form import GptqForm
 from baichuan2_tpu.checkpoint.foreign.settings import ForeignSettings, read_quantization
@@ -21,6 +22,7 @@ __all__ = ["find_form", "is_packed"]
 
 _PACKED_ENDINGS = (".qweight",)
 _GPTQ_PACKINGS = ("auto_round:auto_gptq", "auto_gptq")
+_AWQ_PACKINGS = ("auto_round:auto_awq", "auto_awq")
 
 
 def is_packed(names: Iterable[str]) -> bool:
@@ -47,8 +49,17 @@ def _find_words(source: TensorSource, settings: ForeignSettings) -> LinearForm:
         if layout in ("gptq", "gptq_v2"):
             return GptqForm(source, settings)
         raise settings.refuse(f"in the format {quote(layout)}, allowed are gptq and gptq_v2")
+    if settings.method == "awq":
+        layout = settings.text("version", "gemm")
+        if layout == "gemm" and settings.bits() in (None, 4):
+            return AwqForm(source, settings)
+        raise settings.refuse(
+            f"in the format {quote(layout)} of {settings.bits() or 4} bits, allowed is gemm of 4 bits"
+        )
     if settings.method.endswith("auto-round"):
         if packing in _GPTQ_PACKINGS:
             return GptqForm(source, settings)
+        if packing in _AWQ_PACKINGS:
+            return AwqForm(source, settings)
     detail = f"in the packing {quote(packing)}" if packing else "in a form"
     raise settings.refuse(f"{detail} that baichuan2-tpu does not read")
