@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from baichuan2_tpu.checkpoint.foreign.awq_form import AwqForm
+from baichuan2_tpu.checkpoint.foreign.compressed_form import CompressedForm
 from baichuan2_tpu.checkpoint.foreign.form import LinearForm
 from baichuan2_tpu.checkpoint.foreign.gptq_form import GptqForm
 from baichuan2_tpu.checkpoint.foreign.settings import ForeignSettings, read_quantization
@@ -20,7 +21,7 @@ from baichuan2_tpu.quoting import quote
 
 __all__ = ["find_form", "is_packed"]
 
-_PACKED_ENDINGS = (".qweight",)
+_PACKED_ENDINGS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
 _GPTQ_PACKINGS = ("auto_round:auto_gptq", "auto_gptq")
 _AWQ_PACKINGS = ("auto_round:auto_awq", "auto_awq")
 
@@ -38,7 +39,15 @@ def find_form(directory: Path, source: TensorSource) -> LinearForm | None:
     if not is_packed(source.tensors):
         return None
     settings = read_quantization(directory) or ForeignSettings(directory, {})
-    return _find_words(source, settings)
+    if any(name.endswith(".weight_packed") for name in source.tensors):
+        layout = settings.text("format", "pack-quantized")
+        if layout != "pack-quantized":
+            raise settings.refuse(f"in the format {quote(layout)}, allowed is pack-quantized")
+        return CompressedForm(source, settings)
+    if any(name.endswith(".qweight") for name in source.tensors):
+        return _find_words(source, settings)
+    layout = settings.text("format", settings.method)
+    raise settings.refuse(f"in the format {quote(layout)}, which baichuan2-tpu does not read")
 
 
 def _find_words(source: TensorSource, settings: ForeignSettings) -> LinearForm:
