@@ -16,12 +16,21 @@ from baichuan2_tpu.checkpoint.foreign.compressed_form import CompressedForm
 from baichuan2_tpu.checkpoint.foreign.form import LinearForm
 from baichuan2_tpu.checkpoint.foreign.gptq_form import GptqForm
 from baichuan2_tpu.checkpoint.foreign.settings import ForeignSettings, read_quantization
+from baichuan2_tpu.checkpoint.foreign.table_form import pickled_table_form, stored_table_form
 from baichuan2_tpu.checkpoint.source import TensorSource
 from baichuan2_tpu.quoting import quote
 
 __all__ = ["find_form", "is_packed"]
 
-_PACKED_ENDINGS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+_PACKED_ENDINGS = (
+    ".qweight",
+    ".weight_packed",
+    ".weight.absmax",
+    ".weight.quant_state.0",
+    ".SCB",
+    ".weight_scale",
+    ".weight_scale_inv",
+)
 _GPTQ_PACKINGS = ("auto_round:auto_gptq", "auto_gptq")
 _AWQ_PACKINGS = ("auto_round:auto_awq", "auto_awq")
 
@@ -44,6 +53,12 @@ def find_form(directory: Path, source: TensorSource) -> LinearForm | None:
         if layout != "pack-quantized":
             raise settings.refuse(f"in the format {quote(layout)}, allowed is pack-quantized")
         return CompressedForm(source, settings)
+    if any(name.endswith(".weight.quant_state.0") for name in source.tensors):
+        return pickled_table_form(source, settings.title)
+    if any(name.endswith(".weight.absmax") for name in source.tensors):
+        return stored_table_form(source, settings.title)
+    if any(name.endswith(".SCB") for name in source.tensors):
+        raise settings.refuse("in its 8 bits, which baichuan2-tpu does not read")
     if any(name.endswith(".qweight") for name in source.tensors):
         return _find_words(source, settings)
     layout = settings.text("format", settings.method)
