@@ -62,7 +62,7 @@ def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig
         reason = stored.reason or f"it has {stored.bits} bits in groups of {stored.group_size}"
         return (
             f"{start}; its integers cannot be kept: {reason}. Its weights are quantised again, to {chosen}; "
-            "baichuan2 evaluate measures what that costs"
+            "what that costs is measured by baichuan2 evaluate MODEL --against SRC --against-engine float"
         )
     if stored.head_bits is not None and stored.head_bits <= settings.head_bits:
         return f"{start}; all of its integers are kept, in groups of {settings.group_size}"

@@ -190,7 +190,10 @@ def test_symmetric_zeros_show_how_they_are_stored_whatever_the_label_says(tmp_pa
         symmetric=True,
     )
     name = "model.layers.0.mlp.up_proj"
-    np.testing.assert_array_equal(FloatCheckpoint.open(tmp_path / "m").read(name), expected[f"{name}.weight"])
+    checkpoint = FloatCheckpoint.open(tmp_path / "m")
+    np.testing.assert_array_equal(checkpoint.read(name), expected[f"{name}.weight"])
+    assert checkpoint.stored is not None
+    assert checkpoint.stored.title == "GPTQ whose zeros are not those of gptq"
 
 
 def test_auto_round_in_the_packing_of_auto_gptq_is_kept(tmp_path: Path) -> None:

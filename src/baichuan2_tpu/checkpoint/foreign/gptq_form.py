@@ -41,10 +41,14 @@ class GptqForm:
     parts: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
 
     def __init__(self, source: TensorSource, settings: ForeignSettings) -> None:
-        self.title = settings.title or "GPTQ"
         self._source, self._settings = source, settings
         self._group_size, self._bits = settings.group_size(), settings.bits()
-        self._offset: int | None = None
+        label = settings.text("checkpoint_format", "gptq")
+        self._offset = self._find_offset(_OFFSETS[label])
+        is_mislabelled = self._offset != _OFFSETS[label]
+        self.title = (
+            f"{settings.title} whose zeros are not those of {label}" if is_mislabelled else settings.title
+        )
 
     def place(self, name: str) -> LinearPlace:
         """Check the tensors of a linear and tell its sizes and groups."""
@@ -86,15 +90,16 @@ class GptqForm:
     def _zeros(self, name: str, bits: int) -> NDArray[np.uint8]:
         """Return the zeros of all groups and rows. Shapes: (G, N)."""
         stored = unpack_rows(self._source.read(f"{name}.qzeros"), bits)
-        if self._offset is None:
-            self._offset = self._find_offset(stored, bits)
         return (stored + np.uint8(self._offset)) & np.uint8((1 << bits) - 1)
 
-    def _find_offset(self, stored: NDArray[np.uint8], bits: int) -> int:
+    def _find_offset(self, labelled: int) -> int:
         """Tell whether zeros are stored minus one; symmetric ones show it, whatever the label says."""
-        middle = 1 << (bits - 1)
-        if self._settings.flag("sym"):
-            for offset in (1, 0):
-                if (stored == middle - offset).all():
-                    return offset
-        return _OFFSETS[self._settings.text("checkpoint_format", "gptq")]
+        name = next(
+            name.removesuffix(".qweight") for name in self._source.tensors if name.endswith(".qweight")
+        )
+        if not self._settings.flag("sym") or f"{name}.qzeros" not in self._source.tensors:
+            return labelled
+        place = self.place(name)
+        stored = unpack_rows(self._source.read(f"{name}.qzeros"), place.bits)[:, : place.shape[0]]
+        middle = 1 << (place.bits - 1)
+        return next((offset for offset in (1, 0) if (stored == middle - offset).all()), labelled)
