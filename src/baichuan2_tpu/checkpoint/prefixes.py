@@ -37,12 +37,12 @@ class PlainNames:
                     "save the model once, without its trainer"
                 )
             self._stored[plain] = name
+        self._tensors = {plain: source.tensors[name] for plain, name in self._stored.items()}
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Everything the source holds."""
-        tensors = self._source.tensors
-        return {plain: tensors[name] for plain, name in self._stored.items()}
+        return self._tensors
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows of one tensor."""

@@ -51,13 +51,14 @@ class ShardedSource:
                         f"{path}: tensor {quote(tensor)} is in {other} too; keep one of the files"
                     )
                 self._owners[tensor] = file
+        self._tensors = {name: file.tensors[name] for name, file in self._owners.items()}
         self.unlisted = frozenset(self._owners.keys() - index.keys()) if index else frozenset[str]()
         """Tensors that an index does not name: what another model left behind in the files."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Everything the files hold."""
-        return {name: file.tensors[name] for name, file in self._owners.items()}
+        return self._tensors
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows of one tensor."""

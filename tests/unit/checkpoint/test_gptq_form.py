@@ -107,6 +107,23 @@ def test_a_quantised_head_is_kept_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [False, True])
+def test_a_vocabulary_that_fills_no_word_is_padded(tmp_path: Path, head: bool) -> None:
+    config = foreign_config(is_head_normalized=False, vocabulary_size=323)
+    expected = write_foreign(tmp_path / "m", GPTQ, pack_gptq, config=config, head=head)
+    with repack(tmp_path / "m") as checkpoint:
+        assert checkpoint.config.vocabulary_size == 384
+        restored = restored_weights(checkpoint)
+    np.testing.assert_allclose(
+        restored["lm_head.weight"][:323], expected["lm_head.weight"], atol=0 if head else 0.02
+    )
+    np.testing.assert_array_equal(
+        restored["model.embed_tokens.weight"][:323], expected["model.embed_tokens.weight"]
+    )
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert not restored[name][323:].any()
+
+
+@pytest.mark.parametrize("head", [False, True])
 def test_w_pack_is_split_and_the_rows_of_its_head_are_normalised(tmp_path: Path, head: bool) -> None:
     expected = write_foreign(
         tmp_path / "m", GPTQ, pack_gptq, config=foreign_config(), head=head, symmetric=True
