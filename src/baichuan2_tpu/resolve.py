@@ -1,8 +1,9 @@
 """From what a user calls a model to where it lies and what kind it is: a ``Located``, asked once, passed on.
 
 A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
-they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
-files, the bits and the group size. If everything is in place, neither HTTP nor the quantiser is imported.
+they lie; a float checkpoint or a GGUF is quantised once into the user's cache, and what another tool
+quantised is repacked into it, under a name made from its files, the bits and the group size. If everything is
+in place, neither HTTP nor the quantiser is imported.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening the model (``model``).
 """
 
@@ -179,24 +180,26 @@ def resolve_model(
         if source.kind in ("quantized", "bundle", "bmodel"):
             return source
         name, fingerprint = model_name(source.path.resolve()), _fingerprint(source.path)
-        bits = settings.bits or _DEFAULT_BITS
+        bits = settings.bits or (None if source.kind == "foreign" else _DEFAULT_BITS)
     elif known.bits is None:
         return identify(known.fetch(FetchWish(notice, fetch_progress)))
     else:
         name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
-    cached = _cached_path(name, fingerprint, bits, settings.group_size)
+    group_size = None if bits is None else settings.group_size
+    cached = _cached_path(name, fingerprint, bits, group_size)
     if not cached.exists():
         from baichuan2_tpu.quantize import quantize  # noqa: PLC0415
 
         if source is None:
-            spare_bytes = _result_bytes(known, bits, settings.group_size)
+            spare_bytes = _result_bytes(known, bits or _DEFAULT_BITS, settings.group_size)
             source = find_source(model, notice, fetch_progress, spare_bytes=spare_bytes)
-        notice(f"quantising {model} to {bits} bits (once, into {cached})")
+        work = f"repacking {model}" if bits is None else f"quantising {model} to {bits} bits"
+        notice(f"{work} (once, into {cached})")
         quantize(
             source.path,
             cached,
             bits=bits,
-            group_size=settings.group_size,
+            group_size=group_size,
             workers=settings.workers,
             progress=progress,
             notice=notice if known is None else _log.info,  # its bits are chosen already
@@ -233,7 +236,8 @@ def _fingerprint(path: Path) -> str:
     return hash_blocks([json.dumps(described).encode()])
 
 
-def _cached_path(name: str, fingerprint: str, bits: Bits, group_size: int) -> Path:
+def _cached_path(name: str, fingerprint: str, bits: Bits | None, group_size: int | None) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    return cache_folder() / "models" / f"{name}-w{bits}g{group_size}-{key}"
+    form = "repacked" if bits is None else f"w{bits}g{group_size}"
+    return cache_folder() / "models" / f"{name}-{form}-{key}"

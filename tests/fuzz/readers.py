@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,9 @@ from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import BaichuanTemplate
 from baichuan2_tpu.toolchain.record import Record as ToolchainRecord
 from doubles.fakes import ByteTokenizer, ScriptedEngine
+from models.bitsandbytes_checkpoint import write_official_4bits, write_transformers_4bits
 from models.bundle_manifest import bundle_manifest
+from models.foreign_checkpoint import Arrays, Integers, pack_awq, pack_compressed, pack_gptq, write_foreign
 from models.ggml_blocks import BLOCK_KINDS, random_blocks
 from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_bmodel import write_bmodel
@@ -62,6 +65,15 @@ _GGUF_CONFIG = rope_config(
 )
 _TASK: dict[str, object] = {"settings": {"prefill": (16, 64)}}
 _UNIT = "block_cache_0"
+_GPTQ: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+_AWQ: dict[str, object] = {"quant_method": "awq", "bits": 4, "group_size": 64}
+_SCHEME = {"weights": {"num_bits": 4, "group_size": 64}}
+_COMPRESSED: dict[str, object] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": _SCHEME},
+}
+_pack_compressed = partial(pack_compressed, zeros="words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +165,29 @@ def _write_official(name: str) -> Callable[[Path], Path]:
     return write
 
 
+def _write_packed(
+    settings: dict[str, object], pack: Callable[[Integers], Arrays], name: str
+) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_foreign(folder, settings, pack)
+        return folder / name
+
+    return write
+
+
+def _write_4bits(write_all: Callable[[Path], object], name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_all(folder)
+        return folder / name
+
+    return write
+
+
 def _read_floats(folder: Path) -> None:
     identify(folder)
     checkpoint = FloatCheckpoint.open(folder)
     checkpoint.read("model.norm")
+    checkpoint.read("model.layers.0.self_attn.q_proj")
 
 
 def _write_quantized(pattern: str) -> Callable[[Path], Path]:
@@ -343,6 +374,15 @@ READERS: dict[str, Reader] = {
     "quantised config": Reader(_write_quantized("config.json"), _read_quantized),
     "quantised index": Reader(_write_quantized("*.index.json"), _read_quantized),
     "quantised weights": Reader(_write_quantized("model-*.safetensors"), _read_quantized),
+    "GPTQ config": Reader(_write_packed(_GPTQ, pack_gptq, "config.json"), _read_floats),
+    "GPTQ weights": Reader(_write_packed(_GPTQ, pack_gptq, "model.safetensors"), _read_floats),
+    "AWQ weights": Reader(_write_packed(_AWQ, pack_awq, "model.safetensors"), _read_floats),
+    "compressed config": Reader(_write_packed(_COMPRESSED, _pack_compressed, "config.json"), _read_floats),
+    "compressed weights": Reader(
+        _write_packed(_COMPRESSED, _pack_compressed, "model.safetensors"), _read_floats
+    ),
+    "official 4 bits": Reader(_write_4bits(write_official_4bits, "pytorch_model.bin"), _read_floats),
+    "transformers 4 bits": Reader(_write_4bits(write_transformers_4bits, "model.safetensors"), _read_floats),
     "config": Reader(_write_config, _read_config),
     "generation config": Reader(_write_settings, read_settings),
     "tokenizer.json": Reader(_write_bpe("tokenizer.json"), _read_tokenizer),

@@ -13,6 +13,7 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
+from models.foreign_checkpoint import pack_gptq, write_foreign
 from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_checkpoint import float_weights, rope_config, write_llama_safetensors, write_official
 from models.tiny_gguf import write_gguf
@@ -96,6 +97,22 @@ def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path
     ready = Located(tmp_path / "ready", "quantized")
     assert resolve_model(str(ready.path), notice=pytest.fail) == ready
     assert not cache.exists()
+
+
+def test_what_another_tool_quantised_is_repacked_once(tmp_path: Path, cache: Path) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    write_foreign(tmp_path / "Tiny-GPTQ", settings, pack_gptq, group_size=128)
+    notices: list[str] = []
+    located = resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=notices.append)
+    assert located.kind == "quantized"
+    assert located.path.parent == cache / "models"
+    assert located.path.name.startswith("Tiny-GPTQ-repacked-")
+    assert QuantizedCheckpoint(located.path).config.quantization == QuantizationConfig(4, 128)
+    assert notices[0] == f"repacking {tmp_path / 'Tiny-GPTQ'} (once, into {located.path})"
+    assert "the integers of its layers are kept" in notices[1]
+    assert resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=pytest.fail) == located
+    eight = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=8), notice=notices.append)
+    assert eight.path.name.startswith("Tiny-GPTQ-w8g64-")
 
 
 def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from baichuan2_tpu.checkpoint.adapter import Adapter
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import QuantizeEvent, quantize
+from models.foreign_checkpoint import pack_gptq, write_foreign
 from models.tiny_adapter import Matrices, adapter_matrices, write_adapter
 from models.tiny_checkpoint import float_weights, rope_config, write_llama_safetensors, write_official
 from models.tiny_gguf import write_gguf
@@ -81,6 +83,22 @@ def test_an_adapter_is_merged_into_a_gguf_file_too(tmp_path: Path) -> None:
     matrices = adapter_matrices(config, ("W_pack",))
     checkpoint = FloatCheckpoint.open(path, [write_adapter(tmp_path / "adapter", matrices)])
     check_weights(checkpoint, add({name: plain.read(name) for name in base_weights(config)}, matrices, 2))
+
+
+def test_an_adapter_on_integers_of_another_tool_has_them_quantised_again(tmp_path: Path) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    write_foreign(tmp_path / "base", settings, pack_gptq, group_size=64)
+    plain = FloatCheckpoint.open(tmp_path / "base")
+    matrices = adapter_matrices(plain.config, ("q_proj", "up_proj"))
+    adapter = write_adapter(tmp_path / "adapter", matrices)
+    checkpoint = FloatCheckpoint.open(tmp_path / "base", [adapter])
+    check_weights(checkpoint, add({name: plain.read(name) for name in matrices}, matrices, 2))
+    notices: list[str] = []
+    quantize(tmp_path / "base", tmp_path / "q", adapters=[adapter], notice=notices.append)
+    assert "its integers cannot be kept: adapters are merged into its weights" in "".join(notices)
+    settings_made = QuantizedCheckpoint(tmp_path / "q").config.quantization
+    assert settings_made is not None
+    assert settings_made.bits == 8
 
 
 @pytest.mark.parametrize("is_bin", [False, True])

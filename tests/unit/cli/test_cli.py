@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import __version__
+from models.foreign_checkpoint import pack_gptq, write_foreign
 from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_checkpoint import rope_config
 from running.cli_command import Run
@@ -274,10 +275,24 @@ def test_info_counts_before_anything_is_loaded(run: Run, model: Path, float_mode
     assert as_float["memory_bytes"] == facts["memory_bytes"]
 
 
+def test_info_says_what_another_tool_quantised_and_whether_it_is_kept(run: Run, tmp_path: Path) -> None:
+    settings = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "meta": {"quantizer": ["gptqmodel:2.0"]},
+    }
+    write_foreign(tmp_path / "m", settings, pack_gptq, group_size=128)
+    facts = json.loads(run("info", tmp_path / "m", "--json").out)
+    assert facts["is_quantized"] is True
+    assert (facts["quantized_by"], facts["integers_are_kept"]) == ("GPTQ by gptqmodel:2.0", True)
+    assert (facts["bits"], facts["head_bits"], facts["group_size"]) == (4, 8, 128)
+
+
 def test_info_for_a_reader_has_one_fact_a_line(run: Run, model: Path) -> None:
     lines = run("info", model).out.splitlines()
     assert "is_quantized            yes" in lines
-    assert "vocabulary_size         400" in lines
+    assert "vocabulary_size         448" in lines
     assert any(line.startswith("memory_bytes") and line.endswith(" GB") for line in lines)
 
 
