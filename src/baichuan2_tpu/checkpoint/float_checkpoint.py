@@ -180,8 +180,7 @@ class FloatCheckpoint:
             return None
         names = [name for layer in range(self.config.layers) for name in layer_linears(self.config, layer)]
         places = [self._source.place(self._place(name)[0]) for name in [*names, HEAD]]
-        layers = [place for place in places[:-1] if place is not None]
-        return describe_form(self._source.title, layers, places[-1])
+        return describe_form(self._source.title, places[:-1], places[-1])
 
     def _place(self, name: str) -> tuple[str, int, int]:
         """Return the stored tensor that holds ``name``, and at which row it begins and how many it has."""
