@@ -204,8 +204,7 @@ class FloatCheckpoint:
             return None
         names = [name for layer in range(self.config.layers) for name in layer_linears(self.config, layer)]
         places = [self._source.place(self._place(name)[0]) for name in [*names, HEAD]]
-        layers = [place for place in places[:-1] if place is not None]
-        form = describe_form(self._source.title, layers, places[-1])
+        form = describe_form(self._source.title, places[:-1], places[-1])
         return replace(form, reason=form.reason or _MERGED) if self.adapters else form
 
     def _place(self, name: str) -> tuple[str, int, int]:

@@ -64,11 +64,13 @@ def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig
             f"{start}; its integers cannot be kept: {reason}. Its weights are quantised again, to {chosen}; "
             "what that costs is measured by baichuan2 evaluate MODEL --against SRC --against-engine float"
         )
+    groups = f"in groups of {settings.group_size}"
+    others = f"; linears that are floats ({stored.floats}) are quantised" if stored.floats else ""
     if stored.head_bits is not None and stored.head_bits <= settings.head_bits:
-        return f"{start}; all of its integers are kept, in groups of {settings.group_size}"
+        return f"{start}; all of its integers are kept, {groups}{others}"
     return (
-        f"{start}; the integers of its layers are kept, in groups of {settings.group_size}, and its head is "
-        f"quantised to {settings.head_bits} bits"
+        f"{start}; the integers of its layers are kept, {groups}, and its head is quantised to "
+        f"{settings.head_bits} bits{others}"
     )
 
 

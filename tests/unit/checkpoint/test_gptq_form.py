@@ -1,5 +1,6 @@
 """GPTQ checkpoints of other tools give the weights that a plain unpacker gives, and keep their integers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
-from models.foreign_checkpoint import foreign_config, pack_gptq, write_foreign
+from models.foreign_checkpoint import Integers, foreign_config, pack_gptq, write_foreign
 from models.tiny_checkpoint import restored_weights
 
 GPTQ: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": False}
@@ -35,6 +36,11 @@ def unpack_gptq(tensors: Tensors, name: str, bits: int, offset: int) -> NDArray[
         zeros = ((zeros & np.uint32(mask)).astype(np.int64) + offset) % (mask + 1)
         weights[:, column] = (codes.astype(np.int64) - zeros).astype(np.float32) * scales[group]
     return weights
+
+
+def pack_eight(linear: Integers) -> Tensors:
+    """Pack integers of 4 bits in 8, as other settings for a layer do."""
+    return pack_gptq(replace(linear, bits=8))
 
 
 def repack(
@@ -190,6 +196,29 @@ def test_fewer_bits_are_a_wish_and_told(tmp_path: Path) -> None:
     assert (
         "cannot be kept: it has 8 bits in groups of 64. Its weights are quantised again, to 4" in notices[0]
     )
+
+
+def test_layers_may_have_other_bits_or_none(tmp_path: Path) -> None:
+    """AutoRound and GPTQModel leave out linears that lose much, or give them 8 bits; some write no g_idx."""
+    bits = iter([8, 4] * 10)
+    expected = write_foreign(
+        tmp_path / "m", GPTQ, lambda linear: pack_gptq(linear) if next(bits) == 4 else pack_eight(linear)
+    )
+    path = tmp_path / "m/model.safetensors"
+    tensors = {name: value for name, value in load_file(path).items() if not name.endswith("g_idx")}
+    name = "model.layers.0.mlp.up_proj"
+    for part in ("qweight", "qzeros", "scales"):
+        del tensors[f"{name}.{part}"]
+    tensors[f"{name}.weight"] = expected[f"{name}.weight"]
+    save_file(tensors, path)
+    notices: list[str] = []
+    with repack(tmp_path / "m", notices) as checkpoint:
+        assert checkpoint.config.quantization == QuantizationConfig(8)
+        restored = restored_weights(checkpoint)
+    for letter in "qkvo":
+        kept = f"model.layers.1.self_attn.{letter}_proj.weight"
+        np.testing.assert_array_equal(restored[kept], expected[kept])
+    assert notices[0].endswith("its head is quantised to 8 bits; linears that are floats (1) are quantised")
 
 
 def test_four_bits_fit_into_eight(tmp_path: Path) -> None:

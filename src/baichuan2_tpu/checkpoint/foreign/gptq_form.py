@@ -42,7 +42,8 @@ class GptqForm:
 
     def __init__(self, source: TensorSource, settings: ForeignSettings) -> None:
         self._source, self._settings = source, settings
-        self._group_size, self._bits = settings.group_size(), settings.bits()
+        settings.bits()  # others than 4 and 8 are refused by what the settings say, not by sizes
+        self._group_size = settings.group_size()
         label = settings.text("checkpoint_format", "gptq")
         self._offset = self._find_offset(_OFFSETS[label])
         is_mislabelled = self._offset != _OFFSETS[label]
@@ -75,11 +76,17 @@ class GptqForm:
         )
 
     def _columns(self, name: str, words: int) -> int:
-        """Return the inputs of a linear: the length of its g_idx, or what the words hold."""
+        """Return the inputs of a linear: the length of its g_idx, or what the words hold.
+
+        Layers may have other bits than the settings say: a zero takes as many as a weight.
+        """
         index = self._source.tensors.get(f"{name}.g_idx")
         if index is not None and len(index.shape) == 1:
             return index.shape[0]
-        return words * WORD_BITS // (self._bits or _DEFAULT_BITS)
+        count, outputs = check_part(self._source, f"{name}.scales", FLOATS)
+        _, zero_words = check_part(self._source, f"{name}.qzeros", INTEGERS)
+        bits = zero_words * WORD_BITS // outputs if count * outputs else 0
+        return words * WORD_BITS // (bits or _DEFAULT_BITS)
 
     def _groups(self, name: str, columns: int, count: int) -> NDArray[np.int64]:
         order = read_order(self._source, f"{name}.g_idx", columns, count)

@@ -5,7 +5,7 @@ Not here: repacking (``quantize``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,11 +33,16 @@ class StoredForm:
     head_bits: Bits | None
     """None for a head that is stored as floats."""
     reason: str = ""
+    floats: int = 0
+    """Linears of the layers that are stored as floats."""
 
 
-def describe_form(title: str, layers: Iterable[LinearPlace], head: LinearPlace | None) -> StoredForm:
-    """Find the settings for the packed linears of the layers and, where it is packed, the head."""
-    layers = list(layers)
+def describe_form(title: str, linears: Sequence[LinearPlace | None], head: LinearPlace | None) -> StoredForm:
+    """Find the settings for the packed linears of the layers and, where it is packed, the head.
+
+    None stands for one that is stored as floats.
+    """
+    layers = [place for place in linears if place is not None]
     bits = _common_bits(layers)
     head_bits = None if head is None else _common_bits([head])
     groups = [place.groups for place in [*layers, *([head] if head else [])]]
@@ -46,7 +51,7 @@ def describe_form(title: str, layers: Iterable[LinearPlace], head: LinearPlace |
         return StoredForm(title, bits, GROUP_MULTIPLE, head_bits, "its weights are not integers with a scale")
     for size in _GROUP_SIZES:
         if all(is_in_groups(group, size) for group in known):
-            return StoredForm(title, bits, size, head_bits)
+            return StoredForm(title, bits, size, head_bits, floats=len(linears) - len(layers))
     reason = f"its groups are not multiples of {GROUP_MULTIPLE} columns"
     if any((group[1:] < group[:-1]).any() for group in known):
         reason = "its columns are in another order than their groups (desc_act)"
