@@ -18,6 +18,7 @@ from typing_extensions import Self
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import read_json
 from baichuan2_tpu.quoting import quote
+from baichuan2_tpu.rope_scaling import check_rope_scaling
 
 __all__ = [
     "GROUP_MULTIPLE",
@@ -151,6 +152,7 @@ class ModelConfig:
     bos_id: int | None
     eos_ids: tuple[int, ...]
     quantization: QuantizationConfig | None = None
+    """None for floats, and for what other tools quantised in a form that no engine reads."""
 
     def kv_bytes_per_token(self, bits: KvBits) -> int:
         """Return the bytes of a token's keys and values in all layers; in int8 a head's have a scale."""
@@ -174,11 +176,10 @@ class ModelConfig:
         keys = _Keys(values, file)
         keys.require("model_type", None, ("llama", "baichuan"))
         keys.require("hidden_act", "silu", ("silu",))
-        keys.require("rope_scaling", None, (None,))
+        check_rope_scaling(values, file)
         heads, kv_heads, head_size = _attention_shape(keys)
         position = _position(keys)
         vocabulary_size = keys.positive_int("vocab_size")
-        quantization = keys.mapping("quantization_config")
         return cls(
             hidden_size=keys.positive_int("hidden_size"),
             intermediate_size=keys.positive_int("intermediate_size"),
@@ -195,9 +196,7 @@ class ModelConfig:
             is_head_normalized=_is_head_normalized(keys),
             bos_id=next(iter(keys.ids("bos_token_id", vocabulary_size)), None),
             eos_ids=keys.ids("eos_token_id", vocabulary_size),
-            quantization=None
-            if quantization is None
-            else QuantizationConfig.from_json(quantization, file=file),
+            quantization=_own_quantization(keys),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -261,7 +260,10 @@ class _Keys:
     def error(self, key: str, value: object, allowed: str) -> CheckpointError:
         """Make the exception for a value that is not allowed."""
         seen = quote(value) if key in self.values else "missing"
-        return CheckpointError(f"{self.where}: {key!r} is {seen}, allowed is {allowed}; correct the file")
+        return CheckpointError(
+            f"{self.where}: {key!r} is {seen}, allowed is {allowed}; it is of another kind of model, "
+            "or damaged: fetch it again, or take a Baichuan or Llama model"
+        )
 
     def require(self, key: str, default: object, allowed: tuple[object, ...]) -> None:
         """Check that ``key`` has one of the values that this package can run."""
@@ -344,7 +346,6 @@ def _rope_theta(keys: _Keys) -> float:
     nested = keys.mapping("rope_parameters")
     if nested is not None:
         keys = _Keys(nested, f"{keys.where}: rope_parameters")
-        keys.require("rope_type", "default", ("default",))
     return keys.positive_float("rope_theta", _DEFAULT_ROPE_THETA)
 
 
@@ -357,6 +358,17 @@ def _is_head_normalized(keys: _Keys) -> bool:
         or keys.values.get("architectures") == _BAICHUAN1_ARCHITECTURES
     )
     return not keys.boolean(_FOLDED_KEY, default=is_version_1)
+
+
+def _own_quantization(keys: _Keys) -> QuantizationConfig | None:
+    """Read how the linears are stored, if it is in the form that the engines read."""
+    values = keys.mapping("quantization_config")
+    if values is None:
+        return None
+    try:
+        return QuantizationConfig.from_json(values, file=keys.where)
+    except CheckpointError:
+        return None  # another tool's: checkpoint.foreign reads it, or says why it cannot
 
 
 def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:

@@ -1,15 +1,17 @@
 """From what a user calls a model to where it lies and what kind it is: a ``Located``, asked once, passed on.
 
 A model is a path or a known name, which is fetched first. A quantised checkpoint and a bundle are used where
-they lie; a float checkpoint or a GGUF is quantised once into the user's cache, under a name made from its
-files, the bits and the group size. If everything is in place, neither HTTP nor the quantiser is imported.
+they lie; a float checkpoint or a GGUF is quantised once into the user's cache, and what another tool
+quantised is repacked into it, under a name made from its files, the bits and the group size. If everything is
+in place, neither HTTP nor the quantiser is imported.
 Not here: quantising itself (``quantize``), downloading (``fetch``), opening the model (``model``).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
+from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
+from baichuan2_tpu.checkpoint.gguf_parts import list_parts, model_name
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import RequestError
@@ -41,6 +45,7 @@ Notice = Callable[[str], None]
 
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
+_log = logging.getLogger(__name__)
 _SOURCE_FILES = ("*.json", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
@@ -124,11 +129,17 @@ class ResolveSettings:
 
 
 def find_source(
-    model: str, notice: Notice, progress: DownloadProgress | None = None, *, spare_bytes: int = 0
+    model: str,
+    notice: Notice,
+    progress: DownloadProgress | None = None,
+    *,
+    spare_bytes: int = 0,
+    adapters: Sequence[Path] = (),
 ) -> Located:
     """Return where a model's files lie, to be quantised; fetched first if it is a known name.
 
-    ``spare_bytes`` must be free in the user's cache besides.
+    ``spare_bytes`` must be free in the user's cache besides. An adapter that lies beside the weights and is
+    not one of ``adapters``, which are merged, is named in a notice.
     Raises: RequestError for what is neither, or a known name that is compiled already; FetchError;
     CheckpointError for a path that holds no model.
     """
@@ -139,7 +150,9 @@ def find_source(
         return identify(known.fetch(FetchWish(notice, progress, spare_bytes)))
     path = Path(model).expanduser()
     if model and path.exists():  # no name at all would be this directory
-        return identify(path)
+        located = identify(path)
+        _notice_adapter(path, adapters, notice)
+        return located
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
         f"a .gguf file, or one of: {', '.join(KNOWN_MODELS)}"
@@ -166,31 +179,44 @@ def resolve_model(
         source = find_source(model, notice)
         if source.kind in ("quantized", "bundle", "bmodel"):
             return source
-        name, fingerprint = source.path.resolve().stem, _fingerprint(source.path)
-        bits = settings.bits or _DEFAULT_BITS
+        name, fingerprint = model_name(source.path.resolve()), _fingerprint(source.path)
+        bits = settings.bits or (None if source.kind == "foreign" else _DEFAULT_BITS)
     elif known.bits is None:
         return identify(known.fetch(FetchWish(notice, fetch_progress)))
     else:
         name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
-    cached = _cached_path(name, fingerprint, bits, settings.group_size)
+    group_size = None if bits is None else settings.group_size
+    cached = _cached_path(name, fingerprint, bits, group_size)
     if not cached.exists():
         from baichuan2_tpu.quantize import quantize  # noqa: PLC0415
 
         if source is None:
-            spare_bytes = _result_bytes(known, bits, settings.group_size)
+            spare_bytes = _result_bytes(known, bits or _DEFAULT_BITS, settings.group_size)
             source = find_source(model, notice, fetch_progress, spare_bytes=spare_bytes)
-        notice(f"quantising {model} to {bits} bits (once, into {cached})")
+        work = f"repacking {model}" if bits is None else f"quantising {model} to {bits} bits"
+        notice(f"{work} (once, into {cached})")
         quantize(
             source.path,
             cached,
             bits=bits,
-            group_size=settings.group_size,
+            group_size=group_size,
             workers=settings.workers,
             progress=progress,
+            notice=notice if known is None else _log.info,  # its bits are chosen already
         )
         if known is not None and known.shape is not None:
             notice(f"{source.path} is no longer needed for this and can be deleted")
     return Located(cached, "quantized")
+
+
+def _notice_adapter(path: Path, adapters: Sequence[Path], notice: Notice) -> None:
+    """Name an adapter beside a model, which is not part of it."""
+    base = find_adapter(path)
+    if base is not None and path.resolve() not in [adapter.resolve() for adapter in adapters]:
+        notice(
+            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to merge it: "
+            f"baichuan2 quantize {path} DST --adapter {path}"
+        )
 
 
 def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:
@@ -204,12 +230,14 @@ def _result_bytes(known: KnownModel | None, bits: Bits, group_size: int) -> int:
 
 def _fingerprint(path: Path) -> str:
     """Describe a model's files without reading them: names, sizes and times of change."""
-    files = [path] if path.is_file() else sorted({file for kind in _SOURCE_FILES for file in path.glob(kind)})
+    found = {file for kind in _SOURCE_FILES for file in path.glob(kind)}
+    files = list_parts(path) if path.is_file() else sorted(found)
     described = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hash_blocks([json.dumps(described).encode()])
 
 
-def _cached_path(name: str, fingerprint: str, bits: Bits, group_size: int) -> Path:
+def _cached_path(name: str, fingerprint: str, bits: Bits | None, group_size: int | None) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    return cache_folder() / "models" / f"{name}-w{bits}g{group_size}-{key}"
+    form = "repacked" if bits is None else f"w{bits}g{group_size}"
+    return cache_folder() / "models" / f"{name}-{form}-{key}"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gguf import GGUFWriter
-from tokenizers import pre_tokenizers
+import numpy as np
+from numpy.typing import NDArray
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.bmodel.weights import detach_weights, fill_skeleton, read_stages
 from baichuan2_tpu.chat import Conversation
+from baichuan2_tpu.checkpoint.adapter import Adapter
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.formats.gguf_file import GgufFile
 from baichuan2_tpu.checkpoint.formats.gguf_tokenizer import check_tokenizer, write_tokenizer
 from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.formats.torch_file import TorchFile
 from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.layout import llama_shapes
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.compile.journal import FinishedUnit
 from baichuan2_tpu.compile.journal import Journal as CompileJournal
@@ -35,7 +39,11 @@ from baichuan2_tpu.text.registry import open_tokenizer
 from baichuan2_tpu.text.template import BaichuanTemplate
 from baichuan2_tpu.toolchain.record import Record as ToolchainRecord
 from doubles.fakes import ByteTokenizer, ScriptedEngine
+from models.bitsandbytes_checkpoint import write_official_4bits, write_transformers_4bits
 from models.bundle_manifest import bundle_manifest
+from models.foreign_checkpoint import Arrays, Integers, pack_awq, pack_compressed, pack_gptq, write_foreign
+from models.ggml_blocks import BLOCK_KINDS, random_blocks
+from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_bmodel import write_bmodel
 from models.tiny_checkpoint import (
     float_weights,
@@ -46,15 +54,26 @@ from models.tiny_checkpoint import (
     write_official,
     write_safetensors_bf16,
 )
+from models.tiny_gguf import Block, sentencepiece_entries, write_gguf
 from models.tiny_tokenizer import write_bpe, write_sentencepiece
 
 __all__ = ["READERS", "Reader"]
 
 CONFIG = rope_config(vocabulary_size=264)
-_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_TOKENS = [*_CONTROLS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+_GGUF_CONFIG = rope_config(
+    vocabulary_size=264, hidden_size=256, intermediate_size=256, head_size=64, layers=1
+)
 _TASK: dict[str, object] = {"settings": {"prefill": (16, 64)}}
 _UNIT = "block_cache_0"
+_GPTQ: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+_AWQ: dict[str, object] = {"quant_method": "awq", "bits": 4, "group_size": 64}
+_SCHEME = {"weights": {"num_bits": 4, "group_size": 64}}
+_COMPRESSED: dict[str, object] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": _SCHEME},
+}
+_pack_compressed = partial(pack_compressed, zeros="words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,32 +110,51 @@ def _read_torch(folder: Path) -> None:
 
 
 def _write_gguf(folder: Path) -> Path:
-    writer = GGUFWriter(folder / "model.gguf", "llama")
-    writer.add_block_count(CONFIG.layers)
-    writer.add_context_length(CONFIG.max_context)
-    writer.add_embedding_length(CONFIG.hidden_size)
-    writer.add_feed_forward_length(CONFIG.intermediate_size)
-    writer.add_head_count(CONFIG.heads)
-    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(_TOKENS)
-    writer.add_token_types([3] * len(_CONTROLS) + [1] * (len(_TOKENS) - len(_CONTROLS)))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(2)
-    for name, tensor in list(float_weights(CONFIG, 0).items())[:4]:
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "model.gguf"
+    """Write a file of as many types as it has matrices."""
+    kinds = itertools.cycle(BLOCK_KINDS)
+    tensors: dict[str, NDArray[np.float32] | Block] = {}
+    for name, tensor in float_weights(_GGUF_CONFIG, 0).items():
+        kind = next(kinds) if tensor.ndim > 1 else None
+        tensors[name] = tensor if kind is None else Block(kind, random_blocks(kind, tensor.shape, 0))
+    return write_gguf(folder / "model.gguf", _GGUF_CONFIG, tensors)
+
+
+def _write_baichuan_gguf(folder: Path) -> Path:
+    write_sentencepiece(folder)
+    entries = sentencepiece_entries(folder, 512)
+    (folder / "tokenizer.model").unlink()
+    tensors = {"model.norm.weight": float_weights(_GGUF_CONFIG, 0)["model.norm.weight"]}
+    return write_gguf(folder / "model.gguf", _GGUF_CONFIG, tensors, architecture="baichuan", entries=entries)
+
+
+def _write_split_gguf(folder: Path) -> Path:
+    write_gguf(folder / "model.gguf", _GGUF_CONFIG, float_weights(_GGUF_CONFIG, 0), split_max_tensors=7)
+    return folder / "model-00001-of-00002.gguf"
 
 
 def _read_gguf(folder: Path) -> None:
-    file = GgufFile(folder / "model.gguf")
-    for name in file.tensors:
-        file.read(name)
+    located = identify(folder)
+    checkpoint = FloatCheckpoint.open(located.path)
+    for name in llama_shapes(checkpoint.config):
+        checkpoint.read(name.removesuffix(".weight"))
+
+
+def _write_adapter(name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_adapter(
+            folder,
+            adapter_matrices(CONFIG, ("W_pack", "up_proj")),
+            settings={"alpha_pattern": {"up_proj": 4}},
+        )
+        return folder / name
+
+    return write
+
+
+def _read_adapter(folder: Path) -> None:
+    adapter = Adapter(folder, CONFIG)
+    name = "model.layers.0.self_attn.k_proj"
+    adapter.merge(name, 0, float_weights(CONFIG, 0)[f"{name}.weight"])
 
 
 def _write_official(name: str) -> Callable[[Path], Path]:
@@ -127,10 +165,29 @@ def _write_official(name: str) -> Callable[[Path], Path]:
     return write
 
 
+def _write_packed(
+    settings: dict[str, object], pack: Callable[[Integers], Arrays], name: str
+) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_foreign(folder, settings, pack)
+        return folder / name
+
+    return write
+
+
+def _write_4bits(write_all: Callable[[Path], object], name: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        write_all(folder)
+        return folder / name
+
+    return write
+
+
 def _read_floats(folder: Path) -> None:
     identify(folder)
     checkpoint = FloatCheckpoint.open(folder)
     checkpoint.read("model.norm")
+    checkpoint.read("model.layers.0.self_attn.q_proj")
 
 
 def _write_quantized(pattern: str) -> Callable[[Path], Path]:
@@ -306,6 +363,10 @@ READERS: dict[str, Reader] = {
     "torch": Reader(_write_torch, _read_torch),
     "gguf": Reader(_write_gguf, _read_gguf),
     "gguf tokenizer": Reader(_write_gguf, _read_gguf_tokenizer),
+    "gguf pieces": Reader(_write_baichuan_gguf, _read_gguf_tokenizer),
+    "gguf parts": Reader(_write_split_gguf, _read_gguf),
+    "adapter settings": Reader(_write_adapter("adapter_config.json"), _read_adapter),
+    "adapter weights": Reader(_write_adapter("adapter_model.safetensors"), _read_adapter),
     "bmodel header": Reader(_write_bmodel, _read_bmodel_header),
     "bmodel weights": Reader(_write_bmodel, _read_bmodel_weights),
     "official config": Reader(_write_official("config.json"), _read_floats),
@@ -313,6 +374,15 @@ READERS: dict[str, Reader] = {
     "quantised config": Reader(_write_quantized("config.json"), _read_quantized),
     "quantised index": Reader(_write_quantized("*.index.json"), _read_quantized),
     "quantised weights": Reader(_write_quantized("model-*.safetensors"), _read_quantized),
+    "GPTQ config": Reader(_write_packed(_GPTQ, pack_gptq, "config.json"), _read_floats),
+    "GPTQ weights": Reader(_write_packed(_GPTQ, pack_gptq, "model.safetensors"), _read_floats),
+    "AWQ weights": Reader(_write_packed(_AWQ, pack_awq, "model.safetensors"), _read_floats),
+    "compressed config": Reader(_write_packed(_COMPRESSED, _pack_compressed, "config.json"), _read_floats),
+    "compressed weights": Reader(
+        _write_packed(_COMPRESSED, _pack_compressed, "model.safetensors"), _read_floats
+    ),
+    "official 4 bits": Reader(_write_4bits(write_official_4bits, "pytorch_model.bin"), _read_floats),
+    "transformers 4 bits": Reader(_write_4bits(write_transformers_4bits, "model.safetensors"), _read_floats),
     "config": Reader(_write_config, _read_config),
     "generation config": Reader(_write_settings, read_settings),
     "tokenizer.json": Reader(_write_bpe("tokenizer.json"), _read_tokenizer),

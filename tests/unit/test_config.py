@@ -118,8 +118,14 @@ def test_a_folded_rope_model_is_a_llama_and_a_folded_alibi_model_says_it_is_fold
         ({"model_type": "qwen2"}, "'model_type' is 'qwen2', allowed is 'llama' or 'baichuan'"),
         ({"model_type": None}, "'model_type' is None"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu', allowed is 'silu'"),
-        ({"rope_scaling": {"type": "linear"}}, "'rope_scaling' is {'type': 'linear'}, allowed is None"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: 'rope_type' is 'llama3'"),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            "rope_scaling asks for scaled positions ('linear', factor None)",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3"}},
+            "rope_parameters asks for scaled positions ('llama3',",
+        ),
         ({"hidden_size": 0}, "'hidden_size' is 0, allowed is an integer from 1 to 131072"),
         ({"num_hidden_layers": 10**9}, "is 1000000000, allowed is an integer from 1 to 1024"),
         ({"vocab_size": 10**9}, "'vocab_size' is 1000000000, allowed is an integer from 1 to 2097152"),

@@ -18,7 +18,7 @@ Table = list[set[str]]
 LAYERS: Table = [
     {"quoting"},
     {"errors"},
-    {"files", "markdown", "programs", "svg_bars"},
+    {"files", "markdown", "programs", "rope_scaling", "svg_bars"},
     {"config"},
     {"manifest", "bmodel", "shapes"},
     {"checkpoint", "text"},
@@ -37,9 +37,12 @@ LAYERS: Table = [
 ]
 INSIDE: dict[str, Table] = {
     "checkpoint": [
-        {"source", "weights", "identify"},
-        {"layout", "packing"},
-        {"formats", "shards", "random_weights"},
+        {"adapter_settings", "gguf_parts"},
+        {"source", "weights"},
+        {"extras", "layout", "packing", "prefixes"},
+        {"foreign", "formats", "shards", "random_weights"},
+        {"adapter", "weight_files"},
+        {"identify"},
         {"float_checkpoint", "quantized_checkpoint"},
     ],
     "doctor": [

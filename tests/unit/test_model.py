@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France?"
 def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Baichuan2 in small; its weights are random, so it talks nonsense, the same each time."""
     directory = tmp_path_factory.mktemp("models") / "Tiny-Chat"
-    write_official(directory, rope_config(vocabulary_size=400))
+    write_official(directory, rope_config(vocabulary_size=448))
     write_sentencepiece(directory)
     return directory
 
@@ -43,7 +43,7 @@ def model(checkpoint: Path) -> Model:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose tokenizer has no mark of a chat."""
     directory = tmp_path_factory.mktemp("models") / "Tiny-Base"
-    write_official(directory, rope_config(vocabulary_size=400))
+    write_official(directory, rope_config(vocabulary_size=448))
     (directory / "tokenizer.model").unlink()
     write_bpe(directory, special=["<|endoftext|>"])
     quantize(directory, directory.with_name("Tiny-Base-w4"), bits=4)
@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_loaded_model_says_what_it_is(model: Model, checkpoint: Path) -> None:
     assert (model.name, model.kind, model.engine.name) == (str(checkpoint), "quantized", "cpu")
     assert repr(model) == f"<Model {checkpoint} on cpu, 256 tokens of context>"
-    assert (model.max_context, model.config.vocabulary_size) == (256, 400)
+    assert (model.max_context, model.config.vocabulary_size) == (256, 448)
     assert (model.settings.max_tokens, model.settings.sampling.is_greedy) == (32, True)
 
 

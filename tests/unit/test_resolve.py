@@ -13,7 +13,10 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import KNOWN_MODELS, FetchWish, ResolveSettings, find_source, resolve_model
-from models.tiny_checkpoint import rope_config, write_llama_safetensors, write_official
+from models.foreign_checkpoint import pack_gptq, write_foreign
+from models.tiny_adapter import adapter_matrices, write_adapter
+from models.tiny_checkpoint import float_weights, rope_config, write_llama_safetensors, write_official
+from models.tiny_gguf import write_gguf
 from models.tiny_tokenizer import write_sentencepiece
 
 
@@ -61,11 +64,55 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
     assert resolve_model(str(source), notice=lambda _: None) != first
 
 
+def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> None:
+    config = rope_config(vocabulary_size=264)
+    write_gguf(tmp_path / "Tiny.gguf", config, float_weights(config, 0), split_max_tensors=12)
+    parts = sorted(tmp_path.glob("Tiny-*.gguf"))
+    notices: list[str] = []
+    located = {resolve_model(str(path), notice=notices.append) for path in (*parts, tmp_path)}
+    assert len(parts) == 2
+    assert all(place.path.name.startswith("Tiny-w4g64-") for place in located)
+    assert len(located) == 1
+    assert [line for line in notices if "it is quantised a second time" in line] == notices[1:]
+    os.utime(parts[1], (1, 1))
+    assert resolve_model(str(parts[0]), notice=notices.append) not in located
+
+
+def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_path: Path) -> None:
+    """It was ignored without a word."""
+    quantize(source, tmp_path / "ready", bits=4)
+    for path in (source, tmp_path / "ready"):
+        write_adapter(path, adapter_matrices(rope_config(), ("W_pack",)))
+        notices: list[str] = []
+        resolve_model(str(path), notice=notices.append)
+        assert notices[0] == (
+            f"{path} also holds a LoRA adapter (trained on 'baichuan-inc/Baichuan2-7B-Chat'), which is not "
+            f"used; to merge it: baichuan2 quantize {path} DST --adapter {path}"
+        )
+    find_source(str(source), pytest.fail, adapters=[source])
+
+
 def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path, cache: Path) -> None:
     quantize(source, tmp_path / "ready", bits=4)
     ready = Located(tmp_path / "ready", "quantized")
     assert resolve_model(str(ready.path), notice=pytest.fail) == ready
     assert not cache.exists()
+
+
+def test_what_another_tool_quantised_is_repacked_once(tmp_path: Path, cache: Path) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    write_foreign(tmp_path / "Tiny-GPTQ", settings, pack_gptq, group_size=128)
+    notices: list[str] = []
+    located = resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=notices.append)
+    assert located.kind == "quantized"
+    assert located.path.parent == cache / "models"
+    assert located.path.name.startswith("Tiny-GPTQ-repacked-")
+    assert QuantizedCheckpoint(located.path).config.quantization == QuantizationConfig(4, 128)
+    assert notices[0] == f"repacking {tmp_path / 'Tiny-GPTQ'} (once, into {located.path})"
+    assert "the integers of its layers are kept" in notices[1]
+    assert resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=pytest.fail) == located
+    eight = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=8), notice=notices.append)
+    assert eight.path.name.startswith("Tiny-GPTQ-w8g64-")
 
 
 def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

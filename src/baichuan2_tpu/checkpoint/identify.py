@@ -9,32 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
+from baichuan2_tpu.checkpoint.foreign.find_form import is_packed
+from baichuan2_tpu.checkpoint.foreign.settings import read_quantization
+from baichuan2_tpu.checkpoint.gguf_parts import find_gguf, list_parts
+from baichuan2_tpu.checkpoint.layout import HEAD, PACKED_QKV
+from baichuan2_tpu.checkpoint.weight_files import BIN_NAME, SAFETENSORS_NAME, has_weights, open_weights
+from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import ArtifactError, CheckpointError
-from baichuan2_tpu.files import read_json
 from baichuan2_tpu.manifest import MANIFEST_NAME, is_bundle
 
 __all__ = [
-    "BIN_NAME",
-    "SAFETENSORS_NAME",
     "WEIGHT_FILES",
     "Located",
     "ModelKind",
     "find_bmodel",
-    "has_weights",
     "identify",
 ]
 
-ModelKind = Literal["float", "quantized", "gguf", "bundle", "bmodel"]
+ModelKind = Literal["float", "quantized", "foreign", "gguf", "bundle", "bmodel"]
+"""Engines read ``quantized`` as it lies; ``foreign`` is what another tool quantised, to be repacked first."""
 
-SAFETENSORS_NAME = "model.safetensors"
-BIN_NAME = "pytorch_model.bin"
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 """Patterns of the files of weights in a checkpoint, in one file or in shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model on the disk and its kind; ``path`` is a folder, or a GGUF file."""
+    """A model on the disk and its kind; ``path`` is a folder, or the first file of a GGUF model."""
 
     path: Path
     kind: ModelKind
@@ -54,7 +56,7 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     Raises: CheckpointError saying what was looked for; ArtifactError for several bmodels in one folder.
     """
     if path.is_file() and path.suffix == ".gguf":
-        return Located(path, "gguf")
+        return Located(list_parts(path)[0], "gguf")
     if not path.is_dir():
         if path.suffix == ".bmodel" and path.exists():
             raise CheckpointError(f"{path}: is one file of a model; name its folder")
@@ -65,12 +67,15 @@ def identify(path: Path, *, needs_weights: bool = True) -> Located:
     bmodel = find_bmodel(path)
     if bmodel is not None:
         return Located(path, "bmodel", bmodel)
+    gguf = None if any(any(path.glob(kind)) for kind in WEIGHT_FILES) else find_gguf(path)
+    if gguf is not None:
+        return Located(gguf, "gguf")
     if not (path / "config.json").is_file():
+        _check_no_adapter(path)
         raise CheckpointError(f"{path}: holds no config.json; name the directory of a checkpoint")
     if needs_weights:
         _check_weights(path)
-    is_quantized = read_json(path / "config.json").get("quantization_config") is not None
-    return Located(path, "quantized" if is_quantized else "float")
+    return Located(path, _identify_weights(path, is_opened=needs_weights))
 
 
 def find_bmodel(path: Path) -> Path | None:
@@ -89,17 +94,37 @@ def find_bmodel(path: Path) -> Path | None:
     return bmodels[0] if bmodels else None
 
 
-def has_weights(directory: Path, name: str) -> bool:
-    """Tell whether a directory holds weights called ``name``, in one file or in shards."""
-    return (directory / name).is_file() or (directory / f"{name}.index.json").is_file()
+def _identify_weights(path: Path, *, is_opened: bool) -> ModelKind:
+    """Tell floats, our own form and that of other tools apart, from settings and names of tensors."""
+    if read_quantization(path) is None:
+        return "float"
+    is_own = ModelConfig.read(path / "config.json").quantization is not None
+    if not is_opened:
+        return "quantized" if is_own else "foreign"
+    names = open_weights(path).tensors
+    if not is_packed(names):
+        return "float"  # the settings were left behind
+    is_own = is_own and not any(name.endswith(".bias") or f".{PACKED_QKV}." in name for name in names)
+    return "quantized" if is_own and f"{HEAD}.qweight" in names else "foreign"
 
 
 def _check_weights(path: Path) -> None:
-    if any(has_weights(path, name) for name in (SAFETENSORS_NAME, BIN_NAME)):
+    if has_weights(path):
         return
     if any(path.glob("*.bmodel")):
         raise CheckpointError(f"{path}: is a bundle without its {MANIFEST_NAME}; copy the whole bundle")
+    _check_no_adapter(path)
     raise CheckpointError(
         f"{path}: holds neither {SAFETENSORS_NAME} nor {BIN_NAME}, nor the .index.json of one; "
         "fetch the weights"
     )
+
+
+def _check_no_adapter(path: Path) -> None:
+    """Refuse a folder that holds an adapter and no model."""
+    base = find_adapter(path)
+    if base is not None:
+        raise CheckpointError(
+            f"{path}: is a LoRA adapter, not a model; merge it into the model that it was trained on, "
+            f"{base}: baichuan2 quantize MODEL DST --adapter {path}"
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from baichuan2_tpu.checkpoint.source import TensorInfo
 from baichuan2_tpu.checkpoint.weights import WORD_BITS
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import GROUP_MULTIPLE, ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote
 
@@ -41,6 +41,7 @@ __all__ = [
     "llama_shapes",
     "official_shapes",
     "packed_shapes",
+    "pad_vocabulary",
     "quantized_shapes",
 ]
 
@@ -63,6 +64,11 @@ PACKED_QKV = "self_attn.W_pack"
 _HARMLESS = (
     "rotary_emb.inv_freq"  # a buffer that old versions of transformers saved; it follows from the config
 )
+
+
+def pad_vocabulary(size: int) -> int:
+    """Return the rows of an embedding and a head that can be packed and compiled; those added hold zeros."""
+    return size + -size % GROUP_MULTIPLE
 
 
 def layer_linears(config: ModelConfig, layer: int) -> dict[str, tuple[int, int]]:
@@ -166,9 +172,13 @@ def check_tensors(
                 "config.json belongs to other files"
             )
         if info.shape != shape:
+            # ZeRO-3 of DeepSpeed leaves empty tensors where a model is saved without gathering its weights.
+            step = (
+                "gather the weights of all processes and save" if 0 in info.shape else "fetch the checkpoint"
+            )
             raise CheckpointError(
                 f"{info.file}: tensor {quote(name)} has shape {info.shape}, config.json asks for {shape}; "
-                "fetch the checkpoint again"
+                f"{step} again"
             )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.weights import WORD_BITS, PackedLinear
 
-__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_zeros"]
+__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_rows", "unpack_zeros"]
 
 
 def pack_linear(
@@ -22,15 +22,16 @@ def pack_linear(
     bits: int,
     group_size: int,
 ) -> PackedLinear:
-    """Pack one linear layer; N and K must be multiples of ``32 / bits``, zeros lie in 1 to 2^bits - 1.
+    """Pack one linear layer; K must be a multiple of ``32 / bits``.
 
+    A zero of 0 wraps around to 2^bits - 1, as our readers undo it; others may take it for 2^bits, so
+    ``quantize`` chooses zeros from 1.
     Shapes: integers (N, K); scales and zeros (N, G) with G = ceil(K / group_size).
     """
-    # A zero of 0 would be stored as -1, which readers that do not wrap around take for 2^bits.
-    assert zeros.min(initial=1) > 0, "zeros are stored minus one"  # noqa: S101 - our own invariant
+    stored = (np.ascontiguousarray(zeros.T) - np.uint8(1)) & np.uint8((1 << bits) - 1)
     return PackedLinear(
         qweight=np.ascontiguousarray(_pack_rows(integers, bits).T),
-        qzeros=_pack_rows(np.ascontiguousarray(zeros.T) - np.uint8(1), bits),
+        qzeros=_pack_rows(stored, bits),
         scales=np.ascontiguousarray(scales.T),
         bits=bits,
         group_size=group_size,
@@ -42,7 +43,7 @@ def unpack_linear(linear: PackedLinear) -> tuple[NDArray[np.uint8], NDArray[np.u
 
     Shapes: (N, K) and (N, G).
     """
-    return _unpack_rows(np.ascontiguousarray(linear.qweight.T), linear.bits), unpack_zeros(linear)
+    return unpack_rows(np.ascontiguousarray(linear.qweight.T), linear.bits), unpack_zeros(linear)
 
 
 def unpack_zeros(linear: PackedLinear) -> NDArray[np.uint8]:
@@ -51,7 +52,7 @@ def unpack_zeros(linear: PackedLinear) -> NDArray[np.uint8]:
     Shapes: (N, G).
     """
     mask = np.uint8((1 << linear.bits) - 1)
-    zeros = (_unpack_rows(linear.qzeros, linear.bits) + np.uint8(1)) & mask
+    zeros = (unpack_rows(linear.qzeros, linear.bits) + np.uint8(1)) & mask
     return np.ascontiguousarray(zeros.T)
 
 
@@ -73,8 +74,11 @@ def _pack_rows(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(values).view("<i4")
 
 
-def _unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """Undo ``_pack_rows``: (R, W) words to (R, W * 32 / bits) values."""
+def unpack_rows(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """Return the integers that words of 32 bits hold, the lowest bits first.
+
+    Shapes: (R, W) → (R, W * 32 / bits).
+    """
     packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
         return packed

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.layout import (
     HEAD,
     Shapes,
@@ -22,6 +21,7 @@ from baichuan2_tpu.checkpoint.layout import (
     quantized_shapes,
 )
 from baichuan2_tpu.checkpoint.shards import ShardedSource
+from baichuan2_tpu.checkpoint.weight_files import open_weights
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
@@ -44,10 +44,11 @@ class QuantizedCheckpoint:
         self.config = ModelConfig.read(path / "config.json")
         if self.config.quantization is None:
             raise CheckpointError(
-                f"{path}: config.json has no quantization_config; first run baichuan2 quantize SRC DST"
+                f"{path}: is not quantised in the form that engines read; "
+                "first run baichuan2 quantize SRC DST"
             )
         self._quantization: QuantizationConfig = self.config.quantization
-        self._source = ShardedSource(path, "model.safetensors", SafetensorsFile)
+        self._source = open_weights(path)
         needed, indices = quantized_shapes(self.config), _index_shapes(self.config)
         check_tensors(path, self._source.tensors, needed, indices)
         _check_dtypes(self._source)

@@ -26,6 +26,10 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "F8_E4M3": np.dtype("u1"),  # these two are told apart to be refused by name
+    "F8_E5M2": np.dtype("u1"),
 }
 """The element types that checkpoints of this family use, by the names safetensors gives them."""
 

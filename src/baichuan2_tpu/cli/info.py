@@ -18,6 +18,7 @@ from baichuan2_tpu.cli.terminal import write_result
 from baichuan2_tpu.errors import RequestError
 
 if TYPE_CHECKING:
+    from baichuan2_tpu.checkpoint.foreign.stored_form import StoredForm
     from baichuan2_tpu.checkpoint.identify import Located
     from baichuan2_tpu.config import ModelConfig, QuantizationConfig
     from baichuan2_tpu.manifest import Manifest
@@ -100,15 +101,19 @@ def _describe(located: Located, context: int | None, assumed: QuantizationConfig
     from baichuan2_tpu.config import choose_kv_bits
     from baichuan2_tpu.memory import machine_memory_bytes, memory_need
     from baichuan2_tpu.model import read_config
+    from baichuan2_tpu.quantize.repack import choose_settings
 
-    stored = read_config(located)
+    stored, foreign = read_config(located), _read_foreign(located)
     quantization = stored.quantization or assumed
+    if foreign is not None:
+        quantization = choose_settings(foreign, None, None, None, "search")
     need = memory_need(replace(stored, quantization=quantization), choose_kv_bits(None))
     tokens = context or stored.max_context
     files = [file for kind in WEIGHT_FILES for file in located.path.glob(kind)]
     return {
         "path": str(located.path),
-        "is_quantized": stored.quantization is not None,
+        "is_quantized": stored.quantization is not None or foreign is not None,
+        **({"quantized_by": foreign.title, "integers_are_kept": not foreign.reason} if foreign else {}),
         **_shapes(stored),
         "bits": quantization.bits,
         "head_bits": quantization.head_bits,
@@ -120,6 +125,16 @@ def _describe(located: Located, context: int | None, assumed: QuantizationConfig
         "memory_bytes": need.total_bytes(tokens),
         "machine_memory_bytes": machine_memory_bytes(),
     }
+
+
+def _read_foreign(located: Located) -> StoredForm | None:
+    """Return how another tool quantised a checkpoint; None for floats, and where no weights are there."""
+    if located.kind != "foreign":
+        return None
+    from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+    from baichuan2_tpu.checkpoint.weight_files import has_weights
+
+    return FloatCheckpoint.open(located.path).stored if has_weights(located.path) else None
 
 
 def _describe_bundle(directory: Path, context: int | None, *, is_verified: bool) -> dict[str, object]:

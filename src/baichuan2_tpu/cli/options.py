@@ -20,7 +20,6 @@ __all__ = [
     "Engine",
     "EngineName",
     "Exact",
-    "GroupSize",
     "HeadBits",
     "Json",
     "KeepPacked",
@@ -106,9 +105,6 @@ Bits = Annotated[BitsName, typer.Option("--bits", help="Bits per weight.")]
 HeadBits = Annotated[
     BitsName,
     typer.Option("--head-bits", help="Bits per weight of the output head; it suffers most at low precision."),
-]
-GroupSize = Annotated[
-    int, typer.Option("--group-size", min=1, help="Consecutive input columns that share a scale.")
 ]
 
 Engine = Annotated[

@@ -30,6 +30,27 @@ Source = Annotated[
         metavar="SRC", help="Checkpoint directory, .gguf file, or known name (demo, baichuan2-7b-chat, …)."
     ),
 ]
+Bits = Annotated[
+    options.BitsName | None,
+    typer.Option("--bits", help="Bits per weight.", show_default="4, or as SRC has"),
+]
+HeadBits = Annotated[
+    options.BitsName | None,
+    typer.Option(
+        "--head-bits",
+        help="Bits per weight of the output head; it suffers most at low precision.",
+        show_default="8, or as SRC has",
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        "--group-size",
+        min=1,
+        help="Consecutive input columns that share a scale.",
+        show_default="64, or as SRC has",
+    ),
+]
 Method = Annotated[
     MethodName,
     typer.Option(
@@ -50,29 +71,41 @@ CalibrationTokens = Annotated[
     int | None,
     typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
 ]
+Adapters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter (a folder that PEFT saved) to merge into SRC first; several are merged in order.",
+    ),
+]
 
 
 def quantize(
     source: Source,
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make.")],
     *,
-    bits: options.Bits = options.BitsName.FOUR,
-    head_bits: options.HeadBits = options.BitsName.EIGHT,
-    group_size: options.GroupSize = 64,
+    bits: Bits = None,
+    head_bits: HeadBits = None,
+    group_size: GroupSize = None,
     method: Method = MethodName.SEARCH,
     calibration: CalibrationText = None,
     calibration_tokens: CalibrationTokens = None,
+    adapters: Adapters = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads to use.")] = 2,
     debug: options.Debug = False,
 ) -> None:
     """Make a quantised checkpoint DST out of SRC.
 
+    Where another tool quantised SRC (GPTQ, AWQ, compressed-tensors), its integers are kept unless other
+    bits or groups are asked for.
     If it is interrupted, finished files stay beside DST, and the same command continues.
     """
+    from baichuan2_tpu.checkpoint.adapter_settings import AdapterSettings
     from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
     from baichuan2_tpu.quantize.driver import check_destination
-    from baichuan2_tpu.quantize.plan import quantization_settings
+    from baichuan2_tpu.quantize.repack import choose_settings
     from baichuan2_tpu.resolve import find_source
     from baichuan2_tpu.text.user_text import read_user_text
 
@@ -80,22 +113,29 @@ def quantize(
         raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
     # Before gigabytes are fetched: what is wrong without them.
     check_destination(destination)
-    quantization_settings(bits.bits, group_size, head_bits.bits)
+    choose_settings(None, _number(bits), group_size, _number(head_bits), "search")
+    for adapter in adapters or ():
+        AdapterSettings.read(adapter)
     if calibration is not None and str(calibration) != "-":  # standard input is read once
         read_user_text(calibration)
     settings = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
-        path = find_source(source, notice, fetching).path
+        path = find_source(source, notice, fetching, adapters=adapters or ()).path
     with progress_bar("quantising") as progress:
         write_quantized(
             path,
             destination,
-            bits=bits.bits,
-            head_bits=head_bits.bits,
+            bits=_number(bits),
+            head_bits=_number(head_bits),
             group_size=group_size,
             calibration=None if method is MethodName.SEARCH else settings,
+            adapters=adapters or (),
             workers=workers,
             progress=progress,
             notice=notice,
         )
     notice(f"wrote {destination}")
+
+
+def _number(bits: options.BitsName | None) -> int | None:
+    return None if bits is None else bits.bits

@@ -56,6 +56,10 @@ def open_source(path: Path) -> QuantizedCheckpoint | FloatCheckpoint:
     kind = identify(path).kind
     if kind == "gguf":
         raise RequestError(f"{path}: is a GGUF file; first run baichuan2 quantize SRC DST, then compile DST")
+    if kind == "foreign":
+        raise RequestError(
+            f"{path}: was quantised by another tool; first run baichuan2 quantize SRC DST, then compile DST"
+        )
     if kind in ("bundle", "bmodel"):
         raise RequestError(f"{path}: is compiled already; name the checkpoint it was compiled from")
     return QuantizedCheckpoint(path) if kind == "quantized" else FloatCheckpoint.open(path)

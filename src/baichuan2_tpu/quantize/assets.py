@@ -65,7 +65,9 @@ def write_assets(checkpoint: FloatCheckpoint, directory: Path, plan: Plan) -> No
         ids: dict[str, object] = {"bos_token_id": config.bos_id, "eos_token_id": list(config.eos_ids)}
         write_json(directory / "generation_config.json", defaults | ids)
     write_json(directory / "model.safetensors.index.json", _index(directory, plan))
-    write_json(directory / "config.json", plan.config.to_json())
+    merged = [adapter.record for adapter in checkpoint.adapters]
+    values = plan.config.to_json() | ({"merged_adapters": merged} if merged else {})
+    write_json(directory / "config.json", values)
 
 
 def _index(directory: Path, plan: Plan) -> dict[str, object]:

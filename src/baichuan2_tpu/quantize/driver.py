@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.config import HEAD_BITS, Method
+from baichuan2_tpu.config import Method
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import LOCK_NAME, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
 from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
 from baichuan2_tpu.quantize.gptq_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.journal import Journal
-from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan, quantization_settings
+from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan
+from baichuan2_tpu.quantize.repack import choose_settings, describe_repacking
 from baichuan2_tpu.quantize.shard_file import write_shard
 
 __all__ = ["Progress", "QuantizeEvent", "check_destination", "quantize"]
@@ -54,17 +55,21 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     source: str | Path,
     destination: str | Path,
     *,
-    bits: int,
-    group_size: int = 64,
-    head_bits: int = HEAD_BITS,
+    bits: int | None = None,
+    group_size: int | None = None,
+    head_bits: int | None = None,
     calibration: Calibration | None = None,
+    adapters: Sequence[str | Path] = (),
     workers: int = 2,
     progress: Progress | None = None,
     notice: Notice = _log.info,
 ) -> None:
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
+    The defaults are 4 bits in groups of 64 with a head of 8 bits; for a ``source`` that another tool
+    quantised, the settings that keep its integers.
     Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
+    ``adapters`` are folders of LoRA adapters, which are merged into the float weights in that order.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
@@ -73,16 +78,25 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         raise RequestError(f"workers is {workers}, allowed is 1 or more")
     source, destination = Path(source), Path(destination)
     check_destination(destination)
-    checkpoint = FloatCheckpoint.open(source)
+    checkpoint = FloatCheckpoint.open(source, [Path(adapter) for adapter in adapters])
     check_assets(checkpoint)
+    for line in checkpoint.notices:
+        notice(line)
     windows = None if calibration is None else open_windows(checkpoint, calibration)
     method: Method = "search" if windows is None else "gptq"
-    settings = quantization_settings(bits, group_size, head_bits, method=method)
+    settings = choose_settings(checkpoint.stored, bits, group_size, head_bits, method)
+    repacking = describe_repacking(checkpoint, settings)
+    if repacking is not None:
+        notice(repacking)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
-        sources = checkpoint.files if source.is_file() else (source / "config.json", *checkpoint.files)
-        journal = Journal.open(partial / _JOURNAL, settings, sources, windows and windows.describe())
+        config = () if checkpoint.path.is_file() else (source / "config.json",)
+        sources = (*config, *checkpoint.files)
+        merged = [adapter.record for adapter in checkpoint.adapters]
+        journal = Journal.open(
+            partial / _JOURNAL, settings, sources, windows and windows.describe(), adapters=merged
+        )
         _remove_leftovers(partial, journal)
         _check_space(partial, plan, journal, windows)
         task = _Task(checkpoint, plan, journal, progress or _ignore)

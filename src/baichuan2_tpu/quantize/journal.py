@@ -43,6 +43,8 @@ class Journal:
         settings: QuantizationConfig,
         sources: Sequence[Path],
         calibration: Mapping[str, object] | None = None,
+        *,
+        adapters: Sequence[Mapping[str, object]] = (),
     ) -> Journal:
         """Continue the record at ``path`` if it is of the same task, or begin a new one.
 
@@ -53,6 +55,7 @@ class Journal:
             "quantization": settings.to_json(),
             "sources": [_describe(source) for source in sources],
             "calibration": calibration,
+            "adapters": [*adapters],
         }
         return cls(path, task, _read_done(path, task))
 

@@ -18,6 +18,7 @@ from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.packing import pack_linear
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.quantize.repack import repack_linear
 
 __all__ = ["convert_array", "quantize_linear"]
 
@@ -30,8 +31,12 @@ def quantize_linear(
 ) -> PackedLinear:
     """Quantise one linear of (N, K) weights to the integers of least squared error.
 
+    Integers that another tool chose are kept where these bits and groups can hold them.
     Raises: CheckpointError naming the file, the tensor and the weight that is not finite or beyond float16.
     """
+    kept = repack_linear(checkpoint, name, bits=bits, group_size=group_size)
+    if kept is not None:
+        return kept
     outputs, inputs = shape
     groups = -(-inputs // group_size)
     integers = np.empty((outputs, inputs), np.uint8)

@@ -111,7 +111,7 @@ def test_a_pickle_that_wants_anything_but_tensors_is_refused_and_not_run(
             "not a tensor shape",
         ),
         (pickled_tensor("0", (2, 2), strides=(1,), elements=24, kind="FloatStorage"), "something else"),
-        (pickled_tensor("0", (2,), kind="ByteStorage"), "asks for torch.ByteStorage"),
+        (pickled_tensor("0", (2,), kind="QInt8Storage"), "asks for torch.QInt8Storage"),
         (pickled_tensor("9", (2,), kind="FloatStorage"), "tensor 'w': its data (data/9) is missing"),
         (
             pickled_tensor("0", (25,), kind="FloatStorage"),

@@ -16,7 +16,7 @@ from running.cli_command import Outcome, Run
 def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Baichuan2 in small, in the official layout; its weights are random, so it talks nonsense."""
     directory = tmp_path_factory.mktemp("models") / "Tiny-Chat"
-    write_official(directory, rope_config(vocabulary_size=400))
+    write_official(directory, rope_config(vocabulary_size=448))
     write_sentencepiece(directory)
     return directory
 

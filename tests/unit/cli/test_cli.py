@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from baichuan2_tpu import __version__
+from models.foreign_checkpoint import pack_gptq, write_foreign
+from models.tiny_adapter import adapter_matrices, write_adapter
+from models.tiny_checkpoint import rope_config
 from running.cli_command import Run
 
 GREEDY = ("--temperature", 0, "--max-tokens", 6)
@@ -102,7 +105,7 @@ def test_debug_shows_the_traceback_too(run: Run, words: tuple[str, ...]) -> None
 def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a \x1b[31mbug")
 
     monkeypatch.setattr("baichuan2_tpu.resolve.resolve_model", fail)
@@ -115,7 +118,7 @@ def test_fault_of_the_program_is_told_from_a_mistake_of_the_user(
 
 
 def test_interrupt_ends_with_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("baichuan2_tpu.resolve.find_source", interrupt)
@@ -207,6 +210,30 @@ def test_quantize_makes_a_checkpoint_and_says_where(run: Run, float_model: Path,
     assert "exists already" in again.err
 
 
+def test_quantize_merges_adapters_in_order(run: Run, float_model: Path, tmp_path: Path) -> None:
+    config = rope_config(vocabulary_size=400)
+    adapters = [
+        write_adapter(tmp_path / name, adapter_matrices(config, ("W_pack",), seed=seed))
+        for seed, name in enumerate(("one", "two"))
+    ]
+    words = [word for adapter in adapters for word in ("--adapter", adapter)]
+    done = run("quantize", float_model, tmp_path / "out", *words)
+    lines = [
+        f"merging {adapter}: LoRA of rank 4 on 2 modules; trained on 'baichuan-inc/Baichuan2-7B-Chat'"
+        for adapter in adapters
+    ]
+    assert (done.code, done.err.splitlines()) == (0, [*lines, f"wrote {tmp_path / 'out'}"])
+    merged = json.loads((tmp_path / "out" / "config.json").read_text())["merged_adapters"]
+    assert [record["name"] for record in merged] == ["one", "two"]
+    write_adapter(adapters[1], {}, settings={"use_dora": True})
+    done = run("quantize", "baichuan2-7b-chat", tmp_path / "other", *words)
+    assert (done.code, done.out) == (1, "")  # before the model is fetched
+    assert (
+        "two/adapter_config.json: use_dora is True, allowed for merging is none; merge it with PEFT"
+        in done.err
+    )
+
+
 def test_a_head_of_4_bits_answers_and_is_shown(run: Run, float_model: Path, tmp_path: Path) -> None:
     assert run("quantize", float_model, tmp_path / "out", "--head-bits", 4).code == 0
     facts = json.loads(run("info", tmp_path / "out", "--json").out)
@@ -248,10 +275,24 @@ def test_info_counts_before_anything_is_loaded(run: Run, model: Path, float_mode
     assert as_float["memory_bytes"] == facts["memory_bytes"]
 
 
+def test_info_says_what_another_tool_quantised_and_whether_it_is_kept(run: Run, tmp_path: Path) -> None:
+    settings = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "meta": {"quantizer": ["gptqmodel:2.0"]},
+    }
+    write_foreign(tmp_path / "m", settings, pack_gptq, group_size=128)
+    facts = json.loads(run("info", tmp_path / "m", "--json").out)
+    assert facts["is_quantized"] is True
+    assert (facts["quantized_by"], facts["integers_are_kept"]) == ("GPTQ by gptqmodel:2.0", True)
+    assert (facts["bits"], facts["head_bits"], facts["group_size"]) == (4, 8, 128)
+
+
 def test_info_for_a_reader_has_one_fact_a_line(run: Run, model: Path) -> None:
     lines = run("info", model).out.splitlines()
     assert "is_quantized            yes" in lines
-    assert "vocabulary_size         400" in lines
+    assert "vocabulary_size         448" in lines
     assert any(line.startswith("memory_bytes") and line.endswith(" GB") for line in lines)
 
 

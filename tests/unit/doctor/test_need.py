@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from baichuan2_tpu.bmodel.header import BmodelFile
 from baichuan2_tpu.compile.settings import MOST_CONTEXT
@@ -48,7 +50,7 @@ def test_a_damaged_bmodel_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_needs_weights_and_the_history_of_its_context(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"x": np.zeros(1)}, tmp_path / "model.safetensors")
     long, short = read_need(str(tmp_path)), read_need(str(tmp_path), 512)
     assert long.host_bytes - short.host_bytes == (4096 - 512) * KV_BYTES * 132 // 256  # int8 on the cpu
     assert (long.context, long.is_estimate) == (4096, True)
@@ -60,7 +62,7 @@ def test_a_checkpoint_needs_weights_and_the_history_of_its_context(tmp_path: Pat
 
 def test_rows_for_all_conversations_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 4).to_json()))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"x": np.zeros(1)}, tmp_path / "model.safetensors")
     alone, shared = read_need(str(tmp_path)), read_need(str(tmp_path), rows=8192)
     assert (alone.rows, shared.rows, shared.context) == (4096, 8192, 4096)
     assert alone.device_bytes is not None
@@ -79,7 +81,7 @@ def test_rows_of_what_is_compiled_already_cannot_be_asked_for(tmp_path: Path) ->
 def test_a_context_that_nothing_can_be_compiled_for_gives_no_estimate(tmp_path: Path) -> None:
     config = replace(shape_config("baichuan2-7b", 4), max_context=2 * MOST_CONTEXT)
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
-    (tmp_path / "model.safetensors").touch()
+    save_file({"x": np.zeros(1)}, tmp_path / "model.safetensors")
     assert read_need(str(tmp_path), MOST_CONTEXT).device_bytes is not None
     assert read_need(str(tmp_path), 2 * MOST_CONTEXT).device_bytes is None
 

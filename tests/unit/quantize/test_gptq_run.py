@@ -43,7 +43,7 @@ def random_text(words: int, seed: int) -> str:
 
 
 TEXT = random_text(1200, seed=1)
-SHORT = {"vocabulary_size": 400, "max_context": 32}
+SHORT = {"vocabulary_size": 448, "max_context": 32}
 ROPE, ALIBI = rope_config(**SHORT), alibi_config(**SHORT)
 
 
@@ -276,7 +276,7 @@ def test_a_missing_text_and_too_few_tokens_are_refused(source: Path, given: Cali
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, given: Calibration) -> None:
     source = write_model(tmp_path / "other", replace(ROPE, vocabulary_size=40))
-    assert "the model knows 0 to 39; fetch the tokenizer" in refusal(source, given, CheckpointError)
+    assert "the model knows 0 to 63; fetch the tokenizer" in refusal(source, given, CheckpointError)
 
 
 def test_inputs_beyond_all_numbers_are_told(tmp_path: Path, given: Calibration) -> None:

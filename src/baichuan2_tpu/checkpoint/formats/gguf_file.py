@@ -1,6 +1,7 @@
-"""Read a GGUF file of the llama architecture as a float checkpoint in Llama layout.
+"""Read a GGUF model of the llama or baichuan architecture as a float checkpoint in Llama layout.
 
-Not here: its tokenizer (``gguf_tokenizer``). The ``gguf`` library parses and dequantises.
+The ``gguf`` library parses and dequantises.
+Not here: the model's dimensions (``gguf_config``), its tokenizer (``gguf_tokenizer``).
 Source: ``convert_hf_to_gguf.py`` of llama.cpp for names and for the order of the rows of q and k.
 """
 
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor, quants
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, quants
 from numpy.typing import NDArray
 
+from baichuan2_tpu.checkpoint.formats.gguf_config import describe_origin, read_gguf_config
 from baichuan2_tpu.checkpoint.formats.gguf_header import check_header
+from baichuan2_tpu.checkpoint.gguf_parts import list_parts
 from baichuan2_tpu.checkpoint.layout import (
     ATTENTION_NORM,
     ATTENTION_OUTPUT,
@@ -30,7 +34,6 @@ from baichuan2_tpu.checkpoint.layout import (
     layer_prefix,
 )
 from baichuan2_tpu.checkpoint.source import TensorInfo
-from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote, shorten
 
@@ -52,74 +55,143 @@ _LAYER_NAMES = {
     "ffn_up": UP,
     "ffn_down": DOWN,
 }
+_FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file, open, and what it says besides its tensors."""
+
+    path: Path
+    reader: GGUFReader
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor and the file it is in."""
+
+    part: _Part
+    tensor: ReaderTensor
 
 
 class GgufFile:
-    """The tensors of one file under their Llama names, and its metadata; see ``TensorSource``.
+    """The tensors of one model under their Llama names, and its metadata; see ``TensorSource``.
 
-    Raises: CheckpointError naming the file when it is damaged, or of another architecture than llama.
+    ``path`` is its file, or any part of a split one.
+    Raises: CheckpointError naming the file when it is damaged, or of another architecture.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        check_header(path)
-        self._reader, self.metadata = _open(path)
-        self._by_name = {_llama_name(tensor.name): tensor for tensor in self._reader.tensors}
-        self.config = _read_config(path, self.metadata, has_head=f"{HEAD}.weight" in self._by_name)
+        parts = [_open(part) for part in list_parts(path)]
+        self.path = parts[0].path
+        self.metadata = parts[0].metadata
+        stored = _collect(parts)
+        self._by_name = {_llama_name(name): tensor for name, tensor in stored.items()}
+        self.config = read_gguf_config(self.path, self.metadata, stored)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Everything the file holds; GGUF counts dimensions from the innermost."""
+        """Everything the files hold; GGUF counts dimensions from the innermost."""
         return {
             name: TensorInfo(
-                tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name, self.path
+                tuple(int(size) for size in reversed(stored.tensor.shape)),
+                stored.tensor.tensor_type.name,
+                stored.part.path,
             )
-            for name, tensor in self._by_name.items()
+            for name, stored in self._by_name.items()
         }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows of one tensor as float32, q and k in the order of Hugging Face."""
-        tensor = self._by_name[name]
-        heads = {"q_proj": self.config.heads, "k_proj": self.config.kv_heads}.get(name.split(".")[-2])
-        if heads is None:
-            return self._dequantize(tensor, tensor.data[start:stop])
-        return _unpermute(self._dequantize(tensor, tensor.data), heads)[start:stop]
+        stored = self._by_name[name]
+        data: NDArray[Any] = stored.tensor.data
+        for part, heads in ((QKV[0], self.config.heads), (QKV[1], self.config.kv_heads)):
+            if name.endswith(f"{part}.weight"):
+                return _dequantize(stored, data[_stored_rows(data.shape[0], heads)[start:stop]])
+        return _dequantize(stored, data[start:stop])
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back."""
-        tensor = self._by_name[name]
+        tensor, content = self._by_name[name].tensor, self._by_name[name].part.reader.data.base
         start = tensor.data_offset - tensor.data_offset % mmap.PAGESIZE
-        if isinstance(self._reader.data.base, mmap.mmap):
-            self._reader.data.base.madvise(
-                mmap.MADV_DONTNEED, start, tensor.data_offset + tensor.n_bytes - start
-            )
+        if isinstance(content, mmap.mmap):
+            content.madvise(mmap.MADV_DONTNEED, start, tensor.data_offset + tensor.n_bytes - start)
 
-    def _dequantize(self, tensor: ReaderTensor, data: NDArray[Any]) -> NDArray[np.float32]:
-        try:
+    def describe_quantization(self) -> str | None:
+        """Say what quantised weights the model holds and who made them; None for float weights."""
+        matrices = [stored.tensor for stored in self._by_name.values() if len(stored.tensor.shape) > 1]
+        kinds = sorted({tensor.tensor_type for tensor in matrices} - {*_FLOATS})
+        if not kinds:
+            return None
+        weights = sum(int(tensor.n_elements) for tensor in matrices)
+        bits = sum(int(tensor.n_bytes) for tensor in matrices) * 8 / weights
+        names = ", ".join(kind.name for kind in kinds)
+        return (
+            f"{self.path} holds {describe_origin(self.metadata)}, already quantised "
+            f"({names}; {bits:.2f} bits per weight)"
+        )
+
+
+def _dequantize(stored: _Stored, data: NDArray[Any]) -> NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # whoever uses the numbers checks them
             # Before numpy 2.3 the arrays in gguf's signatures are of unknown type.
             values: NDArray[Any] = quants.dequantize(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                data, tensor.tensor_type
+                data, stored.tensor.tensor_type
             )
-            return values.astype(np.float32, copy=False)
-        except NotImplementedError as error:
-            raise CheckpointError(
-                f"{self.path}: tensor {quote(tensor.name)} is {tensor.tensor_type.name}, which the gguf "
-                "library cannot dequantise; convert the model to another type, such as Q8_0"
-            ) from error
+        return values.astype(np.float32, copy=False)
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{stored.part.path}: tensor {quote(stored.tensor.name)} is {stored.tensor.tensor_type.name}, "
+            "which the gguf library cannot dequantise; fetch the model in another type, such as Q8_0"
+        ) from error
 
 
-def _open(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
-    """Open the file with the library, whose complaints are of many kinds, and return its metadata too."""
+def _open(path: Path) -> _Part:
+    """Open a file with the library, whose complaints are of many kinds."""
+    check_header(path)
     try:
         reader = GGUFReader(path)
-        return reader, {
-            key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
-        }
+        return _Part(
+            path,
+            reader,
+            {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")},
+        )
     except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise CheckpointError(
             f"{path}: is not a readable GGUF file ({shorten(str(error))}); "
             "it is truncated or damaged, fetch it again"
         ) from error
+
+
+def _collect(parts: list[_Part]) -> dict[str, _Stored]:
+    """Return the tensors of all parts by their names in the files.
+
+    Raises: CheckpointError when the parts do not make a model.
+    """
+    path, count = parts[0].path, parts[0].metadata.get("split.count", 1)
+    if count not in (0, len(parts)):
+        raise CheckpointError(
+            f"{path}: is one of {quote(count)} parts of a model, which are called "
+            f"NAME-00001-of-0000N.gguf; {len(parts)} found: give all files their names back"
+        )
+    stored: dict[str, _Stored] = {}
+    for part in parts:
+        for tensor in part.reader.tensors:
+            if tensor.name in stored:
+                other = stored[tensor.name].part.path
+                raise CheckpointError(
+                    f"{part.path}: tensor {quote(tensor.name)} is in {other} too; fetch all parts again"
+                )
+            stored[tensor.name] = _Stored(part, tensor)
+    total = parts[0].metadata.get("split.tensors.count", len(stored))
+    if total != len(stored):
+        raise CheckpointError(
+            f"{path}: the model has {quote(total)} tensors, its {len(parts)} files hold {len(stored)}; "
+            "fetch all parts again"
+        )
+    return stored
 
 
 def _llama_name(name: str) -> str:
@@ -130,36 +202,6 @@ def _llama_name(name: str) -> str:
     return _PLAIN_NAMES.get(name, name)
 
 
-def _read_config(path: Path, metadata: Mapping[str, Any], *, has_head: bool) -> ModelConfig:
-    """Translate the metadata to the keys of a config.json, where all checks are."""
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise CheckpointError(
-            f"{path}: general.architecture is {quote(str(architecture))}, allowed is 'llama'"
-        )
-    scaling = metadata.get("llama.rope.scaling.type")
-    values: dict[str, object] = {
-        "model_type": "llama",
-        "hidden_size": metadata.get("llama.embedding_length"),
-        "intermediate_size": metadata.get("llama.feed_forward_length"),
-        "num_hidden_layers": metadata.get("llama.block_count"),
-        "num_attention_heads": metadata.get("llama.attention.head_count"),
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv"),
-        "head_dim": metadata.get("llama.attention.key_length", metadata.get("llama.rope.dimension_count")),
-        "vocab_size": metadata.get("llama.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
-        "rms_norm_eps": metadata.get("llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
-        "rope_scaling": None if scaling == "none" else scaling,
-        "max_position_embeddings": metadata.get("llama.context_length"),
-        "tie_word_embeddings": not has_head,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-    }
-    return ModelConfig.from_json(values, file=f"{path} (metadata)")
-
-
-def _unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Put a head's rows from ggml's interleaved halves (0, D/2, 1, …) back into order (0, 1, …)."""
-    rows, columns = weights.shape
-    pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows, columns)
+def _stored_rows(rows: int, heads: int) -> NDArray[np.intp]:
+    """Return the stored row of every row: ggml interleaves the halves of a head (0, D/2, 1, …)."""
+    return np.ascontiguousarray(np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2)).ravel()

@@ -1,28 +1,30 @@
 """Write the tokenizer of a GGUF file as the files that Hugging Face's tools, and ``text``, read.
 
-Only byte-level BPE with the cutting rules in ``_PRE_TOKENIZERS``: a wrong rule gives wrong ids silently.
-Source: ``llama_vocab`` of llama.cpp (token types, pre-tokenizer names); the ``tokenizer.json`` of SmolLM2.
+Not here: the two kinds (``gguf_bpe``, ``gguf_sentencepiece``).
+Source: ``llama_vocab`` of llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
+from baichuan2_tpu.checkpoint.formats.gguf_bpe import CUTTING_RULES, build_bpe
+from baichuan2_tpu.checkpoint.formats.gguf_sentencepiece import adds_space, build_sentencepiece
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import write_json, write_whole
 from baichuan2_tpu.quoting import quote
 
 __all__ = ["check_tokenizer", "write_tokenizer"]
 
-_CONTROL_TYPE = 3
-_LISTS: Mapping[str, type] = {
-    "tokenizer.ggml.tokens": str,
-    "tokenizer.ggml.token_type": int,
-    "tokenizer.ggml.merges": str,
+_BPE, _SENTENCEPIECE = "gpt2", "llama"
+_UNUSED_TYPE = 5
+_KNOWN_TYPES = frozenset(range(1, 7))
+_LISTS: Mapping[str, Mapping[str, type]] = {
+    _BPE: {"tokens": str, "token_type": int, "merges": str},
+    _SENTENCEPIECE: {"tokens": str, "token_type": int, "scores": float},
 }
 _NAMED_TOKENS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
@@ -30,20 +32,17 @@ _NAMED_TOKENS = {
     "unk_token": "tokenizer.ggml.unknown_token_id",
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
+_SENTENCEPIECE_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+"""What llama.cpp takes where a file names none."""
 
 
-def _byte_level() -> pre_tokenizers.ByteLevel:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """A tokenizer as it will be written."""
 
-
-def _single_digits() -> pre_tokenizers.Sequence:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
-
-
-_PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": _byte_level,
-    "smollm": _single_digits,
-}
+    name: str
+    content: bytes
+    settings: dict[str, object]
 
 
 def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -51,14 +50,12 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
 
     Raises: CheckpointError naming the file, the key and what is allowed.
     """
-    allowed = {"tokenizer.ggml.model": ["gpt2"], "tokenizer.ggml.pre": [*_PRE_TOKENIZERS]}
-    for key, names in allowed.items():
-        if metadata.get(key) not in names:
-            raise CheckpointError(
-                f"{path}: {key} is {quote(metadata.get(key))}, allowed is {' or '.join(names)}; "
-                "quantise the original checkpoint instead of the GGUF file"
-            )
-    for key, kind in _LISTS.items():
+    model = metadata.get("tokenizer.ggml.model")
+    _check_choice(path, metadata, "tokenizer.ggml.model", tuple(_LISTS))
+    if model == _BPE:
+        _check_choice(path, metadata, "tokenizer.ggml.pre", CUTTING_RULES)
+    for name, kind in _LISTS[cast("str", model)].items():
+        key = f"tokenizer.ggml.{name}"
         values: object = metadata.get(key)
         items = cast("list[object]", values) if isinstance(values, list) else [None]
         if not all(type(item) is kind for item in items):
@@ -66,6 +63,12 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
                 f"{path}: {key} is {quote(cast('object', values))}, allowed is a list of {kind.__name__}; "
                 "fetch the file again"
             )
+    if model == _SENTENCEPIECE and adds_space(metadata, metadata["tokenizer.ggml.tokens"]):
+        raise CheckpointError(
+            f"{path}: its tokenizer puts a space before every text (tokenizer.ggml.add_space_prefix), as "
+            "Llama 2's does; allowed are those that keep text as it is (Baichuan's, and byte-level BPE); "
+            "run it with llama.cpp"
+        )
     try:
         _build(metadata)
     except KeyboardInterrupt:
@@ -77,50 +80,60 @@ def check_tokenizer(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(metadata: Mapping[str, Any], directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json; the metadata passed ``check_tokenizer``."""
-    tokenizer, settings = _build(metadata)
-    write_whole(directory / "tokenizer.json", tokenizer.to_str())
-    write_json(directory / "tokenizer_config.json", settings, ensure_ascii=False)
+    """Write the tokenizer and tokenizer_config.json; the metadata passed ``check_tokenizer``."""
+    files = _build(metadata)
+    write_whole(directory / files.name, files.content)
+    write_json(directory / "tokenizer_config.json", files.settings, ensure_ascii=False)
 
 
-def _build(metadata: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, object]]:
-    """Return the tokenizer, and what tokenizer_config.json says of it.
+def _check_choice(path: Path, metadata: Mapping[str, Any], key: str, allowed: tuple[str, ...]) -> None:
+    if metadata.get(key) not in allowed:
+        raise CheckpointError(
+            f"{path}: {key} is {quote(metadata.get(key))}, allowed is {' or '.join(allowed)}; "
+            "quantise the original checkpoint instead of the GGUF file"
+        )
 
-    Raises: ValueError, or Exception by the library, for values that do not fit together.
+
+def _build(metadata: Mapping[str, Any]) -> _Files:
+    """Return the files.
+
+    Raises: ValueError, or Exception by a library, for values that do not fit together.
     """
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata["tokenizer.ggml.token_type"]
-    merges = [_merge(text) for text in metadata["tokenizer.ggml.merges"]]
     if not tokens or len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens, {len(types)} token types, or a token twice")
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[metadata["tokenizer.ggml.pre"]]()
-    tokenizer.decoder = decoders.ByteLevel()
-    controls = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL_TYPE]
-    added = [AddedToken(token, special=True, normalized=False) for token in controls]
-    tokenizer.add_special_tokens(added)  # pyright: ignore[reportUnknownMemberType] - their stub says "list"
-    return tokenizer, _settings(metadata, tokens)
+    if not _KNOWN_TYPES.issuperset(types):
+        raise ValueError(f"token types {quote(sorted({*types} - _KNOWN_TYPES))}")
+    size = len(tokens)
+    while size > 1 and types[size - 1] == _UNUSED_TYPE:  # rows that pad the embedding
+        size -= 1
+    settings = _settings(metadata, tokens, size)
+    tokens, types = tokens[:size], types[:size]
+    if metadata["tokenizer.ggml.model"] == _BPE:
+        content = build_bpe(metadata, tokens, types).to_str().encode()
+        return _Files("tokenizer.json", content, settings)
+    scores: list[float] = metadata["tokenizer.ggml.scores"]
+    special = {name: token for name, token in settings.items() if isinstance(token, str)}
+    return _Files("tokenizer.model", build_sentencepiece(tokens, scores[:size], types, special), settings)
 
 
-def _merge(text: str) -> tuple[str, str]:
-    first, space, second = text.partition(" ")
-    if not space:
-        raise ValueError(f"the merge {quote(text)} has one part")
-    return first, second
-
-
-def _settings(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, object]:
-    """Return what tokenizer_config.json holds: the named tokens and the chat template."""
+def _settings(metadata: Mapping[str, Any], tokens: list[str], size: int) -> dict[str, object]:
+    """Return what tokenizer_config.json holds: the named tokens below ``size`` and the chat template."""
+    is_bpe = metadata["tokenizer.ggml.model"] == _BPE
     settings: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_bpe else "LlamaTokenizer",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token") is True,
     }
     for name, key in _NAMED_TOKENS.items():
-        if key in metadata:
-            if metadata[key] not in range(len(tokens)):
-                raise ValueError(f"{key} is {quote(metadata[key])}, there are {len(tokens)} tokens")
-            settings[name] = tokens[metadata[key]]
+        token_id = metadata.get(key, None if is_bpe else _SENTENCEPIECE_IDS.get(name))
+        if token_id is None:
+            continue
+        if token_id not in range(len(tokens)):
+            raise ValueError(f"{key} is {quote(token_id)}, there are {len(tokens)} tokens")
+        if token_id < size:
+            settings[name] = tokens[token_id]
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
         settings["chat_template"] = template
     return settings

@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baichuan2_tpu.checkpoint.formats.torch_pickle import PICKLE_LIMIT_BYTES, TensorView, read_state_dict
+from baichuan2_tpu.checkpoint.formats.torch_pickle import (
+    PICKLE_LIMIT_BYTES,
+    Numbers,
+    TensorView,
+    read_state_dict,
+)
 from baichuan2_tpu.checkpoint.source import DTYPES, MappedFile, TensorInfo, widen
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote, shorten
@@ -42,13 +47,18 @@ class TorchFile:
         self.path = path
         self._file = MappedFile(path)
         members, pickled = _read_zip(self._file)
-        self._views = read_state_dict(path, pickled)
+        entries = read_state_dict(path, pickled)
+        self._views = {name: view for name, view in entries.items() if isinstance(view, TensorView)}
+        self._numbers = {name: view for name, view in entries.items() if isinstance(view, Numbers)}
         self._starts: dict[str, int] = {}
         for name, view in self._views.items():
             member = members.get(f"data/{view.storage.key}")
             self._starts[name] = _data_start(self._file, name, view, member)
         self._tensors = {
             name: TensorInfo(view.shape, view.storage.dtype, path) for name, view in self._views.items()
+        }
+        self._tensors |= {
+            name: TensorInfo((len(numbers.values),), "I64", path) for name, numbers in self._numbers.items()
         }
 
     @property
@@ -58,6 +68,8 @@ class TorchFile:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Return rows of one tensor: a view, or float32 in place of bfloat16."""
+        if name in self._numbers:
+            return np.array(self._numbers[name].values, np.int64)[start:stop]
         view = self._views[name]
         dtype = DTYPES[view.storage.dtype]
         storage = self._file.view(self._starts[name], view.storage.elements, dtype)
@@ -67,6 +79,8 @@ class TorchFile:
 
     def release(self, name: str) -> None:
         """Give the pages of the tensor's storage back."""
+        if name in self._numbers:
+            return
         storage, start = self._views[name].storage, self._starts[name]
         self._file.release(start, start + storage.elements * DTYPES[storage.dtype].itemsize)
 

@@ -2,8 +2,9 @@
 
 A pickle is a program for a stack machine. ``torch.save`` uses two dozen of its instructions, and these are
 carried out here on plain values: a tensor becomes a view of a storage that is not read yet. Any other
-instruction, and any function but the three that rebuild tensors, is refused by its name. Nothing nested is
-hashed, compared or printed, for a stranger chooses how deep it is.
+instruction, and any function but the few that rebuild tensors, is refused by its name. Nothing nested is
+hashed, compared or printed, for a stranger chooses how deep it is. A list is read only where bitsandbytes
+keeps how a tensor was quantised: its items become entries NAME.0, NAME.1 and so on.
 Not here: the zip around it and the numbers (``torch_file``).
 Source: ``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch 2.5; ``pickletools`` of Python for the
 instructions.
@@ -21,7 +22,7 @@ from pathlib import Path
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote, shorten
 
-__all__ = ["PICKLE_LIMIT_BYTES", "Storage", "TensorView", "read_state_dict"]
+__all__ = ["PICKLE_LIMIT_BYTES", "Numbers", "Storage", "TensorView", "read_state_dict"]
 
 PICKLE_LIMIT_BYTES = 8 << 20
 """The largest pickle that is read: that of the 7B has 30 kB."""
@@ -33,12 +34,20 @@ _STORAGES = {
     "DoubleStorage": "F64",
     "IntStorage": "I32",
     "LongStorage": "I64",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
 }
 _FUNCTIONS = {
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
     "collections OrderedDict",
+    "torch Size",
 }
+_TYPES = ("torch float16", "torch bfloat16", "torch float32", "torch uint8")
+_LIST_ENDING = ".quant_state"
+_MOST_LISTS = 3
+"""Lists in lists: bitsandbytes needs three."""
+_MOST_ITEMS = 16
 _MOST_DIMENSIONS = 32
 """Of a tensor: numpy's limit before version 2."""
 _MOST_DEPTH = 4
@@ -71,6 +80,13 @@ class TensorView:
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """Whole numbers that stand in the pickle itself."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _StorageType:
     """Stands for a class like ``torch.BFloat16Storage``."""
 
@@ -95,11 +111,12 @@ class _Dictionary:
     entries: dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
 class _List:
-    """Stands for any list: none is part of a tensor."""
+    items: list[object]
 
 
-def read_state_dict(path: Path, pickled: bytes) -> dict[str, TensorView]:
+def read_state_dict(path: Path, pickled: bytes) -> dict[str, TensorView | Numbers]:
     """Return the tensors of a pickled state dict by name; ``path`` is for messages alone.
 
     Raises: CheckpointError naming the file, and what it holds that is no tensor.
@@ -112,14 +129,36 @@ def read_state_dict(path: Path, pickled: bytes) -> dict[str, TensorView]:
         ) from error
     if not isinstance(value, _Dictionary):
         raise CheckpointError(f"{path}: holds {_describe(value)}, allowed is a dictionary of tensors")
-    views: dict[str, TensorView] = {}
+    views: dict[str, TensorView | Numbers] = {}
     for name, view in value.entries.items():
-        if not isinstance(view, TensorView):
+        if isinstance(view, _List) and name.endswith(_LIST_ENDING):
+            views |= _read_list(name, view)
+        elif not isinstance(view, TensorView):
             raise CheckpointError(
                 f"{path}: {quote(name)} is {_describe(view)}, allowed are tensors only; "
                 "save the state dict alone, with torch.save(model.state_dict(), …)"
             )
-        views[name] = view
+        else:
+            views[name] = view
+    return views
+
+
+def _read_list(name: str, values: _List, depth: int = 1) -> dict[str, TensorView | Numbers]:
+    """Return the tensors and the whole numbers of a list, and of the lists in it, by their places."""
+    views: dict[str, TensorView | Numbers] = {}
+    for place, item in enumerate(values.items[:_MOST_ITEMS]):
+        key = f"{name}.{place}"
+        match item:
+            case TensorView():
+                views[key] = item
+            case int() if not isinstance(item, bool):
+                views[key] = Numbers((item,))
+            case _Tuple(items=items) if items and all(type(size) is int for size in items):
+                views[key] = Numbers(_counts(item))
+            case _List() if depth < _MOST_LISTS:
+                views |= _read_list(key, item, depth + 1)
+            case _:
+                pass  # a name, a type, or nothing
     return views
 
 
@@ -146,7 +185,7 @@ class _Machine:
             "BINUNICODE": self._stack.append,
             "SHORT_BINUNICODE": self._stack.append,
             "EMPTY_DICT": lambda _: self._stack.append(_Dictionary({})),
-            "EMPTY_LIST": lambda _: self._stack.append(_List()),
+            "EMPTY_LIST": lambda _: self._stack.append(_List([])),
             "APPEND": lambda _: self._extend_list(self._pop(1)),
             "APPENDS": lambda _: self._extend_list(self._pop_to_mark()),
             "EMPTY_TUPLE": lambda _: self._push_tuple([]),
@@ -221,11 +260,12 @@ class _Machine:
                 raise _Damage(f"the key of an entry is {_describe(key)}, allowed is text")
             target.entries[key] = value
 
-    def _extend_list(self, _: list[object]) -> None:
+    def _extend_list(self, items: list[object]) -> None:
         (target,) = self._pop(1)
         self._stack.append(target)
         if not isinstance(target, _List):
             raise _Damage("it extends something else than a list")
+        target.items.extend(items)
 
     def _pop_names(self) -> list[str]:
         names = [name for name in self._pop(2) if isinstance(name, str)]
@@ -248,6 +288,8 @@ class _Machine:
         module, _, name = str(argument).partition(" ")
         if module == "torch" and name in _STORAGES:
             self._stack.append(_StorageType(_STORAGES[name]))
+        elif argument in _TYPES:
+            self._stack.append(None)
         elif argument in _FUNCTIONS:
             self._stack.append(_Function(name))
         else:
@@ -262,6 +304,8 @@ class _Machine:
         match function.name, arguments.items:
             case "OrderedDict", ():
                 return _Dictionary({})
+            case "Size", (_Tuple() as sizes,):
+                return sizes
             case "_rebuild_parameter", (data, *_):
                 return data
             case "_rebuild_tensor_v2", (storage, offset, shape, strides, *_):
