@@ -313,6 +313,7 @@ READERS: dict[str, Reader] = {
     "quantised config": Reader(_write_quantized("config.json"), _read_quantized),
     "quantised index": Reader(_write_quantized("*.index.json"), _read_quantized),
     "quantised weights": Reader(_write_quantized("model-*.safetensors"), _read_quantized),
+    "quantised head": Reader(_write_quantized("quantized_head.safetensors"), _read_quantized),
     "config": Reader(_write_config, _read_config),
     "generation config": Reader(_write_settings, read_settings),
     "tokenizer.json": Reader(_write_bpe("tokenizer.json"), _read_tokenizer),

@@ -212,7 +212,9 @@ def test_role_ids_of_the_checkpoint_are_used_instead_of_the_official_ones(tmp_pa
 def test_version_1_has_its_roles_under_other_names(tmp_path: Path) -> None:
     # Its <reserved_106> and <reserved_107> are there too, and were taken for its roles.
     class Version1Tokenizer(ByteTokenizer):
-        vocabulary_size = 64_000
+        @property
+        def vocabulary_size(self) -> int:
+            return 64_000
 
     controls = ("<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>")
     assert open_template(tmp_path, Version1Tokenizer(controls)).stop_ids == {257, 258}
