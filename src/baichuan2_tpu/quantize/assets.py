@@ -1,7 +1,7 @@
 """The small files of a quantised checkpoint: config, generation settings, index and tokenizer.
 
 No ``.py`` file is ever copied, and no file names one: nothing in a checkpoint is code to us.
-Source: ``generation_config.json`` of Baichuan2-7B-Chat for the defaults; ``LlamaTokenizer`` of transformers.
+Source: ``generation_config.json`` of Baichuan2-7B-Chat for the defaults.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import find_json, write_json
 from baichuan2_tpu.quantize.plan import Plan
+from baichuan2_tpu.quantize.tokenizer_json import write_tokenizer_json
 
 __all__ = ["check_assets", "write_assets"]
 
 _SENTENCEPIECE = "tokenizer.model"
-_TOKENIZERS = (_SENTENCEPIECE, "tokenizer.json")
+_JSON = "tokenizer.json"
+_TOKENIZERS = (_SENTENCEPIECE, _JSON)
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _COPIED = (
     *_TOKENIZERS,
@@ -76,13 +78,11 @@ def write_assets(checkpoint: FloatCheckpoint, directory: Path, plan: Plan) -> No
 def _write_tokenizer_config(source: Path, directory: Path) -> None:
     """Write the tokenizer's settings with a class that needs no code out of the checkpoint."""
     values = find_json(source / _TOKENIZER_CONFIG) or {}
-    names_code = values.pop(_CODE_KEY, None) is not None
-    if (source / _SENTENCEPIECE).is_file():
-        # Official checkpoints add no token in front; transformers would, and a space too.
-        values = {"add_bos_token": False, "add_prefix_space": False, "legacy": False} | values
-        values["tokenizer_class"] = "LlamaTokenizer"
-    elif names_code:
+    if values.pop(_CODE_KEY, None) is not None:
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if not (directory / _JSON).exists():
+        written = write_tokenizer_json(directory / _SENTENCEPIECE, directory / _JSON)
+        values = written | values | {key: written[key] for key in written.keys() & {"tokenizer_class"}}
     write_json(directory / _TOKENIZER_CONFIG, values, ensure_ascii=False)
 
 

@@ -28,6 +28,7 @@ from models.tiny_checkpoint import (
     write_llama_safetensors,
     write_official,
 )
+from models.tiny_tokenizer import write_sentencepiece
 
 TOKENS = [5, 6, 7, 300, 9]
 
@@ -149,6 +150,7 @@ def test_the_tokenizer_and_settings_are_carried_over_and_code_is_not(tmp_path: P
 def test_the_tokenizer_s_settings_name_no_code(tmp_path: Path) -> None:
     # transformers asked for tokenization_baichuan.py, which is not carried over.
     source = write_official(tmp_path / "float", rope_config())
+    write_sentencepiece(source)
     official = {
         "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]},
         "tokenizer_class": "BaichuanTokenizer",
@@ -157,18 +159,22 @@ def test_the_tokenizer_s_settings_name_no_code(tmp_path: Path) -> None:
     (source / "tokenizer_config.json").write_text(json.dumps(official))
     quantize(source, tmp_path / "q", bits=8)
     assert json.loads((tmp_path / "q" / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
         "add_bos_token": False,
-        "add_prefix_space": False,
-        "legacy": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
         "model_max_length": 4096,
-        "tokenizer_class": "LlamaTokenizer",
     }
-    (source / "tokenizer.model").rename(source / "tokenizer.json")
+    (source / "tokenizer.model").unlink()
+    (source / "tokenizer.json").write_text("{}")
     quantize(source, tmp_path / "bpe", bits=8)
     assert json.loads((tmp_path / "bpe" / "tokenizer_config.json").read_text()) == {
         "model_max_length": 4096,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    assert (tmp_path / "bpe" / "tokenizer.json").read_text() == "{}"
 
 
 def test_a_chat_model_without_settings_gets_the_official_ones(tmp_path: Path) -> None:
