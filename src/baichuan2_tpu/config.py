@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
@@ -67,9 +67,12 @@ _MOST: Mapping[str, int] = {
 }
 """Ten times what any model of the family has: above that a file is damaged, or wants to fill the memory."""
 
-_HEAD_KEY = "lm_head"  # what GPTQ readers call the head, in the settings and in the weights
-_META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
-_METHOD_KEY = "method"
+_META_KEY = "meta"  # GPTQModel's place for what other readers skip
+_METHOD_KEY, _HEAD_BITS_KEY = "method", "head_bits"
+_FORMS: Mapping[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2}
+"""The form of a quantised checkpoint by its ``checkpoint_format``."""
+
+_HEAD_KEY = "lm_head"  # of form 1: what GPTQ readers call the head
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,10 @@ class QuantizationConfig:
     method: Method = "search"
     """For information only: how the integers were chosen makes no difference to a reader."""
 
+    form: Literal[1, 2] = field(default=2, compare=False)
+    """How files hold the same weights. 2, which is written: zeros as they are, the quantised head in a file
+    of its own beside a float head. 1: zeros minus one, the quantised head among the other tensors."""
+
     @classmethod
     def from_json(cls, values: Mapping[str, object], *, file: str = "config.json") -> Self:
         """Read the ``quantization_config`` of a checkpoint in GPTQ form.
@@ -93,39 +100,34 @@ class QuantizationConfig:
         """
         keys = _Keys(values, f"{file}: quantization_config")
         keys.require("quant_method", "gptq", ("gptq",))
-        keys.require("checkpoint_format", "gptq", ("gptq",))
+        keys.require("checkpoint_format", "gptq", tuple(_FORMS))
         keys.require("desc_act", False, (False,))
-        keys.require(_HEAD_KEY, False, (True,))
         group_size = keys.positive_int("group_size")
         if group_size % GROUP_MULTIPLE:
             raise keys.error("group_size", group_size, f"a multiple of {GROUP_MULTIPLE}")
-        head = _head_overrides(keys).get(_HEAD_KEY, {})
-        head_keys = _Keys(head, f"{file}: quantization_config.dynamic.{_HEAD_KEY}")
-        head_keys.require("group_size", group_size, (group_size,))
-        bits = keys.bits("bits")
-        made_by = (keys.mapping(_META_KEY) or {}).get(_METHOD_KEY)
-        return cls(
-            bits=bits,
-            group_size=group_size,
-            head_bits=head_keys.bits("bits", default=bits),
-            method="gptq" if made_by == "gptq" else "search",
-        )
+        form = _FORMS[str(values.get("checkpoint_format", "gptq"))]
+        meta = keys.mapping(_META_KEY) or {}
+        if form == 1:
+            head_bits = _head_bits_of_form_1(keys, group_size)
+        else:
+            head_bits = _Keys(meta, f"{keys.where}.{_META_KEY}").bits(_HEAD_BITS_KEY)
+        method: Method = "gptq" if meta.get(_METHOD_KEY) == "gptq" else "search"
+        return cls(keys.bits("bits"), group_size, head_bits, method, form)
 
     def to_json(self) -> dict[str, object]:
-        """Return the ``quantization_config`` that GPTQ readers expect."""
-        values: dict[str, object] = {
+        """Return the ``quantization_config`` of form 2, which other GPTQ readers take."""
+        meta: dict[str, object] = {_HEAD_BITS_KEY: self.head_bits}
+        if self.method != "search":
+            meta[_METHOD_KEY] = self.method
+        return {
             "quant_method": "gptq",
-            "checkpoint_format": "gptq",
+            "checkpoint_format": "gptq_v2",
             "bits": self.bits,
             "group_size": self.group_size,
             "sym": False,
             "desc_act": False,
-            _HEAD_KEY: True,
-            "dynamic": {_HEAD_KEY: {"bits": self.head_bits, "group_size": self.group_size}},
+            _META_KEY: meta,
         }
-        if self.method != "search":
-            values[_META_KEY] = {_METHOD_KEY: self.method}
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +371,15 @@ def _own_quantization(keys: _Keys) -> QuantizationConfig | None:
         return QuantizationConfig.from_json(values, file=keys.where)
     except CheckpointError:
         return None  # another tool's: checkpoint.foreign reads it, or says why it cannot
+
+
+def _head_bits_of_form_1(keys: _Keys, group_size: int) -> Literal[4, 8]:
+    """Return the bits of the head, which ``dynamic`` may give other settings than the layers have."""
+    keys.require(_HEAD_KEY, False, (True,))
+    head = _head_overrides(keys).get(_HEAD_KEY, {})
+    head_keys = _Keys(head, f"{keys.where}.dynamic.{_HEAD_KEY}")
+    head_keys.require("group_size", group_size, (group_size,))
+    return head_keys.bits("bits", default=keys.bits("bits"))
 
 
 def _head_overrides(keys: _Keys) -> dict[str, Mapping[str, object]]:

@@ -383,6 +383,7 @@ READERS: dict[str, Reader] = {
     ),
     "official 4 bits": Reader(_write_4bits(write_official_4bits, "pytorch_model.bin"), _read_floats),
     "transformers 4 bits": Reader(_write_4bits(write_transformers_4bits, "model.safetensors"), _read_floats),
+    "quantised head": Reader(_write_quantized("quantized_head.safetensors"), _read_quantized),
     "config": Reader(_write_config, _read_config),
     "generation config": Reader(_write_settings, read_settings),
     "tokenizer.json": Reader(_write_bpe("tokenizer.json"), _read_tokenizer),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ADAPTERS", "LLAMA_CPP", "Peer", "PeerMissingError", "ask", "install"]
+__all__ = ["ADAPTERS", "GPTQ_READERS", "LLAMA_CPP", "Peer", "PeerMissingError", "ask", "install"]
 
 _SCRIPTS = Path(__file__).resolve().parent / "scripts"
 _COMPLETE = "complete"
@@ -49,6 +49,27 @@ ADAPTERS = Peer(
     ),
 )
 LLAMA_CPP = Peer("xllamacpp-2026.10.11549", ("xllamacpp==2026.10.11549",))
+GPTQ_READERS = Peer(
+    "transformers-5.24.0-gptqmodel-7.7.0",
+    (
+        "torch==2.13.0",
+        "transformers==5.24.0",
+        "accelerate==1.15.0",
+        "sentencepiece==0.2.3",
+        "protobuf==7.36.2",
+        # What GPTQModel imports where it only reads.
+        "defuser==0.0.28",
+        "device-smi==0.5.7",
+        "logbar==0.4.15",
+        "pillow",
+        "pypcre==0.6.4",
+        "requests",
+        "threadpoolctl",
+        "tokenicer==0.0.14",
+    ),
+    # GPTQModel asks for a newer torch, which is a CUDA build of several GB, and for what quantising needs.
+    ("optimum==2.3.0", "gptqmodel==7.7.0"),
+)
 
 
 def install(peer: Peer) -> None:

@@ -165,11 +165,23 @@ def test_a_head_setting_of_another_tool_is_read_through_its_pattern() -> None:
     assert QuantizationConfig.from_json(QUANTIZED) == QuantizationConfig(4, 128, 4)
 
 
+def test_the_form_of_the_files_is_told_by_the_format() -> None:
+    assert QuantizationConfig.from_json(QUANTIZED).form == 1
+    settings = QuantizationConfig(4, 128, 8, "gptq")
+    written = settings.to_json()
+    assert (written["checkpoint_format"], written["meta"]) == ("gptq_v2", {"head_bits": 8, "method": "gptq"})
+    assert QuantizationConfig.from_json(written).form == 2
+    assert not {"lm_head", "dynamic"} & written.keys()  # transformers would look for a quantised head
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"quant_method": "awq"}, "'quant_method' is 'awq', allowed is 'gptq'"),
-        ({"checkpoint_format": "gptq_v2"}, "'checkpoint_format' is 'gptq_v2'"),
+        ({"checkpoint_format": "marlin"}, "is 'marlin', allowed is 'gptq' or 'gptq_v2'"),
+        ({"checkpoint_format": "gptq_v2"}, "meta: 'head_bits' is missing, allowed is 4 or 8"),
+        ({"checkpoint_format": "gptq_v2", "meta": {"head_bits": 16}}, "'head_bits' is 16, allowed is 4 or 8"),
+        ({"checkpoint_format": "gptq_v2", "meta": 8}, "'meta' is 8, allowed is an object"),
         ({"desc_act": True}, "'desc_act' is True, allowed is False"),
         ({"lm_head": False}, "'lm_head' is False, allowed is True"),
         ({"bits": 3}, "'bits' is 3, allowed is 4 or 8"),

@@ -98,14 +98,15 @@ def _identify_weights(path: Path, *, is_opened: bool) -> ModelKind:
     """Tell floats, our own form and that of other tools apart, from settings and names of tensors."""
     if read_quantization(path) is None:
         return "float"
-    is_own = ModelConfig.read(path / "config.json").quantization is not None
+    own = ModelConfig.read(path / "config.json").quantization
     if not is_opened:
-        return "quantized" if is_own else "foreign"
+        return "quantized" if own is not None else "foreign"
     names = open_weights(path).tensors
     if not is_packed(names):
         return "float"  # the settings were left behind
-    is_own = is_own and not any(name.endswith(".bias") or f".{PACKED_QKV}." in name for name in names)
-    return "quantized" if is_own and f"{HEAD}.qweight" in names else "foreign"
+    if own is None or any(name.endswith(".bias") or f".{PACKED_QKV}." in name for name in names):
+        return "foreign"
+    return "quantized" if own.form == 2 or f"{HEAD}.qweight" in names else "foreign"
 
 
 def _check_weights(path: Path) -> None:

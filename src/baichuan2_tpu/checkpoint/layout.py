@@ -24,16 +24,19 @@ __all__ = [
     "EMBEDDING",
     "FINAL_NORM",
     "GATE",
+    "HALF_ARRAYS",
     "HEAD",
     "LAYER_LINEARS",
     "LAYER_NORMS",
     "MLP_NORM",
     "PACKED_QKV",
     "QKV",
+    "QUANTIZED_HEAD_FILE",
     "UP",
     "Shape",
     "Shapes",
     "check_tensors",
+    "float_head_shapes",
     "layer_linears",
     "layer_norms",
     "layer_prefix",
@@ -42,6 +45,7 @@ __all__ = [
     "official_shapes",
     "packed_shapes",
     "pad_vocabulary",
+    "quantized_head_shapes",
     "quantized_shapes",
 ]
 
@@ -60,7 +64,14 @@ ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 LAYER_NORMS = (ATTENTION_NORM, MLP_NORM)
 """The norms of a layer, named like its linears."""
 
+HALF_ARRAYS = (EMBEDDING, HEAD)
+"""The plain arrays that a quantised checkpoint holds in float16; norms are float32."""
+
 PACKED_QKV = "self_attn.W_pack"
+
+QUANTIZED_HEAD_FILE = "quantized_head.safetensors"
+"""Holds the quantised head. No index names it and no other tool knows it: they use the float head."""
+
 _HARMLESS = (
     "rotary_emb.inv_freq"  # a buffer that old versions of transformers saved; it follows from the config
 )
@@ -100,9 +111,7 @@ def llama_shapes(config: ModelConfig) -> Shapes:
     shapes = _plain_shapes(config)
     for layer in range(config.layers):
         shapes |= {f"{name}.weight": shape for name, shape in layer_linears(config, layer).items()}
-    if not config.is_head_tied:
-        shapes[f"{HEAD}.weight"] = (config.vocabulary_size, config.hidden_size)
-    return shapes
+    return shapes | float_head_shapes(config)
 
 
 def official_shapes(config: ModelConfig) -> Shapes:
@@ -116,12 +125,23 @@ def official_shapes(config: ModelConfig) -> Shapes:
 
 
 def quantized_shapes(config: ModelConfig) -> Shapes:
-    """Return every tensor of a quantised checkpoint, without the optional ``g_idx``."""
+    """Return every tensor that our engines read of a quantised checkpoint, without the optional ``g_idx``."""
     shapes = _plain_shapes(config)
     for layer in range(config.layers):
         for name, size in layer_linears(config, layer).items():
             shapes |= packed_shapes(config, name, *size)
-    return shapes | packed_shapes(config, HEAD, config.vocabulary_size, config.hidden_size)
+    return shapes | quantized_head_shapes(config)
+
+
+def quantized_head_shapes(config: ModelConfig) -> Shapes:
+    """Return the tensors of a quantised head, without the optional ``g_idx``."""
+    return packed_shapes(config, HEAD, config.vocabulary_size, config.hidden_size)
+
+
+def float_head_shapes(config: ModelConfig) -> Shapes:
+    """Return the float head, which is left out where the embedding is used as the head."""
+    size = (config.vocabulary_size, config.hidden_size)
+    return {} if config.is_head_tied else {f"{HEAD}.weight": size}
 
 
 def packed_shapes(config: ModelConfig, name: str, outputs: int, inputs: int) -> Shapes:

@@ -6,12 +6,14 @@ Source: AutoGPTQ's ``QuantLinear.pack`` (format "gptq"): low bits first, zeros s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.weights import WORD_BITS, PackedLinear
 
-__all__ = ["dequantize", "pack_linear", "unpack_linear", "unpack_rows", "unpack_zeros"]
+__all__ = ["dequantize", "pack_linear", "shift_zeros", "unpack_linear", "unpack_rows", "unpack_zeros"]
 
 
 def pack_linear(
@@ -54,6 +56,15 @@ def unpack_zeros(linear: PackedLinear) -> NDArray[np.uint8]:
     mask = np.uint8((1 << linear.bits) - 1)
     zeros = (unpack_rows(linear.qzeros, linear.bits) + np.uint8(1)) & mask
     return np.ascontiguousarray(zeros.T)
+
+
+def shift_zeros(words: NDArray[np.int32], bits: int, step: Literal[-1, 1]) -> NDArray[np.int32]:
+    """Add ``step`` to every packed zero, within its bits: between the two ways in which files hold zeros."""
+    packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
+    if bits == 8:
+        return (packed + np.uint8(step & 255)).view("<i4")
+    low = (packed + np.uint8(step & 15)) & np.uint8(15)
+    return (low | (packed + np.uint8((step & 15) << 4)) & np.uint8(240)).view("<i4")
 
 
 def dequantize(linear: PackedLinear) -> NDArray[np.float32]:

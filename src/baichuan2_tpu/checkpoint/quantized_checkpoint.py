@@ -1,6 +1,7 @@
 """Open a quantised checkpoint: a directory of safetensors in GPTQ form, ours or another tool's.
 
 Not here: making one (``quantize``). Nothing is copied at opening: arrays are views of the mapped files.
+Both forms are read (``QuantizationConfig.form``); ``quantize`` writes the second.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from baichuan2_tpu.checkpoint.formats.safetensors_file import SafetensorsFile
 from baichuan2_tpu.checkpoint.layout import (
     HEAD,
+    QUANTIZED_HEAD_FILE,
     Shapes,
     check_tensors,
+    float_head_shapes,
     layer_linears,
     linear_bits,
+    quantized_head_shapes,
     quantized_shapes,
 )
+from baichuan2_tpu.checkpoint.packing import shift_zeros
 from baichuan2_tpu.checkpoint.shards import ShardedSource
 from baichuan2_tpu.checkpoint.weight_files import open_weights
 from baichuan2_tpu.checkpoint.weights import PackedLinear
@@ -28,6 +34,8 @@ from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quoting import quote
 
 __all__ = ["QuantizedCheckpoint"]
+
+_Tensors = ShardedSource | SafetensorsFile
 
 _INTEGER_PARTS = ("qweight", "qzeros")
 _FLOATS = ("BF16", "F16", "F32")
@@ -49,24 +57,33 @@ class QuantizedCheckpoint:
             )
         self._quantization: QuantizationConfig = self.config.quantization
         self._source = open_weights(path)
+        self._head: _Tensors = self._source
         needed, indices = quantized_shapes(self.config), _index_shapes(self.config)
-        check_tensors(path, self._source.tensors, needed, indices)
-        _check_dtypes(self._source)
-        for name in indices.keys() & self._source.tensors.keys():
-            self._check_order(name)
+        if self._quantization.form == 2:
+            self._head = _open_head(path / QUANTIZED_HEAD_FILE)
+            head = quantized_head_shapes(self.config)
+            _check(path, self._head, head, indices)
+            needed = {name: needed[name] for name in needed.keys() - head} | float_head_shapes(self.config)
+        _check(path, self._source, needed, indices)
+        for source in (self._source, self._head):
+            for name in indices.keys() & source.tensors.keys():
+                _check_order(source, name, self._quantization.group_size)
 
     @property
     def files(self) -> list[Path]:
         """Every file that the weights depend on."""
-        return [self.path / "config.json", *self._source.paths]
+        head = [] if self._head is self._source else [self.path / QUANTIZED_HEAD_FILE]
+        return [self.path / "config.json", *self._source.paths, *head]
 
     def linear(self, name: str) -> PackedLinear:
-        """Return one linear layer; its arrays are views that last until ``release(name)``."""
+        """Return one linear layer; its large arrays are views that last until ``release(name)``."""
+        source = self._source_of(name)
+        bits, zeros = linear_bits(self.config, name), source.read(f"{name}.qzeros")
         return PackedLinear(
-            qweight=self._source.read(f"{name}.qweight"),
-            qzeros=self._source.read(f"{name}.qzeros"),
-            scales=self._source.read(f"{name}.scales").astype(np.float16, copy=False),
-            bits=linear_bits(self.config, name),
+            qweight=source.read(f"{name}.qweight"),
+            qzeros=zeros if self._quantization.form == 1 else shift_zeros(zeros, bits, -1),
+            scales=source.read(f"{name}.scales").astype(np.float16, copy=False),
+            bits=bits,
             group_size=self._quantization.group_size,
         )
 
@@ -77,13 +94,15 @@ class QuantizedCheckpoint:
 
     def release(self, name: str) -> None:
         """Give the pages behind ``name`` back; they can be read again."""
+        source = self._source_of(name)
         for part in ("weight", "qweight", "qzeros", "scales"):
-            if f"{name}.{part}" in self._source.tensors:
-                self._source.release(f"{name}.{part}")
+            if f"{name}.{part}" in source.tensors:
+                source.release(f"{name}.{part}")
 
     def close(self) -> None:
         """Unmap the files once no view is left."""
         self._source.close()
+        self._head.close()
 
     def __enter__(self) -> Self:
         return self
@@ -91,14 +110,34 @@ class QuantizedCheckpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_order(self, name: str) -> None:
-        """Check that a g_idx assigns columns to groups in order: another order needs desc_act."""
-        indices = self._source.read(name)
-        if (indices != np.arange(indices.size) // self._quantization.group_size).any():
-            raise CheckpointError(
-                f"{self._source.tensors[name].file}: tensor {quote(name)} reorders the columns (desc_act), "
-                "which is not supported; quantise the float checkpoint: baichuan2 quantize SRC DST"
-            )
+    def _source_of(self, name: str) -> _Tensors:
+        return self._head if name == HEAD else self._source
+
+
+def _open_head(path: Path) -> SafetensorsFile:
+    """Open the file of the quantised head."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent}: has no {path.name}, the output head that this program uses; copy it from where "
+            "the checkpoint was made, or quantise the float checkpoint: baichuan2 quantize SRC DST"
+        )
+    return SafetensorsFile(path)
+
+
+def _check(path: Path, source: _Tensors, needed: Shapes, optional: Shapes) -> None:
+    """Check names, shapes and types."""
+    check_tensors(path, source.tensors, needed, optional)
+    _check_dtypes(source)
+
+
+def _check_order(source: _Tensors, name: str, group_size: int) -> None:
+    """Check that a g_idx assigns columns to groups in order: another order needs desc_act."""
+    indices = source.read(name)
+    if (indices != np.arange(indices.size) // group_size).any():
+        raise CheckpointError(
+            f"{source.tensors[name].file}: tensor {quote(name)} reorders the columns (desc_act), "
+            "which is not supported; quantise the float checkpoint: baichuan2 quantize SRC DST"
+        )
 
 
 def _index_shapes(config: ModelConfig) -> Shapes:
@@ -109,7 +148,7 @@ def _index_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def _check_dtypes(source: ShardedSource) -> None:
+def _check_dtypes(source: _Tensors) -> None:
     """Check that packed integers are 32 bits wide and everything else is a float."""
     for name, info in source.tensors.items():
         is_integer = name.rpartition(".")[2] in (*_INTEGER_PARTS, "g_idx")

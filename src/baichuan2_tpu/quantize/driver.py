@@ -170,7 +170,8 @@ def _write_all(task: _Task, windows: Windows | None, pool: Executor, notice: Not
         _write_shards(task, plan.shards, pool)
         return
     is_head_calibrated = plan.quantization.head_bits == _CALIBRATED_HEAD_BITS
-    _write_shards(task, plan.shards[:1] if is_head_calibrated else (plan.shards[0], plan.shards[-1]), pool)
+    first, *_, last, head = plan.shards
+    _write_shards(task, (first, last) if is_head_calibrated else (first, last, head), pool)
 
     def tokens() -> NDArray[np.int32]:
         if windows.given is not None:

@@ -68,7 +68,7 @@ class CalibratedRun:
 
     def _first_layer(self) -> int:
         """Return the first layer whose states are there; before the very first one they are made."""
-        layers = self.plan.shards[1:-1]
+        layers = self.plan.shards[1:-2]
         done = 0
         while done < len(layers) and layers[done].file in self.journal.done:
             done += 1

@@ -12,7 +12,9 @@ from typing import Literal
 from baichuan2_tpu.checkpoint.layout import (
     EMBEDDING,
     FINAL_NORM,
+    HALF_ARRAYS,
     HEAD,
+    QUANTIZED_HEAD_FILE,
     Shape,
     Shapes,
     layer_linears,
@@ -71,12 +73,13 @@ def quantization_settings(
 
 
 def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
-    """Lay out the quantised form of a model: one file for the embedding, one per layer, one for the head.
+    """Lay out the quantised form of a model: the embedding, the layers, the float head, the quantised head.
 
+    Each is a file, and the quantised head, which only our engines read, is the last one.
     Raises: CheckpointError when a linear's size cannot be packed.
     """
-    # The head is written out and folded, so the result is a plain Llama, or a Baichuan that says so.
-    config = replace(config, is_head_tied=False, is_head_normalized=False, quantization=quantization)
+    # The head is written folded, so the result is a plain Llama, or a Baichuan that says so.
+    config = replace(config, is_head_normalized=False, quantization=quantization)
     hidden, vocabulary = config.hidden_size, config.vocabulary_size
     files = [
         f"model-{number + 1:05d}-of-{config.layers + 2:05d}.safetensors"
@@ -87,8 +90,10 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
         _make_shard(config, file, layer_linears(config, layer), dict.fromkeys(layer_norms(layer), (hidden,)))
         for layer, file in enumerate(files[1:-1])
     ]
-    last = _make_shard(config, files[-1], {HEAD: (vocabulary, hidden)}, {FINAL_NORM: (hidden,)})
-    return Plan(config, quantization, (first, *layers, last))
+    head = {} if config.is_head_tied else {HEAD: (vocabulary, hidden)}
+    last = _make_shard(config, files[-1], {}, {FINAL_NORM: (hidden,)} | head)
+    quantized_head = _make_shard(config, QUANTIZED_HEAD_FILE, {HEAD: (vocabulary, hidden)}, {})
+    return Plan(config, quantization, (first, *layers, last, quantized_head))
 
 
 def _require_bits(name: str, bits: int) -> Literal[4, 8]:
@@ -111,5 +116,5 @@ def _make_shard(
 
 def _tensor_bytes(name: str, shape: Shape) -> int:
     """Return the bytes of one tensor: packed and plain integers and norms take 4 per element, the rest 2."""
-    is_half = name.endswith(".scales") or name == EMBEDDING
+    is_half = name.endswith(".scales") or name in HALF_ARRAYS
     return math.prod(shape) * (2 if is_half else 4)

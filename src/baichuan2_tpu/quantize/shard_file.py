@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType] - a bare PathLike in it
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
+from baichuan2_tpu.checkpoint.layout import HALF_ARRAYS, linear_bits
+from baichuan2_tpu.checkpoint.packing import shift_zeros
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
@@ -42,7 +43,7 @@ def write_shard(
     """Write one file and return its path; linears that are not ``packed`` are quantised by range search."""
     tensors: dict[str, NDArray[Any]] = {}
     for name, shape in shard.arrays.items():
-        dtype = np.float16 if name == EMBEDDING else np.float32
+        dtype = np.float16 if name in HALF_ARRAYS else np.float32
         tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
     for name, size in shard.linears.items():
         linear = packed.get(name) or _search(checkpoint, plan, name, size)
@@ -74,10 +75,13 @@ def _search(checkpoint: FloatCheckpoint, plan: Plan, name: str, size: tuple[int,
 
 
 def _name_tensors(name: str, linear: PackedLinear, inputs: int) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a packed linear; GPTQ readers want the group of every column spelled out."""
+    """Return the tensors of a packed linear, with zeros as they are and the group of every column.
+
+    The form that other readers take: with zeros minus one, GPTQModel allows only symmetric integers.
+    """
     return {
         f"{name}.qweight": linear.qweight,
-        f"{name}.qzeros": linear.qzeros,
+        f"{name}.qzeros": shift_zeros(linear.qzeros, linear.bits, 1),
         f"{name}.scales": linear.scales,
         f"{name}.g_idx": (np.arange(inputs) // linear.group_size).astype(np.int32),
     }

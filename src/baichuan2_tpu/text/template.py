@@ -19,6 +19,7 @@ from typing import Protocol
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError
 from baichuan2_tpu.files import find_json, read_bytes
 from baichuan2_tpu.text.messages import Message, split_rounds
+from baichuan2_tpu.text.role_ids import BAICHUAN2_ROLES, find_role_ids
 from baichuan2_tpu.text.tokenizer import Tokenizer, fewest_tokens
 
 __all__ = [
@@ -29,10 +30,6 @@ __all__ = [
     "find_template",
     "open_template",
 ]
-
-# Ids 195 and 196; ``user_token_id`` and ``assistant_token_id`` in Baichuan2's generation_config.json.
-_BAICHUAN_USER = "<reserved_106>"
-_BAICHUAN_ASSISTANT = "<reserved_107>"
 
 _CHATML_START = "<|im_start|>"
 _CHATML_END = "<|im_end|>"
@@ -74,7 +71,7 @@ class ChatTemplate(Protocol):
 
 
 class BaichuanTemplate:
-    """Baichuan2-Chat: a role id before each message, the system message bare in front, no other marks."""
+    """Baichuan-Chat: a role id before each message, the system message bare in front, no other marks."""
 
     def __init__(self, tokenizer: Tokenizer, user_id: int, assistant_id: int) -> None:
         self._tokenizer = tokenizer
@@ -139,26 +136,30 @@ class ChatMLTemplate:
 def open_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate:
     """Return the template that the tokenizer's control ids are made for.
 
-    Raises: CheckpointError when it is neither Baichuan's nor ChatML.
+    Raises: CheckpointError when it is neither Baichuan's nor ChatML, or as ``find_template`` does.
     """
-    user, assistant = tokenizer.control_id(_BAICHUAN_USER), tokenizer.control_id(_BAICHUAN_ASSISTANT)
-    if user is not None and assistant is not None:
-        return BaichuanTemplate(tokenizer, user, assistant)
-    start, end = tokenizer.control_id(_CHATML_START), tokenizer.control_id(_CHATML_END)
-    if start is not None and end is not None:
-        return ChatMLTemplate(tokenizer, start, end, _default_system(directory))
-    raise CheckpointError(
-        f"the tokenizer of {directory} knows no chat marks: neither {_BAICHUAN_USER} and "
-        f"{_BAICHUAN_ASSISTANT} nor {_CHATML_START} and {_CHATML_END}; use a chat model"
-    )
+    template = find_template(directory, tokenizer)
+    if template is None:
+        raise CheckpointError(
+            f"the tokenizer of {directory} knows no chat marks: neither {' and '.join(BAICHUAN2_ROLES)} nor "
+            f"{_CHATML_START} and {_CHATML_END}; use a chat model"
+        )
+    return template
 
 
 def find_template(directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the template as ``open_template`` does, or None for a base model, which has none."""
-    try:
-        return open_template(directory, tokenizer)
-    except CheckpointError:
+    """Return the template that the tokenizer's control ids are made for, or None for a base model.
+
+    Raises: CheckpointError for role ids in generation_config.json that are not the tokenizer's, or a template
+    that cannot be read.
+    """
+    roles = find_role_ids(directory, tokenizer)
+    if roles is not None:
+        return BaichuanTemplate(tokenizer, *roles)
+    start, end = tokenizer.control_id(_CHATML_START), tokenizer.control_id(_CHATML_END)
+    if start is None or end is None:
         return None
+    return ChatMLTemplate(tokenizer, start, end, _default_system(directory))
 
 
 def _default_system(directory: Path) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from baichuan2_tpu.checkpoint.packing import dequantize
+from baichuan2_tpu.checkpoint.layout import QUANTIZED_HEAD_FILE
+from baichuan2_tpu.checkpoint.packing import dequantize, shift_zeros
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
@@ -24,15 +25,41 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_with(made: Path, target: Path, change: Callable[[Tensors], object]) -> Path:
-    """Copy a quantised checkpoint into one file, as another tool would write it, with a change."""
+    """Copy a quantised checkpoint with a change; all but the quantised head goes into one file."""
     tensors: Tensors = {}
-    for shard in sorted(made.glob("*.safetensors")):
+    for shard in sorted(made.glob("model-*.safetensors")):
         tensors |= load_file(shard)
-    change(tensors)
+    head = load_file(made / QUANTIZED_HEAD_FILE)
+    joined = tensors | head
+    change(joined)
     target.mkdir()
-    save_file(tensors, target / "model.safetensors")
+    save_file({name: joined[name] for name in joined if name not in head}, target / "model.safetensors")
+    save_file({name: joined[name] for name in joined if name in head}, target / QUANTIZED_HEAD_FILE)
     (target / "config.json").write_text((made / "config.json").read_text())
     return target
+
+
+def write_form_1(made: Path, target: Path) -> Path:
+    """Write a quantised checkpoint as version 0.1 of this package did: zeros minus one, one kind of head."""
+
+    def change(tensors: Tensors) -> None:
+        del tensors["lm_head.weight"]
+        for name in [name for name in tensors if name.endswith(".qzeros")]:
+            tensors[name] = shift_zeros(tensors[name], 8 if name.startswith("lm_head") else 4, -1)
+
+    path = copy_with(made, target, change)
+    tensors = load_file(path / "model.safetensors") | load_file(path / QUANTIZED_HEAD_FILE)
+    save_file(tensors, path / "model.safetensors")
+    (path / QUANTIZED_HEAD_FILE).unlink()
+    values = json.loads((made / "config.json").read_text())
+    del values["quantization_config"]["meta"]
+    values["quantization_config"] |= {
+        "checkpoint_format": "gptq",
+        "lm_head": True,
+        "dynamic": {"lm_head": {"bits": 8, "group_size": 64}},
+    }
+    (path / "config.json").write_text(json.dumps(values))
+    return path
 
 
 def refusal(path: Path) -> str:
@@ -53,6 +80,41 @@ def test_arrays_are_of_the_promised_types_and_survive_release(made: Path) -> Non
         before = dequantize(linear)
         checkpoint.release(UP)
         np.testing.assert_array_equal(dequantize(checkpoint.linear(UP)), before)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_zeros_move_within_their_bits(bits: int) -> None:
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 5), np.int32)
+    zeros, per_word = words.view(np.uint32).astype(np.uint64), 32 // bits
+    expected = np.zeros_like(zeros)
+    for place in range(per_word):
+        lane = (zeros >> np.uint64(place * bits)) + np.uint64(1) & np.uint64(2**bits - 1)
+        expected |= lane << np.uint64(place * bits)
+    raised = shift_zeros(words, bits, 1)
+    np.testing.assert_array_equal(raised.view(np.uint32), expected)
+    np.testing.assert_array_equal(shift_zeros(raised, bits, -1), words)
+
+
+def test_a_checkpoint_of_the_first_form_is_the_same_model(made: Path, tmp_path: Path) -> None:
+    old = write_form_1(made, tmp_path / "old")
+    with QuantizedCheckpoint(old) as first, QuantizedCheckpoint(made) as second:
+        assert first.config == second.config
+        assert [path.name for path in first.files] == ["config.json", "model.safetensors"]
+        for name in (UP, "lm_head"):
+            np.testing.assert_array_equal(dequantize(first.linear(name)), dequantize(second.linear(name)))
+
+
+def test_a_missing_quantised_head_is_named_with_what_to_do(made: Path, tmp_path: Path) -> None:
+    path = copy_with(made, tmp_path / "q", lambda _: None)
+    (path / QUANTIZED_HEAD_FILE).unlink()
+    message = refusal(path)
+    assert f"{path}: has no quantized_head.safetensors, the output head that this program uses" in message
+    assert "baichuan2 quantize SRC DST" in message
+
+
+def test_the_quantised_head_is_one_of_the_files(made: Path) -> None:
+    with QuantizedCheckpoint(made) as checkpoint:
+        assert made / QUANTIZED_HEAD_FILE in checkpoint.files
 
 
 def test_zeros_lie_where_every_reader_agrees(made: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_given_text_calibrates(run: Run, short_model: Path, tmp_path: Path) ->
     done = run("quantize", short_model, tmp_path / "out", *words)
     assert (done.code, done.out, done.err) == (0, "", f"wrote {tmp_path / 'out'}\n")
     values = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert values["meta"] == {"method": "gptq"}
+    assert values["meta"] == {"head_bits": 8, "method": "gptq"}
     answer = run("generate", tmp_path / "out", "hi", "--temperature", 0, "--max-tokens", 3)
     assert answer.code == 0
 

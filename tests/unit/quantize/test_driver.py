@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from baichuan2_tpu.checkpoint.packing import dequantize, unpack_zeros
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
@@ -26,6 +28,7 @@ from models.tiny_checkpoint import (
     write_llama_safetensors,
     write_official,
 )
+from models.tiny_tokenizer import write_sentencepiece
 
 TOKENS = [5, 6, 7, 300, 9]
 
@@ -55,7 +58,18 @@ def test_every_layout_of_the_same_weights_gives_the_same_integers(tmp_path: Path
         source = write_llama_safetensors(tmp_path / f"{dtype} float", config, shards=2, dtype=dtype)
         quantize(source, tmp_path / dtype, bits=4)
     assert contents(tmp_path / "bfloat16") == contents(tmp_path / "float32")
-    assert not QuantizedCheckpoint(tmp_path / "float32").config.is_head_tied
+
+
+def test_a_tied_head_is_not_written_a_second_time(tmp_path: Path) -> None:
+    config = rope_config(is_head_tied=True, is_head_normalized=False)
+    quantize(write_llama_safetensors(tmp_path / "float", config), tmp_path / "q", bits=4)
+    index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
+    assert "model.embed_tokens.weight" in index["weight_map"]
+    assert "lm_head.weight" not in index["weight_map"]
+    with QuantizedCheckpoint(tmp_path / "q") as checkpoint:
+        assert checkpoint.config.is_head_tied
+        head, embedding = dequantize(checkpoint.linear("lm_head")), checkpoint.array("model.embed_tokens")
+        assert np.abs(head - embedding).max() < 0.01
 
 
 def test_a_large_tensor_is_the_same_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,29 +96,85 @@ def test_the_directory_is_one_that_gptq_readers_know(tmp_path: Path) -> None:
     assert values["torch_dtype"] == "float16"
     assert values["quantization_config"] == {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",
+        "checkpoint_format": "gptq_v2",
         "bits": 4,
         "group_size": 128,
         "sym": False,
         "desc_act": False,
-        "lm_head": True,
-        "dynamic": {"lm_head": {"bits": 8, "group_size": 128}},
+        "meta": {"head_bits": 8},
     }
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
     assert index["weight_map"]["model.layers.1.mlp.up_proj.g_idx"] == "model-00003-of-00004.safetensors"
     assert sorted(path.name for path in (tmp_path / "q").glob("*.safetensors")) == [
-        f"model-0000{one}-of-00004.safetensors" for one in (1, 2, 3, 4)
+        *(f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)),
+        "quantized_head.safetensors",
     ]
+
+
+def test_other_readers_find_a_folded_float_head_and_pass_over_the_quantised_one(tmp_path: Path) -> None:
+    # transformers ignored the quantised head without a word and answered with one of random numbers.
+    config = rope_config()
+    quantize(write_official(tmp_path / "float", config), tmp_path / "q", bits=4)
+    index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert [name for name in index if name.startswith("lm_head")] == ["lm_head.weight"]
+    assert "quantized_head.safetensors" not in index.values()
+    written = load_file(tmp_path / "q" / index["lm_head.weight"])["lm_head.weight"]
+    head = float_weights(config, 0)["lm_head.weight"]
+    expected = head / np.linalg.norm(head, axis=1, keepdims=True)
+    assert written.dtype == np.float16
+    assert np.abs(written - expected).max() < 1e-3
+
+
+def test_zeros_are_written_as_they_are(tmp_path: Path) -> None:
+    # GPTQModel refuses zeros minus one where the integers are not symmetric.
+    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=4)
+    name = "model.layers.0.mlp.up_proj.qzeros"
+    index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())["weight_map"]
+    written = load_file(tmp_path / "q" / index[name])[name].view(np.uint8)
+    stored = np.stack([written & 15, written >> 4], axis=-1).reshape(2, -1)
+    with QuantizedCheckpoint(tmp_path / "q") as checkpoint:
+        np.testing.assert_array_equal(stored.T, unpack_zeros(checkpoint.linear("model.layers.0.mlp.up_proj")))
+    assert stored.min() >= 1
 
 
 def test_the_tokenizer_and_settings_are_carried_over_and_code_is_not(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
-    carried = {"tokenizer.model": "m", "tokenizer_config.json": "{}", "generation_config.json": '{"a": 1}'}
+    carried = {"tokenizer.model": "m", "special_tokens_map.json": "{}", "generation_config.json": '{"a": 1}'}
     for name, text in (carried | {"modeling_baichuan.py": "raise SystemExit"}).items():
         (source / name).write_text(text)
     quantize(source, tmp_path / "q", bits=8)
     assert {name: (tmp_path / "q" / name).read_text() for name in carried} == carried
     assert not list((tmp_path / "q").glob("*.py"))
+
+
+def test_the_tokenizer_s_settings_name_no_code(tmp_path: Path) -> None:
+    # transformers asked for tokenization_baichuan.py, which is not carried over.
+    source = write_official(tmp_path / "float", rope_config())
+    write_sentencepiece(source)
+    official = {
+        "auto_map": {"AutoTokenizer": ["tokenization_baichuan.BaichuanTokenizer", None]},
+        "tokenizer_class": "BaichuanTokenizer",
+        "model_max_length": 4096,
+    }
+    (source / "tokenizer_config.json").write_text(json.dumps(official))
+    quantize(source, tmp_path / "q", bits=8)
+    assert json.loads((tmp_path / "q" / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_max_length": 4096,
+    }
+    (source / "tokenizer.model").unlink()
+    (source / "tokenizer.json").write_text("{}")
+    quantize(source, tmp_path / "bpe", bits=8)
+    assert json.loads((tmp_path / "bpe" / "tokenizer_config.json").read_text()) == {
+        "model_max_length": 4096,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    assert (tmp_path / "bpe" / "tokenizer.json").read_text() == "{}"
 
 
 def test_a_chat_model_without_settings_gets_the_official_ones(tmp_path: Path) -> None:
@@ -126,11 +196,12 @@ def test_progress_goes_from_nothing_to_everything(tmp_path: Path) -> None:
     events: list[QuantizeEvent] = []
     source = write_official(tmp_path / "float", rope_config())
     quantize(source, tmp_path / "q", bits=4, progress=events.append)
-    assert [event.done for event in events] == [0, 1, 2, 3, 4]
+    assert [event.done for event in events] == [0, 1, 2, 3, 4, 5]
     assert events[0].done_bytes == 0
     assert events[-1].done_bytes == events[-1].total_bytes
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == events[-1].total_bytes
+    head = sum(tensor.nbytes for tensor in load_file(tmp_path / "q" / "quantized_head.safetensors").values())
+    assert index["metadata"]["total_size"] + head == events[-1].total_bytes
 
 
 class Interruption(Exception):  # noqa: N818 - stands for Ctrl-C
@@ -151,7 +222,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(Interruption):
         quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(2))
     assert not (tmp_path / "q").exists()
-    first = tmp_path / "q.partial" / "model-00004-of-00004.safetensors"
+    first = tmp_path / "q.partial" / "quantized_head.safetensors"
     written = first.stat().st_mtime_ns
     events: list[QuantizeEvent] = []
     quantize(source, tmp_path / "q", bits=4, progress=events.append)

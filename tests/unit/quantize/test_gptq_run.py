@@ -100,13 +100,13 @@ def test_the_checkpoint_says_how_it_was_made_and_is_read_back(
     quantize(source, tmp_path / "search", bits=4)
     quantize(source, tmp_path / "gptq", bits=4, calibration=given)
     plain, calibrated = config_values(tmp_path / "search"), config_values(tmp_path / "gptq")
-    assert calibrated == plain | {"meta": {"method": "gptq"}}
+    assert calibrated == plain | {"meta": {"head_bits": 8, "method": "gptq"}}
     stored = QuantizedCheckpoint(tmp_path / "gptq").config.quantization
     assert stored is not None
     assert stored.method == "gptq"
     assert contents(tmp_path / "search").keys() == contents(tmp_path / "gptq").keys()
-    embedding_and_head = ("model-00001-of-00004.safetensors", "model-00004-of-00004.safetensors")
-    for name in embedding_and_head:
+    embedding, head = "model-00001-of-00004.safetensors", "model-00004-of-00004.safetensors"
+    for name in (embedding, head, "quantized_head.safetensors"):
         assert contents(tmp_path / "search")[name] == contents(tmp_path / "gptq")[name]
 
 
@@ -211,7 +211,7 @@ def test_another_text_or_method_or_damaged_states_start_over(
     tmp_path: Path, source: Path, given: Calibration, change: str
 ) -> None:
     def stop(event: QuantizeEvent) -> None:
-        if event.done == 3:
+        if event.done == 4:
             raise Interruption
 
     with pytest.raises(Interruption):
@@ -228,7 +228,7 @@ def test_another_text_or_method_or_damaged_states_start_over(
     calibration = None if change == "method" else wished
     events: list[QuantizeEvent] = []
     quantize(source, tmp_path / "q", bits=4, calibration=calibration, progress=events.append)
-    assert events[0].done == (3 if change == "states" else 0)
+    assert events[0].done == (4 if change == "states" else 0)
     quantize(source, tmp_path / "fresh", bits=4, calibration=calibration)
     assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baichuan2_tpu.errors import CheckpointError, ContextLengthError, RequestError
 from baichuan2_tpu.text.messages import Message, check_order
-from baichuan2_tpu.text.template import BaichuanTemplate, open_template
+from baichuan2_tpu.text.template import BaichuanTemplate, find_template, open_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from doubles.fakes import ByteTokenizer
 
@@ -193,6 +193,62 @@ def test_chatml_marks_stop_an_answer(bpe_directory: Path, bpe_tokenizer: Tokeniz
     names = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
     expected = {bpe_tokenizer.control_id(name) for name in names}
     assert open_template(bpe_directory, bpe_tokenizer).stop_ids == expected
+
+
+def write_roles(directory: Path, values: dict[str, object]) -> Path:
+    (directory / "generation_config.json").write_text(json.dumps(values))
+    return directory
+
+
+def test_role_ids_of_the_checkpoint_are_used_instead_of_the_official_ones(tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer(controls=("<reserved_106>", "<reserved_107>", "<reserved_7>", "<reserved_8>"))
+    assert open_template(tmp_path, tokenizer).stop_ids == {257, 258}
+    write_roles(tmp_path, {"user_token_id": 260, "assistant_token_id": 259})
+    template = open_template(tmp_path, tokenizer)
+    assert template.render([user("a")], ROOM).ids == (260, *b"a", 259)
+    assert template.stop_ids == {259, 260}
+
+
+def test_version_1_has_its_roles_under_other_names(tmp_path: Path) -> None:
+    # Its <reserved_106> and <reserved_107> are there too, and were taken for its roles.
+    class Version1Tokenizer(ByteTokenizer):
+        @property
+        def vocabulary_size(self) -> int:
+            return 64_000
+
+    controls = ("<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>")
+    assert open_template(tmp_path, Version1Tokenizer(controls)).stop_ids == {257, 258}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"user_token_id": 257, "assistant_token_id": 259},
+            "assistant_token_id is 259, allowed is a",
+        ),
+        (
+            {"user_token_id": "257", "assistant_token_id": 258},
+            "user_token_id is '257', allowed is a",
+        ),
+        ({"user_token_id": True, "assistant_token_id": 258}, "user_token_id is True"),
+        (
+            {"user_token_id": -1, "assistant_token_id": 258},
+            "user_token_id is -1, allowed is a",
+        ),
+        ({"user_token_id": 257}, "assistant_token_id is missing, allowed is a token id from 0 to 258"),
+        ({"user_token_id": 257, "assistant_token_id": 257}, "and assistant_token_id are both 257"),
+        ({"user_token_id": 97, "assistant_token_id": 258}, "user_token_id is 97, which is the text 'a' in"),
+    ],
+)
+def test_role_ids_that_are_none_are_named_with_the_file(
+    tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        find_template(write_roles(tmp_path, values), ByteTokenizer())
+    assert str(caught.value).startswith(f"{tmp_path / 'generation_config.json'}: ")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("; copy the file again from the original model")
 
 
 def test_a_model_without_chat_marks_is_refused(tmp_path: Path) -> None:
