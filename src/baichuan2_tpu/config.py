@@ -29,6 +29,7 @@ __all__ = [
     "QuantizationConfig",
     "alibi_slopes",
     "choose_kv_bits",
+    "default_method",
 ]
 
 Position = Literal["rope", "alibi"]
@@ -36,8 +37,8 @@ Position = Literal["rope", "alibi"]
 KvBits = Literal[8, 16]
 """Bits of keys and values on the cpu: int8 with a scale, or float16."""
 
-Method = Literal["search", "gptq"]
-"""How integers are chosen: by the range search alone, or calibrated."""
+Method = Literal["search", "scale", "gptq"]
+"""How integers are chosen: by the range search alone, or calibrated with a text."""
 
 HEAD_BITS = 8
 """Bits of the output head unless others are asked for: it suffers most at low precision."""
@@ -69,6 +70,7 @@ _MOST: Mapping[str, int] = {
 _HEAD_KEY = "lm_head"  # what GPTQ readers call the head, in the settings and in the weights
 _META_KEY = "meta"  # GPTQModel's place for how a checkpoint was made; readers skip it
 _METHOD_KEY = "method"
+_METHODS: Mapping[str, Method] = {"scale": "scale", "gptq": "gptq"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class QuantizationConfig:
             bits=bits,
             group_size=group_size,
             head_bits=head_keys.bits("bits", default=bits),
-            method="gptq" if made_by == "gptq" else "search",
+            method=_METHODS.get(str(made_by), "search"),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -230,6 +232,11 @@ class ModelConfig:
         if self.quantization is not None:
             values["quantization_config"] = self.quantization.to_json()
         return values
+
+
+def default_method(bits: int) -> Method:
+    """Return the method that is used where none is asked for: 8 bits lose next to nothing by any."""
+    return "scale" if bits == 4 else "search"
 
 
 def choose_kv_bits(bits: KvBits | None, *, is_exact: bool = False) -> KvBits:

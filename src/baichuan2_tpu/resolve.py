@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
-from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.config import QuantizationConfig, default_method
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
     DEMO,
@@ -212,4 +212,4 @@ def _fingerprint(path: Path) -> str:
 def _cached_path(name: str, fingerprint: str, bits: Bits, group_size: int) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    return cache_folder() / "models" / f"{name}-w{bits}g{group_size}-{key}"
+    return cache_folder() / "models" / f"{name}-w{bits}g{group_size}-{default_method(bits)}-{key}"

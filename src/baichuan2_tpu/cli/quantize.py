@@ -21,6 +21,7 @@ class MethodName(str, Enum):
     """Ways to choose integers."""
 
     SEARCH = "search"
+    SCALE = "scale"
     GPTQ = "gptq"
 
 
@@ -31,10 +32,12 @@ Source = Annotated[
     ),
 ]
 Method = Annotated[
-    MethodName,
+    MethodName | None,
     typer.Option(
         "--method",
-        help="How integers are chosen: search is quick; gptq calibrates with a text and is more accurate.",
+        help="How integers are chosen: search needs the weights alone, scale some minutes more for a text's "
+        "inputs, and gptq, the most accurate, an hour or more.",
+        show_default="scale for 4 bits, search for 8",
     ),
 ]
 CalibrationText = Annotated[
@@ -43,12 +46,17 @@ CalibrationText = Annotated[
         "--calibration",
         metavar="FILE",
         help="UTF-8 text to calibrate with; - reads standard input.",
-        show_default="the model writes it",
+        show_default="scale: ours; gptq: the model writes it",
     ),
 ]
 CalibrationTokens = Annotated[
     int | None,
-    typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
+    typer.Option(
+        "--calibration-tokens",
+        min=1,
+        help="Tokens to calibrate with.",
+        show_default="scale: 2048; gptq: 32768",
+    ),
 ]
 
 
@@ -59,7 +67,7 @@ def quantize(
     bits: options.Bits = options.BitsName.FOUR,
     head_bits: options.HeadBits = options.BitsName.EIGHT,
     group_size: options.GroupSize = 64,
-    method: Method = MethodName.SEARCH,
+    method: Method = None,
     calibration: CalibrationText = None,
     calibration_tokens: CalibrationTokens = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads to use.")] = 2,
@@ -69,21 +77,22 @@ def quantize(
 
     If it is interrupted, finished files stay beside DST, and the same command continues.
     """
-    from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
+    from baichuan2_tpu.config import default_method
+    from baichuan2_tpu.quantize import Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
     from baichuan2_tpu.quantize.driver import check_destination
     from baichuan2_tpu.quantize.plan import quantization_settings
     from baichuan2_tpu.resolve import find_source
     from baichuan2_tpu.text.user_text import read_user_text
 
-    if method is MethodName.SEARCH and (calibration or calibration_tokens):
-        raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
+    chosen = MethodName(default_method(bits.bits)) if method is None else method
+    if chosen is MethodName.SEARCH and (calibration or calibration_tokens):
+        raise typer.BadParameter("--calibration and --calibration-tokens need --method scale or gptq")
     # Before gigabytes are fetched: what is wrong without them.
     check_destination(destination)
     quantization_settings(bits.bits, group_size, head_bits.bits)
     if calibration is not None and str(calibration) != "-":  # standard input is read once
         read_user_text(calibration)
-    settings = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
         path = find_source(source, notice, fetching).path
     with progress_bar("quantising") as progress:
@@ -93,7 +102,8 @@ def quantize(
             bits=bits.bits,
             head_bits=head_bits.bits,
             group_size=group_size,
-            calibration=None if method is MethodName.SEARCH else settings,
+            method=chosen.value,
+            calibration=Calibration(calibration, calibration_tokens),
             workers=workers,
             progress=progress,
             notice=notice,

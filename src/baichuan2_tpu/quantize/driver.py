@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.config import HEAD_BITS, Method
+from baichuan2_tpu.config import HEAD_BITS, Method, default_method
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import LOCK_NAME, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
+from baichuan2_tpu.quantize.calibrated_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
-from baichuan2_tpu.quantize.gptq_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan, quantization_settings
 from baichuan2_tpu.quantize.shard_file import write_shard
@@ -57,6 +57,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     bits: int,
     group_size: int = 64,
     head_bits: int = HEAD_BITS,
+    method: Method | None = None,
     calibration: Calibration | None = None,
     workers: int = 2,
     progress: Progress | None = None,
@@ -64,7 +65,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
 ) -> None:
     """Make the quantised checkpoint ``destination`` out of the float checkpoint or GGUF file ``source``.
 
-    Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
+    Integers are chosen by ``method``; None is ``scale`` for 4 bits and ``search`` for 8. ``calibration``
+    names the text for the methods that use one.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
@@ -75,8 +77,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source)
     check_assets(checkpoint)
-    windows = None if calibration is None else open_windows(checkpoint, calibration)
-    method: Method = "search" if windows is None else "gptq"
+    method = method or default_method(bits)
+    windows = None if method == "search" else open_windows(checkpoint, calibration or Calibration(), method)
     settings = quantization_settings(bits, group_size, head_bits, method=method)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
@@ -123,7 +125,7 @@ def _check_space(directory: Path, plan: Plan, journal: Journal, windows: Windows
     """Check that what is still to be written fits the disk."""
     needed = plan.size_bytes - _done_bytes(plan, journal) + _SPARE_BYTES
     if windows is not None:
-        needed += scratch_bytes(plan.config, windows)
+        needed += scratch_bytes(plan.config, windows, plan.quantization.method)
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise RequestError(

@@ -3,7 +3,7 @@
 Each linear is rounded for the inputs that the quantised linears before it give it, of this layer and of those
 below, and for the outputs that the float model would have there, so that it makes up for some of what they
 lost. Both models' states go along: P = 2 paths, the quantised one first.
-Not here: choosing the integers (``gptq``), files and resuming (``gptq_run``).
+Not here: choosing the integers (``gptq``), files and resuming (``calibrated_run``).
 Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al., "GPTAQ" (2025).
 """
 
@@ -37,6 +37,7 @@ from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize.gptq import Curvature, join_rows, round_linear
 from baichuan2_tpu.quantize.linear import convert_array
+from baichuan2_tpu.quantize.quantized_layer import QuantizedLayer
 from baichuan2_tpu.reference.float_model import attend
 from baichuan2_tpu.reference.operations import rms_norm, swiglu
 
@@ -71,7 +72,7 @@ class CalibratedLayer:
         self._pool = pool
         self._packed: dict[str, PackedLinear] = {}
 
-    def run(self, states: Floats) -> dict[str, PackedLinear]:
+    def run(self, states: Floats) -> QuantizedLayer:
         """Return the packed linears by name. Shapes: states (W, P, T, E).
 
         Side effect: ``states`` become those behind the quantised layer.
@@ -80,7 +81,7 @@ class CalibratedLayer:
         self._attention(states)
         self._mlp(states)
         self._scratch.unlink()
-        return self._packed
+        return QuantizedLayer(self._packed)
 
     def _attention(self, states: Floats) -> None:
         projections = self._quantize(QKV, self._normalize(ATTENTION_NORM, states))
@@ -135,8 +136,8 @@ class CalibratedLayer:
 
 def quantize_head(
     checkpoint: FloatCheckpoint, quantization: QuantizationConfig, states: Floats, pool: Executor
-) -> dict[str, PackedLinear]:
-    """Return the packed head by its name. Shapes: states behind the last layer (W, P, T, E).
+) -> QuantizedLayer:
+    """Return the packed head. Shapes: states behind the last layer (W, P, T, E).
 
     Raises: CheckpointError as a layer does.
     """
@@ -155,7 +156,7 @@ def quantize_head(
         )
         for start in range(0, len(weights), _HEAD_ROWS)
     ]
-    return {HEAD: join_rows(parts).packed(quantization.head_bits)}
+    return QuantizedLayer({HEAD: join_rows(parts).packed(quantization.head_bits)})
 
 
 def _curvature(checkpoint: FloatCheckpoint, name: str, columns: int, inputs: Iterable[Floats]) -> Curvature:
