@@ -55,7 +55,7 @@ CalibrationTokens = Annotated[
         "--calibration-tokens",
         min=1,
         help="Tokens to calibrate with.",
-        show_default="scale: 2048; gptq: 32768",
+        show_default="scale: 2048; gptq: 8192",
     ),
 ]
 

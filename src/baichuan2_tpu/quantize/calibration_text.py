@@ -35,7 +35,7 @@ from baichuan2_tpu.text.user_text import read_user_text, user_text_name
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "Windows", "open_windows", "write_windows"]
 
-DEFAULT_TOKENS: Mapping[Method, int] = MappingProxyType({"scale": 2048, "gptq": 32_768})
+DEFAULT_TOKENS: Mapping[Method, int] = MappingProxyType({"scale": 2048, "gptq": 8192})
 _WINDOW_TOKENS = 512
 _KV_BYTES = 1 << 30
 """Memory for the windows that are written side by side: four on a 7B, which takes 0.5 MB per token."""
