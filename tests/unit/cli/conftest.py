@@ -24,7 +24,7 @@ def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(float_model: Path) -> Path:
     quantized = float_model.with_name("Tiny-Chat-w4")
-    quantize(float_model, quantized, bits=4, method="search")
+    quantize(float_model, quantized, bits=4)
     return quantized
 
 
