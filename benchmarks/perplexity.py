@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,15 @@ from baichuan2_tpu.config import KvBits, QuantizationConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.evaluate import EngineScorer, FloatScorer, Perplexity, ScoredText, language_reference
 from baichuan2_tpu.markdown import markdown_table
+from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.reference.float_model import FloatModel
 from baichuan2_tpu.resolve import ResolveSettings, find_source, resolve_model
 from baichuan2_tpu.text.registry import open_tokenizer
 from plain_rounding import RoundedWeights
 
 FLOAT = "float32"
+
+MODES: tuple[tuple[str, bool, KvBits], ...] = (("", False, 8), (", float activations", True, 16))
 
 Versions = dict[str, tuple[Callable[[], Weights], bool, KvBits]]
 """By name: a function that opens the weights, whether they run in the engine's exact mode, and the bits of
@@ -41,10 +45,11 @@ def main() -> None:
     checkpoint = FloatCheckpoint.open(source)
     tell("scoring the float weights")
     scores = {FLOAT: Perplexity.of(FloatScorer(FloatModel(checkpoint)).score(text.passages()))}
-    every = versions(directories, checkpoint) | calibrated_versions(given.calibrated)
-    for name, (weights, is_exact, kv_bits) in every.items():
-        tell(f"scoring {name}")
-        scores[name] = score_weights(weights(), text, is_exact=is_exact, kv_bits=kv_bits)
+    with tempfile.TemporaryDirectory() as folder:
+        every = versions(directories, checkpoint) | other_methods(source, Path(folder), given.gptq)
+        for name, (weights, is_exact, kv_bits) in every.items():
+            tell(f"scoring {name}")
+            scores[name] = score_weights(weights(), text, is_exact=is_exact, kv_bits=kv_bits)
     rows = {name: compare(score, scores[FLOAT]) for name, score in scores.items()}
     print(
         f"{source.name}: {scores[FLOAT].scored_tokens} tokens of {text.name}, window {text.window}, ", end=""
@@ -65,9 +70,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--stride", type=int, default=512)
     parser.add_argument(
-        "--calibrated",
+        "--gptq",
+        metavar="DIR",
         type=Path,
-        help="also score this checkpoint of the model, made by quantize --method gptq",
+        help="take this checkpoint, made by quantize --method gptq, instead of making one",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser.parse_args()
@@ -102,14 +108,17 @@ def versions(directories: dict[int, Path], checkpoint: FloatCheckpoint) -> Versi
     }
 
 
-def calibrated_versions(directory: Path | None) -> Versions:
-    """Return the versions of a calibrated checkpoint, where there is one."""
-    if directory is None:
-        return {}
-    calibrated = partial(QuantizedCheckpoint, directory)
+def other_methods(source: Path, folder: Path, gptq: Path | None) -> Versions:
+    """Return 4 bits by the methods that are not the default; what is not given is made in ``folder``."""
+    made = {"search": folder / "search", "gptq": gptq or folder / "gptq"}
+    for method, directory in made.items():
+        if not directory.exists():
+            tell(f"quantising with --method {method}")
+            quantize(source, directory, bits=4, method="gptq" if method == "gptq" else "search", notice=tell)
     return {
-        "4 bits, calibrated": (calibrated, False, 8),
-        "4 bits, calibrated, float activations": (calibrated, True, 16),
+        f"4 bits, {method}{words}": (partial(QuantizedCheckpoint, directory), is_exact, kv_bits)
+        for method, directory in made.items()
+        for words, is_exact, kv_bits in MODES
     }
 
 

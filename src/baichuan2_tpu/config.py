@@ -30,6 +30,7 @@ __all__ = [
     "QuantizationConfig",
     "alibi_slopes",
     "choose_kv_bits",
+    "default_method",
 ]
 
 Position = Literal["rope", "alibi"]
@@ -37,8 +38,8 @@ Position = Literal["rope", "alibi"]
 KvBits = Literal[8, 16]
 """Bits of keys and values on the cpu: int8 with a scale, or float16."""
 
-Method = Literal["search", "gptq"]
-"""How integers are chosen: by the range search alone, or calibrated."""
+Method = Literal["search", "scale", "gptq"]
+"""How integers are chosen: by the range search alone, or calibrated with a text."""
 
 HEAD_BITS = 8
 """Bits of the output head unless others are asked for: it suffers most at low precision."""
@@ -69,6 +70,7 @@ _MOST: Mapping[str, int] = {
 
 _META_KEY = "meta"  # GPTQModel's place for what other readers skip
 _METHOD_KEY, _HEAD_BITS_KEY = "method", "head_bits"
+_METHODS: Mapping[str, Method] = {"scale": "scale", "gptq": "gptq"}
 _FORMS: Mapping[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2}
 """The form of a quantised checkpoint by its ``checkpoint_format``."""
 
@@ -111,7 +113,7 @@ class QuantizationConfig:
             head_bits = _head_bits_of_form_1(keys, group_size)
         else:
             head_bits = _Keys(meta, f"{keys.where}.{_META_KEY}").bits(_HEAD_BITS_KEY)
-        method: Method = "gptq" if meta.get(_METHOD_KEY) == "gptq" else "search"
+        method = _METHODS.get(str(meta.get(_METHOD_KEY)), "search")
         return cls(keys.bits("bits"), group_size, head_bits, method, form)
 
     def to_json(self) -> dict[str, object]:
@@ -231,6 +233,11 @@ class ModelConfig:
         if self.quantization is not None:
             values["quantization_config"] = self.quantization.to_json()
         return values
+
+
+def default_method(bits: int) -> Method:
+    """Return the method that is used where none is asked for: 8 bits lose next to nothing by any."""
+    return "scale" if bits == 4 else "search"
 
 
 def choose_kv_bits(bits: KvBits | None, *, is_exact: bool = False) -> KvBits:

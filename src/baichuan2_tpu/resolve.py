@@ -22,7 +22,7 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
 from baichuan2_tpu.checkpoint.gguf_parts import list_parts, model_name
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
-from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.config import QuantizationConfig, default_method
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
     DEMO,
@@ -239,5 +239,5 @@ def _fingerprint(path: Path) -> str:
 def _cached_path(name: str, fingerprint: str, bits: Bits | None, group_size: int | None) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    form = "repacked" if bits is None else f"w{bits}g{group_size}"
+    form = "repacked" if bits is None else f"w{bits}g{group_size}-{default_method(bits)}"
     return cache_folder() / "models" / f"{name}-{form}-{key}"

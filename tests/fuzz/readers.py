@@ -196,7 +196,7 @@ def _write_quantized(pattern: str) -> Callable[[Path], Path]:
         source.mkdir()
         write_llama_safetensors(source, rope_config())
         folder.rmdir()
-        quantize(source, folder, bits=4)
+        quantize(source, folder, bits=4, method="search")
         return min(folder.glob(pattern))
 
     return write

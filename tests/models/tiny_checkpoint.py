@@ -29,6 +29,7 @@ __all__ = [
     "official_tensors",
     "restored_weights",
     "rope_config",
+    "round_to_bfloat16",
     "split_shards",
     "write_bin",
     "write_llama_safetensors",

@@ -27,7 +27,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_official(directory, rope_config(vocabulary_size=400, max_context=1024))
     write_sentencepiece(directory)
     quantized = directory.with_name(f"{MODEL}-w4")
-    quantize(directory, quantized, bits=4)
+    quantize(directory, quantized, bits=4, method="search")
     return quantized
 
 

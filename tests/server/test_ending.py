@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "Tiny"
     write_official(directory, rope_config(vocabulary_size=400, max_context=CONTEXT))
     write_sentencepiece(directory)
-    quantize(directory, directory.with_name("Tiny-w4"), bits=4)
+    quantize(directory, directory.with_name("Tiny-w4"), bits=4, method="search")
     return directory.with_name("Tiny-w4")
 
 

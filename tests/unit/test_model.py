@@ -29,7 +29,7 @@ def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(float_checkpoint: Path) -> Path:
     quantized = float_checkpoint.with_name("Tiny-Chat-w4")
-    quantize(float_checkpoint, quantized, bits=4)
+    quantize(float_checkpoint, quantized, bits=4, method="search")
     (quantized / "generation_config.json").write_text('{"max_new_tokens": 32}')  # greedy
     return quantized
 
@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_official(directory, rope_config(vocabulary_size=448))
     (directory / "tokenizer.model").unlink()
     write_bpe(directory, special=["<|endoftext|>"])
-    quantize(directory, directory.with_name("Tiny-Base-w4"), bits=4)
+    quantize(directory, directory.with_name("Tiny-Base-w4"), bits=4, method="search")
     return directory.with_name("Tiny-Base-w4")
 
 

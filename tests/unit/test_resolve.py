@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    directory = write_official(tmp_path / "Tiny-Chat", rope_config())
+    directory = write_official(tmp_path / "Tiny-Chat", rope_config(vocabulary_size=400))
     write_sentencepiece(directory)
     return directory
 
@@ -40,7 +40,7 @@ def test_float_checkpoint_is_quantised_once(source: Path, cache: Path) -> None:
     first = located.path
     assert located.kind == "quantized"
     assert first.parent == cache / "models"
-    assert first.name.startswith("Tiny-Chat-w4g64-")
+    assert first.name.startswith("Tiny-Chat-w4g64-scale-")
     assert notices == [f"quantising {source} to 4 bits (once, into {first})"]
     assert resolve_model(str(source), notice=pytest.fail) == located
 
@@ -93,7 +93,7 @@ def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_pat
 
 
 def test_quantised_checkpoint_is_used_where_it_lies(source: Path, tmp_path: Path, cache: Path) -> None:
-    quantize(source, tmp_path / "ready", bits=4)
+    quantize(source, tmp_path / "ready", bits=4, method="search")
     ready = Located(tmp_path / "ready", "quantized")
     assert resolve_model(str(ready.path), notice=pytest.fail) == ready
     assert not cache.exists()
@@ -124,7 +124,7 @@ def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch
 
     monkeypatch.setattr(resolve, "KNOWN_MODELS", {"demo": replace(KNOWN_MODELS["demo"], fetch=fetch)})
     first = resolve_model("demo", notice=lambda _: None)
-    assert first.path.name.startswith("demo-w8g64-")
+    assert first.path.name.startswith("demo-w8g64-search-")
     assert resolve_model("demo", notice=pytest.fail) == first
     assert fetched == [source]
 

@@ -21,6 +21,7 @@ class MethodName(str, Enum):
     """Ways to choose integers."""
 
     SEARCH = "search"
+    SCALE = "scale"
     GPTQ = "gptq"
 
 
@@ -52,10 +53,12 @@ GroupSize = Annotated[
     ),
 ]
 Method = Annotated[
-    MethodName,
+    MethodName | None,
     typer.Option(
         "--method",
-        help="How integers are chosen: search is quick; gptq calibrates with a text and is more accurate.",
+        help="How integers are chosen: search needs the weights alone, scale some minutes more for a text's "
+        "inputs, and gptq, the most accurate, an hour or more.",
+        show_default="scale for 4 bits, search for 8",
     ),
 ]
 CalibrationText = Annotated[
@@ -64,12 +67,17 @@ CalibrationText = Annotated[
         "--calibration",
         metavar="FILE",
         help="UTF-8 text to calibrate with; - reads standard input.",
-        show_default="the model writes it",
+        show_default="scale: ours; gptq: the model writes it",
     ),
 ]
 CalibrationTokens = Annotated[
     int | None,
-    typer.Option("--calibration-tokens", min=1, help="Tokens to calibrate with.", show_default="32768"),
+    typer.Option(
+        "--calibration-tokens",
+        min=1,
+        help="Tokens to calibrate with.",
+        show_default="scale: 2048; gptq: 8192",
+    ),
 ]
 Adapters = Annotated[
     list[Path] | None,
@@ -88,7 +96,7 @@ def quantize(
     bits: Bits = None,
     head_bits: HeadBits = None,
     group_size: GroupSize = None,
-    method: Method = MethodName.SEARCH,
+    method: Method = None,
     calibration: CalibrationText = None,
     calibration_tokens: CalibrationTokens = None,
     adapters: Adapters = None,
@@ -102,15 +110,18 @@ def quantize(
     If it is interrupted, finished files stay beside DST, and the same command continues.
     """
     from baichuan2_tpu.checkpoint.adapter_settings import AdapterSettings
-    from baichuan2_tpu.quantize import DEFAULT_TOKENS, Calibration
+    from baichuan2_tpu.config import default_method
+    from baichuan2_tpu.quantize import Calibration
     from baichuan2_tpu.quantize import quantize as write_quantized
     from baichuan2_tpu.quantize.driver import check_destination
     from baichuan2_tpu.quantize.repack import choose_settings
     from baichuan2_tpu.resolve import find_source
     from baichuan2_tpu.text.user_text import read_user_text
 
-    if method is MethodName.SEARCH and (calibration or calibration_tokens):
-        raise typer.BadParameter("--calibration and --calibration-tokens need --method gptq")
+    is_calibrated = calibration is not None or calibration_tokens is not None
+    chosen = default_method(_number(bits) or 4) if method is None else method.value
+    if chosen == "search" and is_calibrated:
+        raise typer.BadParameter("--calibration and --calibration-tokens need --method scale or gptq")
     # Before gigabytes are fetched: what is wrong without them.
     check_destination(destination)
     choose_settings(None, _number(bits), group_size, _number(head_bits), "search")
@@ -118,7 +129,6 @@ def quantize(
         AdapterSettings.read(adapter)
     if calibration is not None and str(calibration) != "-":  # standard input is read once
         read_user_text(calibration)
-    settings = Calibration(calibration, calibration_tokens or DEFAULT_TOKENS)
     with byte_bar("fetching") as fetching:
         path = find_source(source, notice, fetching, adapters=adapters or ()).path
     with progress_bar("quantising") as progress:
@@ -128,7 +138,8 @@ def quantize(
             bits=_number(bits),
             head_bits=_number(head_bits),
             group_size=group_size,
-            calibration=None if method is MethodName.SEARCH else settings,
+            method=None if method is None else method.value,
+            calibration=Calibration(calibration, calibration_tokens) if is_calibrated else None,
             adapters=adapters or (),
             workers=workers,
             progress=progress,

@@ -3,7 +3,7 @@
 Not here: reading checkpoints (``checkpoint``), drawing a progress bar (``cli``).
 """
 
-from baichuan2_tpu.quantize.calibration_text import DEFAULT_TOKENS, Calibration
+from baichuan2_tpu.quantize.calibration_text import Calibration
 from baichuan2_tpu.quantize.driver import Progress, QuantizeEvent, quantize
 
-__all__ = ["DEFAULT_TOKENS", "Calibration", "Progress", "QuantizeEvent", "quantize"]
+__all__ = ["Calibration", "Progress", "QuantizeEvent", "quantize"]

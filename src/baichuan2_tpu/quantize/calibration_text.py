@@ -1,13 +1,17 @@
-"""The tokens that show a calibrated method what inputs linears get: the user's text, or the model's own.
+"""The tokens that show a calibrated method what inputs linears get, from the user or from elsewhere.
 
-Not here: what is done with them (``gptq_run``), how the model writes (``generated_text``).
+Where the user gives none, ``scale`` takes the package's conversations, of which it needs little more than the
+size of the inputs; ``gptq``, which fits outputs, takes more text, which the model writes.
+Not here: what is done with them (``calibrated_run``), how the model writes (``generated_text``), the
+conversations (``sample_chats``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,20 +20,22 @@ from numpy.typing import NDArray
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import EMBEDDING, linear_bits
 from baichuan2_tpu.checkpoint.weights import PackedLinear
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import Method, ModelConfig
 from baichuan2_tpu.engine.cpu import CpuEngine
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import hash_blocks
 from baichuan2_tpu.quantize.generated_text import BEGINNINGS, generate_windows
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import Plan
+from baichuan2_tpu.quantize.sample_chats import encode_sample_chats
 from baichuan2_tpu.text.registry import open_tokenizer
+from baichuan2_tpu.text.template import find_template
 from baichuan2_tpu.text.tokenizer import Tokenizer
 from baichuan2_tpu.text.user_text import read_user_text, user_text_name
 
 __all__ = ["DEFAULT_TOKENS", "Calibration", "Windows", "open_windows", "write_windows"]
 
-DEFAULT_TOKENS = 32_768
+DEFAULT_TOKENS: Mapping[Method, int] = MappingProxyType({"scale": 2048, "gptq": 8192})
 _WINDOW_TOKENS = 512
 _KV_BYTES = 1 << 30
 """Memory for the windows that are written side by side: four on a 7B, which takes 0.5 MB per token."""
@@ -41,14 +47,15 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What to calibrate with: a UTF-8 text file, or None for text that the model writes; how much of it.
+    """What to calibrate with: a UTF-8 text file, or None for the method's own text; how much of it.
 
     A file called - is standard input.
-    Units: ``tokens``, cut into windows of 512, or of the model's context where that is shorter.
+    Units: ``tokens``, cut into windows of 512, or of the model's context where that is shorter; None leaves
+    their number to the method.
     """
 
     file: Path | None = None
-    tokens: int = DEFAULT_TOKENS
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +75,36 @@ class Windows:
         return {"windows": self.count, "tokens": self.length, "text": text}
 
 
-def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windows:
-    """Read and cut the user's text, if there is one.
+def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration, method: Method) -> Windows:
+    """Read and cut the user's text, or what takes its place.
 
     Raises: RequestError for a file that cannot be read, is not UTF-8 or holds too few tokens, or for too few
     tokens asked for; CheckpointError for the tokenizer.
     """
     length = min(_WINDOW_TOKENS, checkpoint.config.max_context)
-    if calibration.tokens < length:
-        raise RequestError(f"calibration tokens is {calibration.tokens}, allowed is {length} or more")
-    count = calibration.tokens // length
-    if calibration.file is None:
-        return Windows(count, length, None)
-    name, text = user_text_name(calibration.file), read_user_text(calibration.file)
+    tokens = DEFAULT_TOKENS[method] if calibration.tokens is None else calibration.tokens
+    if tokens < length:
+        raise RequestError(f"calibration tokens is {tokens}, allowed is {length} or more")
+    count = tokens // length
+    if calibration.file is not None:
+        return Windows(count, length, _read_windows(checkpoint, calibration.file, count, length))
+    if method == "scale":
+        return Windows(count, length, _sample_windows(checkpoint, count, length))
+    return Windows(count, length, None)
+
+
+def _sample_windows(checkpoint: FloatCheckpoint, count: int, length: int) -> NDArray[np.int32]:
+    """Cut the package's conversations, which are repeated where they are too short. Shapes: -> (W, T)."""
+    with checkpoint.tokenizer_files() as folder:
+        tokenizer = open_tokenizer(folder)
+        ids = encode_sample_chats(tokenizer, find_template(folder, tokenizer))
+    _check_ids(checkpoint, ids)
+    return np.resize(np.array(ids, np.int32), (count, length))
+
+
+def _read_windows(checkpoint: FloatCheckpoint, file: Path, count: int, length: int) -> NDArray[np.int32]:
+    """Cut the user's text. Shapes: -> (W, T)."""
+    name, text = user_text_name(file), read_user_text(file)
     if not text.strip():
         raise RequestError(f"{name} is empty; give a text to calibrate with")
     ids = _open_tokenizer(checkpoint).encode(text)
@@ -92,7 +116,7 @@ def open_windows(checkpoint: FloatCheckpoint, calibration: Calibration) -> Windo
     _check_ids(checkpoint, ids)
     # Spread over the whole text: its beginning alone may be of one kind.
     starts = np.linspace(0, len(ids) - length, count).astype(np.int64)
-    return Windows(count, length, np.array(ids, np.int32)[starts[:, None] + np.arange(length)])
+    return np.array(ids, np.int32)[starts[:, None] + np.arange(length)]
 
 
 def write_windows(

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.config import Method
+from baichuan2_tpu.config import Method, default_method
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import LOCK_NAME, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
+from baichuan2_tpu.quantize.calibrated_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
-from baichuan2_tpu.quantize.gptq_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan
 from baichuan2_tpu.quantize.repack import choose_settings, describe_repacking
@@ -58,6 +58,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     bits: int | None = None,
     group_size: int | None = None,
     head_bits: int | None = None,
+    method: Method | None = None,
     calibration: Calibration | None = None,
     adapters: Sequence[str | Path] = (),
     workers: int = 2,
@@ -68,7 +69,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
 
     The defaults are 4 bits in groups of 64 with a head of 8 bits; for a ``source`` that another tool
     quantised, the settings that keep its integers.
-    Integers are chosen by the range search alone, or with ``calibration`` for the inputs of a text.
+    Integers are chosen by ``method``; None is ``scale`` for 4 bits, and ``search`` for 8 or for what another
+    tool quantised. ``calibration`` names the text for the methods that use one.
     ``adapters`` are folders of LoRA adapters, which are merged into the float weights in that order.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
@@ -82,8 +84,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_assets(checkpoint)
     for line in checkpoint.notices:
         notice(line)
-    windows = None if calibration is None else open_windows(checkpoint, calibration)
-    method: Method = "search" if windows is None else "gptq"
+    method = method or _choose_method(checkpoint, bits, calibration)
+    windows = None if method == "search" else open_windows(checkpoint, calibration or Calibration(), method)
     settings = choose_settings(checkpoint.stored, bits, group_size, head_bits, method)
     repacking = describe_repacking(checkpoint, settings)
     if repacking is not None:
@@ -113,6 +115,13 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         (destination / LOCK_NAME).unlink()
 
 
+def _choose_method(checkpoint: FloatCheckpoint, bits: int | None, calibration: Calibration | None) -> Method:
+    """Return the default: what keeps another tool's integers, unless there is a text to calibrate with."""
+    if checkpoint.stored is not None and calibration is None:
+        return "search"
+    return default_method(bits or 4)
+
+
 def check_destination(destination: Path) -> None:
     """Check that there is nothing where a checkpoint will be made.
 
@@ -137,7 +146,7 @@ def _check_space(directory: Path, plan: Plan, journal: Journal, windows: Windows
     """Check that what is still to be written fits the disk."""
     needed = plan.size_bytes - _done_bytes(plan, journal) + _SPARE_BYTES
     if windows is not None:
-        needed += scratch_bytes(plan.config, windows)
+        needed += scratch_bytes(plan.config, windows, plan.quantization.method)
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise RequestError(
@@ -163,13 +172,14 @@ class _Task:
 
 
 def _write_all(task: _Task, windows: Windows | None, pool: Executor, notice: Notice) -> None:
-    """Write every file that is not done yet: with windows, the layers (and a head of 4 bits) calibrated."""
+    """Write every file that is not done yet; windows calibrate the layers, and for gptq a head of 4 bits."""
     task.report()
     plan = task.plan
     if windows is None:
         _write_shards(task, plan.shards, pool)
         return
-    is_head_calibrated = plan.quantization.head_bits == _CALIBRATED_HEAD_BITS
+    settings = plan.quantization
+    is_head_calibrated = settings.method == "gptq" and settings.head_bits == _CALIBRATED_HEAD_BITS
     first, *_, last, head = plan.shards
     _write_shards(task, (first, last) if is_head_calibrated else (first, last, head), pool)
 

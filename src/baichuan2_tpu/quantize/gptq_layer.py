@@ -1,9 +1,11 @@
 """One layer becomes integers, its linears in the order in which a forward pass meets them.
 
-Each linear is rounded for the inputs that the quantised linears before it give it, of this layer and of those
-below, and for the outputs that the float model would have there, so that it makes up for some of what they
-lost. Both models' states go along: P = 2 paths, the quantised one first.
-Not here: choosing the integers (``gptq``), files and resuming (``gptq_run``).
+Columns are scaled first, as for ``scale``. Each linear is rounded for the inputs that the quantised linears
+before it give it, of this layer and of those below, and for the outputs that the float model would have
+there, so that it makes up for some of what they lost. Both models' states go along: P = 2 paths, the
+quantised one first.
+Not here: choosing the integers (``gptq``) and scales (``layer_scales``), files and resuming
+(``calibrated_run``).
 Source: "true sequential" quantising of Frantar et al., "GPTQ" (2022); Li et al., "GPTAQ" (2025).
 """
 
@@ -35,14 +37,19 @@ from baichuan2_tpu.checkpoint.layout import (
 from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.config import QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
-from baichuan2_tpu.quantize.gptq import Curvature, join_rows, round_linear
+from baichuan2_tpu.quantize.gptq import Curvature, join_rows, round_linear, split_rows
+from baichuan2_tpu.quantize.layer_scales import LayerScales, find_layer_scales
 from baichuan2_tpu.quantize.linear import convert_array
+from baichuan2_tpu.quantize.quantized_layer import QuantizedLayer
 from baichuan2_tpu.reference.float_model import attend
 from baichuan2_tpu.reference.operations import rms_norm, swiglu
 
 __all__ = ["CalibratedLayer", "quantize_head"]
 
 Floats = NDArray[np.float32]
+
+_SCALE_WINDOWS = 4
+"""Windows that the scales of columns are chosen for: the size of inputs needs little text."""
 
 _HEAD_ROWS = 8192  # of a 7B's 125,696: what the search holds beside the weights stays small
 
@@ -65,22 +72,32 @@ class CalibratedLayer:
         self._checkpoint = checkpoint
         self._config = checkpoint.config
         self._quantization = quantization
+        self._layer = layer
         self._prefix = layer_prefix(layer)
+        self._scales = LayerScales()
         self._shapes = layer_linears(checkpoint.config, layer)
         self._scratch = scratch
         self._pool = pool
         self._packed: dict[str, PackedLinear] = {}
 
-    def run(self, states: Floats) -> dict[str, PackedLinear]:
+    def run(self, states: Floats) -> QuantizedLayer:
         """Return the packed linears by name. Shapes: states (W, P, T, E).
 
         Side effect: ``states`` become those behind the quantised layer.
         Raises: CheckpointError for a weight that is not allowed, or inputs that are not finite.
         """
+        self._scales = find_layer_scales(
+            self._checkpoint,
+            self._layer,
+            states[:_SCALE_WINDOWS, -1].copy(),
+            group_size=self._quantization.group_size,
+            pool=self._pool,
+        )
         self._attention(states)
         self._mlp(states)
         self._scratch.unlink()
-        return self._packed
+        norms = {name: self._scales.read_norm(self._checkpoint, name) for name in self._scales.norms}
+        return QuantizedLayer(self._packed, norms)
 
     def _attention(self, states: Floats) -> None:
         projections = self._quantize(QKV, self._normalize(ATTENTION_NORM, states))
@@ -102,7 +119,7 @@ class CalibratedLayer:
 
     def _normalize(self, name: str, states: Floats) -> Iterator[Floats]:
         """Yield the states of every window behind a norm. Shapes: (P, T, E)."""
-        weight = self._checkpoint.read(f"{self._prefix}{name}")
+        weight = self._scales.read_norm(self._checkpoint, f"{self._prefix}{name}")
         return (rms_norm(window, weight, self._config.norm_eps) for window in states)
 
     def _scratch_array(self, states: Floats, columns: int) -> Floats:
@@ -115,28 +132,26 @@ class CalibratedLayer:
 
     def _quantize(self, parts: Sequence[str], inputs: Iterable[Floats]) -> list[Floats]:
         """Quantise linears that share their inputs; return the weights of both paths, (P, N, K) each."""
-        first = f"{self._prefix}{parts[0]}"
-        curvature = _curvature(self._checkpoint, first, self._shapes[first][1], inputs)
-        return [self._round(f"{self._prefix}{part}", curvature) for part in parts]
-
-    def _round(self, name: str, curvature: Curvature) -> Floats:
-        """Quantise one linear and keep its packed form. Shapes: -> (P, N, K)."""
-        weights = convert_array(self._checkpoint, name, self._shapes[name], np.float32)
-        rounded = round_linear(
-            weights,
+        names = [f"{self._prefix}{part}" for part in parts]
+        curvature = _curvature(self._checkpoint, names[0], self._shapes[names[0]][1], inputs)
+        weights = [self._scales.read_linear(self._checkpoint, name, self._shapes[name]) for name in names]
+        together = round_linear(
+            np.concatenate(weights),
             curvature,
             bits=self._quantization.bits,
             group_size=self._quantization.group_size,
             pool=self._pool,
         )
-        self._packed[name] = rounded.packed(self._quantization.bits)
-        return np.stack([rounded.weights(), weights])
+        rounded = split_rows(together, [len(rows) for rows in weights])
+        for name, linear in zip(names, rounded, strict=True):
+            self._packed[name] = linear.packed(self._quantization.bits)
+        return [np.stack([linear.weights(), rows]) for linear, rows in zip(rounded, weights, strict=True)]
 
 
 def quantize_head(
     checkpoint: FloatCheckpoint, quantization: QuantizationConfig, states: Floats, pool: Executor
-) -> dict[str, PackedLinear]:
-    """Return the packed head by its name. Shapes: states behind the last layer (W, P, T, E).
+) -> QuantizedLayer:
+    """Return the packed head. Shapes: states behind the last layer (W, P, T, E).
 
     Raises: CheckpointError as a layer does.
     """
@@ -155,7 +170,7 @@ def quantize_head(
         )
         for start in range(0, len(weights), _HEAD_ROWS)
     ]
-    return {HEAD: join_rows(parts).packed(quantization.head_bits)}
+    return QuantizedLayer({HEAD: join_rows(parts).packed(quantization.head_bits)})
 
 
 def _curvature(checkpoint: FloatCheckpoint, name: str, columns: int, inputs: Iterable[Floats]) -> Curvature:

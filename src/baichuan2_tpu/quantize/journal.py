@@ -16,7 +16,7 @@ from baichuan2_tpu.files import check_plain_name, digest_file, read_json, read_v
 
 __all__ = ["Journal"]
 
-_METHODS: dict[Method, str] = {"search": "range-search-1", "gptq": "gptq-2"}
+_METHODS: dict[Method, str] = {"search": "range-search-1", "scale": "scale-1", "gptq": "gptq-3"}
 """Change whenever the same source, settings and text would give other bytes."""
 
 

@@ -1,15 +1,13 @@
 """Write one file of a quantised checkpoint.
 
-Not here: which files there are (``plan``), in which order they are made (``driver``, ``gptq_run``).
+Not here: which files there are (``plan``), in which order they are made (``driver``, ``calibrated_run``).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,12 +22,13 @@ from baichuan2_tpu.checkpoint.weights import PackedLinear
 from baichuan2_tpu.files import whole_file
 from baichuan2_tpu.quantize.linear import convert_array, quantize_linear
 from baichuan2_tpu.quantize.plan import Plan, Shard
+from baichuan2_tpu.quantize.quantized_layer import QuantizedLayer
 
 __all__ = ["write_shard"]
 
 _ERROR_CODE = re.compile(r"\b(?:code:|os error) (\d+)")
 _FILE_MODE = 0o644  # the safetensors library makes files that only their owner can read
-_NONE: Mapping[str, PackedLinear] = MappingProxyType({})
+_NOT_CALIBRATED = QuantizedLayer()
 
 
 def write_shard(
@@ -38,15 +37,16 @@ def write_shard(
     shard: Shard,
     directory: Path,
     *,
-    packed: Mapping[str, PackedLinear] = _NONE,
+    layer: QuantizedLayer = _NOT_CALIBRATED,
 ) -> Path:
-    """Write one file and return its path; linears that are not ``packed`` are quantised by range search."""
+    """Write one file and return its path; linears that ``layer`` lacks are quantised by range search."""
     tensors: dict[str, NDArray[Any]] = {}
     for name, shape in shard.arrays.items():
         dtype = np.float16 if name in HALF_ARRAYS else np.float32
-        tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype)
+        own = layer.norms.get(name)
+        tensors[f"{name}.weight"] = convert_array(checkpoint, name, shape, dtype) if own is None else own
     for name, size in shard.linears.items():
-        linear = packed.get(name) or _search(checkpoint, plan, name, size)
+        linear = layer.packed.get(name) or _search(checkpoint, plan, name, size)
         tensors |= _name_tensors(name, linear, size[1])
     path = directory / shard.file
     with whole_file(path) as part:

@@ -296,7 +296,15 @@ def test_a_merge_of_another_adapter_starts_over(tmp_path: Path) -> None:
             raise Interruption
 
     with pytest.raises(Interruption):
-        quantize(base, tmp_path / "q", bits=4, adapters=adapters[:1], workers=1, progress=interrupt)
+        quantize(
+            base,
+            tmp_path / "q",
+            bits=4,
+            method="search",
+            adapters=adapters[:1],
+            workers=1,
+            progress=interrupt,
+        )
     for adapter, first_done in ((adapters[0], 2), (adapters[1], 0)):
         done: list[int] = []
 
@@ -305,5 +313,5 @@ def test_a_merge_of_another_adapter_starts_over(tmp_path: Path) -> None:
             raise Interruption
 
         with pytest.raises(Interruption):
-            quantize(base, tmp_path / "q", bits=4, adapters=[adapter], progress=stop_at_once)
+            quantize(base, tmp_path / "q", bits=4, method="search", adapters=[adapter], progress=stop_at_once)
         assert done == [first_done]

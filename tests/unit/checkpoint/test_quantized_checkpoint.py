@@ -20,7 +20,7 @@ Tensors = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("quantized")
-    quantize(write_official(directory / "float", rope_config()), directory / "q", bits=4)
+    quantize(write_official(directory / "float", rope_config()), directory / "q", bits=4, method="search")
     return directory / "q"
 
 

@@ -1,4 +1,4 @@
-"""``baichuan2 quantize --method gptq``: its options, notices and refusals."""
+"""``baichuan2 quantize --method``: its options, notices and refusals."""
 
 import json
 from pathlib import Path
@@ -45,12 +45,22 @@ def test_without_a_text_the_model_writes_one_and_it_is_told(
 
 
 @pytest.mark.parametrize("option", [("--calibration", "text.txt"), ("--calibration-tokens", "64")])
-def test_calibration_without_the_method_is_wrong_usage(
+def test_calibration_for_the_search_is_wrong_usage(
     run: Run, short_model: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:
-    done = run("quantize", short_model, tmp_path / "out", *option)
-    assert (done.code, done.out) == (2, "")
-    assert "--calibration and --calibration-tokens need --method gptq" in done.err
+    for search in (("--method", "search"), ("--bits", 8)):
+        done = run("quantize", short_model, tmp_path / "out", *search, *option)
+        assert (done.code, done.out) == (2, "")
+        assert "--calibration and --calibration-tokens need --method scale or gptq" in done.err
+
+
+@pytest.mark.parametrize(("bits", "method"), [(4, "scale"), (8, None)])
+def test_four_bits_are_scaled_unless_asked_otherwise(
+    run: Run, short_model: Path, tmp_path: Path, bits: int, method: str | None
+) -> None:
+    assert run("quantize", short_model, tmp_path / "out", "--bits", bits).code == 0
+    values = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert values["meta"].get("method") == method
 
 
 def test_a_wrong_text_is_one_line(run: Run, short_model: Path, tmp_path: Path) -> None:

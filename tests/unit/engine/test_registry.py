@@ -15,7 +15,7 @@ from models.tiny_checkpoint import rope_config, write_official
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("registry")
-    quantize(write_official(folder / "float", rope_config()), folder / "quantised", bits=4)
+    quantize(write_official(folder / "float", rope_config()), folder / "quantised", bits=4, method="search")
     return folder / "quantised"
 
 

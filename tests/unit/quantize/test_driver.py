@@ -42,7 +42,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_logits_of_the_quantised_model_are_close_to_the_float_ones(
     tmp_path: Path, config: ModelConfig, bits: int, bound: float
 ) -> None:
-    quantize(write_official(tmp_path / "float", config, seed=1), tmp_path / "q", bits=bits)
+    quantize(write_official(tmp_path / "float", config, seed=1), tmp_path / "q", bits=bits, method="search")
     quantized = QuantizedCheckpoint(tmp_path / "q").config
     assert quantized.quantization is not None
     assert quantized == replace(config, is_head_normalized=False, quantization=quantized.quantization)
@@ -56,13 +56,13 @@ def test_every_layout_of_the_same_weights_gives_the_same_integers(tmp_path: Path
     config = rope_config(is_head_tied=True, is_head_normalized=False)
     for dtype in ("bfloat16", "float32"):
         source = write_llama_safetensors(tmp_path / f"{dtype} float", config, shards=2, dtype=dtype)
-        quantize(source, tmp_path / dtype, bits=4)
+        quantize(source, tmp_path / dtype, bits=4, method="search")
     assert contents(tmp_path / "bfloat16") == contents(tmp_path / "float32")
 
 
 def test_a_tied_head_is_not_written_a_second_time(tmp_path: Path) -> None:
     config = rope_config(is_head_tied=True, is_head_normalized=False)
-    quantize(write_llama_safetensors(tmp_path / "float", config), tmp_path / "q", bits=4)
+    quantize(write_llama_safetensors(tmp_path / "float", config), tmp_path / "q", bits=4, method="search")
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())
     assert "model.embed_tokens.weight" in index["weight_map"]
     assert "lm_head.weight" not in index["weight_map"]
@@ -74,23 +74,29 @@ def test_a_tied_head_is_not_written_a_second_time(tmp_path: Path) -> None:
 
 def test_a_large_tensor_is_the_same_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_official(tmp_path / "float", rope_config())
-    quantize(source, tmp_path / "whole", bits=4)
+    quantize(source, tmp_path / "whole", bits=4, method="search")
     monkeypatch.setattr("baichuan2_tpu.quantize.linear._SLICE_WEIGHTS", 1000)
-    quantize(source, tmp_path / "sliced", bits=4)
+    quantize(source, tmp_path / "sliced", bits=4, method="search")
     assert contents(tmp_path / "whole") == contents(tmp_path / "sliced")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_bytes_do_not_depend_on_the_run_or_the_workers(tmp_path: Path, workers: int) -> None:
     source = write_official(tmp_path / "float", rope_config())
-    quantize(source, tmp_path / "once", bits=4)
-    quantize(source, tmp_path / "again", bits=4, workers=workers)
+    quantize(source, tmp_path / "once", bits=4, method="search")
+    quantize(source, tmp_path / "again", bits=4, method="search", workers=workers)
     assert contents(tmp_path / "once") == contents(tmp_path / "again")
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_the_directory_is_one_that_gptq_readers_know(tmp_path: Path) -> None:
-    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=4, group_size=128)
+    quantize(
+        write_official(tmp_path / "float", rope_config()),
+        tmp_path / "q",
+        bits=4,
+        method="search",
+        group_size=128,
+    )
     values = json.loads((tmp_path / "q" / "config.json").read_text())
     assert (values["model_type"], values["architectures"]) == ("llama", ["LlamaForCausalLM"])
     assert values["torch_dtype"] == "float16"
@@ -114,7 +120,7 @@ def test_the_directory_is_one_that_gptq_readers_know(tmp_path: Path) -> None:
 def test_other_readers_find_a_folded_float_head_and_pass_over_the_quantised_one(tmp_path: Path) -> None:
     # transformers ignored the quantised head without a word and answered with one of random numbers.
     config = rope_config()
-    quantize(write_official(tmp_path / "float", config), tmp_path / "q", bits=4)
+    quantize(write_official(tmp_path / "float", config), tmp_path / "q", bits=4, method="search")
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())["weight_map"]
     assert [name for name in index if name.startswith("lm_head")] == ["lm_head.weight"]
     assert "quantized_head.safetensors" not in index.values()
@@ -127,7 +133,7 @@ def test_other_readers_find_a_folded_float_head_and_pass_over_the_quantised_one(
 
 def test_zeros_are_written_as_they_are(tmp_path: Path) -> None:
     # GPTQModel refuses zeros minus one where the integers are not symmetric.
-    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=4)
+    quantize(write_official(tmp_path / "float", rope_config()), tmp_path / "q", bits=4, method="search")
     name = "model.layers.0.mlp.up_proj.qzeros"
     index = json.loads((tmp_path / "q" / "model.safetensors.index.json").read_text())["weight_map"]
     written = load_file(tmp_path / "q" / index[name])[name].view(np.uint8)
@@ -195,7 +201,7 @@ def test_a_chat_model_without_settings_gets_the_official_ones(tmp_path: Path) ->
 def test_progress_goes_from_nothing_to_everything(tmp_path: Path) -> None:
     events: list[QuantizeEvent] = []
     source = write_official(tmp_path / "float", rope_config())
-    quantize(source, tmp_path / "q", bits=4, progress=events.append)
+    quantize(source, tmp_path / "q", bits=4, method="search", progress=events.append)
     assert [event.done for event in events] == [0, 1, 2, 3, 4, 5]
     assert events[0].done_bytes == 0
     assert events[-1].done_bytes == events[-1].total_bytes
@@ -218,14 +224,14 @@ def interrupt_after(done: int) -> Callable[[QuantizeEvent], None]:
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
-    quantize(source, tmp_path / "whole", bits=4)
+    quantize(source, tmp_path / "whole", bits=4, method="search")
     with pytest.raises(Interruption):
-        quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(2))
+        quantize(source, tmp_path / "q", bits=4, method="search", workers=1, progress=interrupt_after(2))
     assert not (tmp_path / "q").exists()
     first = tmp_path / "q.partial" / "quantized_head.safetensors"
     written = first.stat().st_mtime_ns
     events: list[QuantizeEvent] = []
-    quantize(source, tmp_path / "q", bits=4, progress=events.append)
+    quantize(source, tmp_path / "q", bits=4, method="search", progress=events.append)
     assert events[0].done >= 2
     assert (tmp_path / "q" / first.name).stat().st_mtime_ns == written
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
@@ -235,7 +241,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str) -> None:
     source = write_official(tmp_path / "float", rope_config(layers=3))
     with pytest.raises(Interruption):
-        quantize(source, tmp_path / "q", bits=4, workers=1, progress=interrupt_after(1))
+        quantize(source, tmp_path / "q", bits=4, method="search", workers=1, progress=interrupt_after(1))
     partial = tmp_path / "q.partial"
     bits, group_size = 8 if change == "bits" else 4, 128 if change == "group_size" else 64
     head_bits = 4 if change == "head_bits" else 8
@@ -246,7 +252,9 @@ def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str)
     if change == "journal":
         (partial / "journal.json").write_text("{")
     events: list[QuantizeEvent] = []
-    asked = functools.partial(quantize, source, bits=bits, group_size=group_size, head_bits=head_bits)
+    asked = functools.partial(
+        quantize, source, method="search", bits=bits, group_size=group_size, head_bits=head_bits
+    )
     asked(tmp_path / "q", progress=events.append)
     assert events[0].done == 0
     asked(tmp_path / "fresh")
@@ -264,7 +272,15 @@ def failure(
     workers: int = 2,
 ) -> str:
     with pytest.raises(kind) as caught:
-        quantize(source, destination, bits=bits, group_size=group_size, head_bits=head_bits, workers=workers)
+        quantize(
+            source,
+            destination,
+            bits=bits,
+            method="search",
+            group_size=group_size,
+            head_bits=head_bits,
+            workers=workers,
+        )
     assert not destination.exists() or kind is RequestError
     return str(caught.value)
 
@@ -367,7 +383,7 @@ def test_a_disk_that_fills_on_the_way_is_told_and_the_run_continues(tmp_path: Pa
     assert "q.partial: File too large, " in message
     assert "GB are free; what is finished is kept: free some space and run the same command" in message
     assert not list((tmp_path / "q.partial").glob("*.part"))
-    quantize(source, tmp_path / "q", bits=4)
+    quantize(source, tmp_path / "q", bits=4, method="search")
 
 
 def test_a_partial_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -386,7 +402,7 @@ def test_two_runs_into_one_directory_do_not_mix(tmp_path: Path) -> None:
     source = write_official(tmp_path / "float", rope_config())
     with driver.locked_folder(tmp_path / "q.partial"):
         assert "is being written by another process" in failure(RequestError, source, tmp_path / "q")
-    quantize(source, tmp_path / "q", bits=4)
+    quantize(source, tmp_path / "q", bits=4, method="search")
 
 
 @pytest.mark.parametrize(("bits", "head_bits"), [(8, 8), (8, 4), (4, 4)])
@@ -394,7 +410,7 @@ def test_head_bits_and_group_size_are_read_back(
     tmp_path: Path, bits: Literal[4, 8], head_bits: Literal[4, 8]
 ) -> None:
     source = write_official(tmp_path / "float", rope_config(intermediate_size=200))
-    quantize(source, tmp_path / "q", bits=bits, group_size=128, head_bits=head_bits)
+    quantize(source, tmp_path / "q", bits=bits, method="search", group_size=128, head_bits=head_bits)
     checkpoint = QuantizedCheckpoint(tmp_path / "q")
     assert checkpoint.config.quantization == QuantizationConfig(bits, 128, head_bits)
     assert checkpoint.linear("lm_head").bits == head_bits

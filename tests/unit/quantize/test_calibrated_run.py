@@ -14,7 +14,7 @@ import pytest
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.packing import dequantize
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
-from baichuan2_tpu.config import ModelConfig
+from baichuan2_tpu.config import Method, ModelConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import Calibration, QuantizeEvent, quantize
 from baichuan2_tpu.quantize.calibration_text import open_windows
@@ -84,8 +84,8 @@ def test_logits_of_an_unseen_text_are_closer_than_by_the_search(
     tmp_path: Path, given: Calibration, config: ModelConfig
 ) -> None:
     source = write_model(tmp_path / "model", config)
-    quantize(source, tmp_path / "search", bits=4)
-    quantize(source, tmp_path / "gptq", bits=4, calibration=replace(given, tokens=1600))
+    quantize(source, tmp_path / "search", bits=4, method="search")
+    quantize(source, tmp_path / "gptq", bits=4, method="gptq", calibration=replace(given, tokens=1600))
     tokens = open_tokenizer(source).encode(random_text(32, seed=2))[:32]
     expected = reference_logits(config, float_weights(config, 0), tokens)
     errors = {
@@ -97,8 +97,8 @@ def test_logits_of_an_unseen_text_are_closer_than_by_the_search(
 def test_the_checkpoint_says_how_it_was_made_and_is_read_back(
     tmp_path: Path, source: Path, given: Calibration
 ) -> None:
-    quantize(source, tmp_path / "search", bits=4)
-    quantize(source, tmp_path / "gptq", bits=4, calibration=given)
+    quantize(source, tmp_path / "search", bits=4, method="search")
+    quantize(source, tmp_path / "gptq", bits=4, method="gptq", calibration=given)
     plain, calibrated = config_values(tmp_path / "search"), config_values(tmp_path / "gptq")
     assert calibrated == plain | {"meta": {"head_bits": 8, "method": "gptq"}}
     stored = QuantizedCheckpoint(tmp_path / "gptq").config.quantization
@@ -111,8 +111,8 @@ def test_the_checkpoint_says_how_it_was_made_and_is_read_back(
 
 
 def test_a_head_of_4_bits_is_calibrated_too(tmp_path: Path, source: Path, given: Calibration) -> None:
-    quantize(source, tmp_path / "search", bits=4, head_bits=4)
-    quantize(source, tmp_path / "gptq", bits=4, head_bits=4, calibration=given)
+    quantize(source, tmp_path / "search", bits=4, head_bits=4, method="search")
+    quantize(source, tmp_path / "gptq", bits=4, head_bits=4, method="gptq", calibration=given)
     heads = [QuantizedCheckpoint(tmp_path / name).linear("lm_head") for name in ("search", "gptq")]
     assert heads[1].bits == 4
     assert (heads[0].qweight != heads[1].qweight).any()
@@ -120,17 +120,20 @@ def test_a_head_of_4_bits_is_calibrated_too(tmp_path: Path, source: Path, given:
     assert np.abs(dequantize(heads[1]) - folded).max() < np.abs(folded).max() / 3
 
 
-def test_the_bytes_do_not_depend_on_the_workers(tmp_path: Path, source: Path, given: Calibration) -> None:
-    quantize(source, tmp_path / "one", bits=4, calibration=given, workers=1)
-    quantize(source, tmp_path / "three", bits=4, calibration=given, workers=3)
+@pytest.mark.parametrize("method", ["scale", "gptq"])
+def test_the_bytes_do_not_depend_on_the_workers(
+    tmp_path: Path, source: Path, given: Calibration, method: Method
+) -> None:
+    quantize(source, tmp_path / "one", bits=4, method=method, calibration=given, workers=1)
+    quantize(source, tmp_path / "three", bits=4, method=method, calibration=given, workers=3)
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
 def test_a_model_that_writes_its_own_text_gives_the_same_bytes_again(tmp_path: Path, source: Path) -> None:
     said: list[str] = []
     own = Calibration(tokens=320)
-    quantize(source, tmp_path / "one", bits=4, calibration=own, notice=said.append)
-    quantize(source, tmp_path / "two", bits=4, calibration=own, workers=1)
+    quantize(source, tmp_path / "one", bits=4, method="gptq", calibration=own, notice=said.append)
+    quantize(source, tmp_path / "two", bits=4, method="gptq", calibration=own, workers=1)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert said[0] == "the model writes 320 tokens to calibrate with (once)"
     assert said[-1] == "10 of 10 windows of calibration text written"
@@ -145,21 +148,23 @@ def progress(event):
     if event.done == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-calibration = Calibration(Path(sys.argv[3]), 320)
-quantize(Path(sys.argv[1]), Path(sys.argv[2]), bits=4, calibration=calibration, progress=progress)
+text = Calibration(Path(sys.argv[3]), 320)
+model, target, method = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[5]
+quantize(model, target, bits=4, method=method, calibration=text, progress=progress)
 """
 
 
+@pytest.mark.parametrize("method", ["scale", "gptq"])
 @pytest.mark.parametrize("done", [2, 3, 4])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    tmp_path: Path, source: Path, given: Calibration, done: int
+    tmp_path: Path, source: Path, given: Calibration, done: int, method: Method
 ) -> None:
-    quantize(source, tmp_path / "whole", bits=4, calibration=given)
-    words = [source, tmp_path / "q", given.file, done]
+    quantize(source, tmp_path / "whole", bits=4, method=method, calibration=given)
+    words = [source, tmp_path / "q", given.file, done, method]
     child = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], check=False)
     assert child.returncode == -signal.SIGKILL
     events: list[QuantizeEvent] = []
-    quantize(source, tmp_path / "q", bits=4, calibration=given, progress=events.append)
+    quantize(source, tmp_path / "q", bits=4, method=method, calibration=given, progress=events.append)
     assert events[0].done == done
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
     assert not (tmp_path / "q.partial").exists()
@@ -176,20 +181,20 @@ def interrupt(*_: object, **__: object) -> Path:
 def test_a_layer_whose_states_alone_were_written_is_done_again(
     tmp_path: Path, source: Path, given: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize(source, tmp_path / "whole", bits=4, calibration=given)
+    quantize(source, tmp_path / "whole", bits=4, method="gptq", calibration=given)
     with monkeypatch.context() as patch:
-        patch.setattr("baichuan2_tpu.quantize.gptq_run.write_shard", interrupt)
+        patch.setattr("baichuan2_tpu.quantize.calibrated_run.write_shard", interrupt)
         with pytest.raises(Interruption):
-            quantize(source, tmp_path / "q", bits=4, calibration=given)
+            quantize(source, tmp_path / "q", bits=4, method="gptq", calibration=given)
     assert (tmp_path / "q.partial" / "states-00001.npy").exists()
-    quantize(source, tmp_path / "q", bits=4, calibration=given)
+    quantize(source, tmp_path / "q", bits=4, method="gptq", calibration=given)
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
 
 
 def test_states_that_a_killed_run_no_longer_needed_do_not_stay(
     tmp_path: Path, source: Path, given: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize(source, tmp_path / "whole", bits=4, calibration=given)
+    quantize(source, tmp_path / "whole", bits=4, method="gptq", calibration=given)
     add = Journal.add
 
     def add_and_stop(journal: Journal, file: Path) -> None:
@@ -200,9 +205,9 @@ def test_states_that_a_killed_run_no_longer_needed_do_not_stay(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", add_and_stop)
         with pytest.raises(Interruption):
-            quantize(source, tmp_path / "q", bits=4, calibration=given)
+            quantize(source, tmp_path / "q", bits=4, method="gptq", calibration=given)
     assert len(list((tmp_path / "q.partial").glob("states-*.npy"))) == 2
-    quantize(source, tmp_path / "q", bits=4, calibration=given)
+    quantize(source, tmp_path / "q", bits=4, method="gptq", calibration=given)
     assert contents(tmp_path / "q") == contents(tmp_path / "whole")
 
 
@@ -215,7 +220,7 @@ def test_another_text_or_method_or_damaged_states_start_over(
             raise Interruption
 
     with pytest.raises(Interruption):
-        quantize(source, tmp_path / "q", bits=4, calibration=given, progress=stop)
+        quantize(source, tmp_path / "q", bits=4, method="gptq", calibration=given, progress=stop)
     wished = given
     if change == "text":
         (tmp_path / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
@@ -225,18 +230,18 @@ def test_another_text_or_method_or_damaged_states_start_over(
     elif change == "states":
         states = tmp_path / "q.partial" / "states-00001.npy"
         states.write_bytes(states.read_bytes()[:-1] + b"x")
-    calibration = None if change == "method" else wished
+    method: Method = "scale" if change == "method" else "gptq"
     events: list[QuantizeEvent] = []
-    quantize(source, tmp_path / "q", bits=4, calibration=calibration, progress=events.append)
+    quantize(source, tmp_path / "q", bits=4, method=method, calibration=wished, progress=events.append)
     assert events[0].done == (4 if change == "states" else 0)
-    quantize(source, tmp_path / "fresh", bits=4, calibration=calibration)
+    quantize(source, tmp_path / "fresh", bits=4, method=method, calibration=wished)
     assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
 
 
 def refusal(source: Path, calibration: Calibration, kind: type[Exception] = RequestError) -> str:
     target = source.with_name("refused")
     with pytest.raises(kind) as caught:
-        quantize(source, target, bits=4, calibration=calibration)
+        quantize(source, target, bits=4, method="gptq", calibration=calibration)
     assert not target.exists()
     assert not target.with_name("refused.partial").exists()
     return str(caught.value)
@@ -264,8 +269,8 @@ def test_a_text_can_come_from_standard_input(
 ) -> None:
     checkpoint = FloatCheckpoint.open(source)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
-    piped = open_windows(checkpoint, replace(given, file=Path("-")))
-    assert piped.describe() == open_windows(checkpoint, given).describe()
+    piped = open_windows(checkpoint, replace(given, file=Path("-")), "gptq")
+    assert piped.describe() == open_windows(checkpoint, given, "gptq").describe()
 
 
 def test_a_missing_text_and_too_few_tokens_are_refused(source: Path, given: Calibration) -> None:
@@ -293,7 +298,7 @@ def test_inputs_beyond_all_numbers_are_told(tmp_path: Path, given: Calibration) 
 
 
 def test_windows_are_spread_over_the_whole_text(source: Path, given: Calibration) -> None:
-    windows = open_windows(FloatCheckpoint.open(source), given)
+    windows = open_windows(FloatCheckpoint.open(source), given, "gptq")
     assert windows.given is not None
     assert windows.given.shape == (10, 32)
     ids = open_tokenizer(source).encode(TEXT)
