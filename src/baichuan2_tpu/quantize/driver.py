@@ -82,14 +82,12 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source, [Path(adapter) for adapter in adapters])
     check_assets(checkpoint)
-    for line in checkpoint.notices:
-        notice(line)
     method = method or _choose_method(checkpoint, bits, calibration)
     windows = None if method == "search" else open_windows(checkpoint, calibration or Calibration(), method)
     settings = choose_settings(checkpoint.stored, bits, group_size, head_bits, method)
-    repacking = describe_repacking(checkpoint, settings)
-    if repacking is not None:
-        notice(repacking)
+    for line in (*checkpoint.notices, describe_repacking(checkpoint, settings)):
+        if line is not None:
+            notice(line)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
