@@ -68,7 +68,7 @@ def score(model_directory: Path, context: str, choice: str) -> tuple[float, bool
     with load(model_directory, threads=1) as model, TrackedSequence(model.engine) as sequence:
         ids = model.tokens(f"{context} {choice}")
         start = len(model.tokens(context))
-        rows = sequence.feed(ids, len(ids))[start - 1 : -1]
+        rows = sequence.feed(ids, len(ids))[start - 1 : -1, : model.tokenizer.vocabulary_size]
     scores = [logprobs(row, token_id, 0)[0].logprob for row, token_id in zip(rows, ids[start:], strict=True)]
     return sum(scores), bool(np.array_equal(rows.argmax(axis=1), ids[start:]))
 
