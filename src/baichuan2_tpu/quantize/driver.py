@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
+from baichuan2_tpu.checkpoint.foreign.settings import SETTINGS_FILES
 from baichuan2_tpu.checkpoint.foreign.stored_form import StoredForm
 from baichuan2_tpu.config import Method, QuantizationConfig, default_method
 from baichuan2_tpu.errors import CheckpointError, RequestError
@@ -94,8 +95,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
-        config = () if checkpoint.path.is_file() else (source / "config.json",)
-        sources = (*config, *checkpoint.files)
+        settings_files = [checkpoint.path / name for name in SETTINGS_FILES]
+        sources = (*filter(Path.is_file, settings_files), *checkpoint.files)
         merged = [adapter.record for adapter in checkpoint.adapters]
         journal = Journal.open(
             partial / _JOURNAL, settings, sources, windows and windows.describe(), adapters=merged

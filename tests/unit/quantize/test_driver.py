@@ -16,6 +16,7 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import QuantizeEvent, driver, quantize
+from models.foreign_checkpoint import pack_gptq, write_foreign
 from models.reference import reference_logits
 from models.tiny_checkpoint import (
     alibi_config,
@@ -258,6 +259,22 @@ def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str)
     asked(tmp_path / "q", progress=events.append)
     assert events[0].done == 0
     asked(tmp_path / "fresh")
+    assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
+
+
+def test_other_settings_of_another_tool_start_over(tmp_path: Path) -> None:
+    """Those beside config.json were not part of the record: half of the zeros would be one too low."""
+    settings: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    write_foreign(source := tmp_path / "m", settings, pack_gptq)
+    values = json.loads((source / "config.json").read_text())
+    del values["quantization_config"]
+    (source / "config.json").write_text(json.dumps(values))
+    (source / "quantize_config.json").write_text(json.dumps(settings))
+    with pytest.raises(Interruption):
+        quantize(source, tmp_path / "q", workers=1, progress=interrupt_after(2))
+    (source / "quantize_config.json").write_text(json.dumps(settings | {"checkpoint_format": "gptq_v2"}))
+    quantize(source, tmp_path / "q")
+    quantize(source, tmp_path / "fresh")
     assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
 
 
