@@ -22,7 +22,7 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
 from baichuan2_tpu.checkpoint.gguf_parts import list_parts, model_name
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
-from baichuan2_tpu.config import QuantizationConfig, default_method
+from baichuan2_tpu.config import Method, QuantizationConfig, default_method
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
     DEMO,
@@ -186,7 +186,8 @@ def resolve_model(
     else:
         name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
     group_size = None if bits is None else settings.group_size
-    cached = _cached_path(name, fingerprint, bits, group_size)
+    method = None if bits is None or (source and source.kind == "foreign") else default_method(bits)
+    cached = _cached_path(name, fingerprint, _name_form(bits, group_size, method))
     if not cached.exists():
         from baichuan2_tpu.quantize import quantize  # noqa: PLC0415
 
@@ -236,8 +237,14 @@ def _fingerprint(path: Path) -> str:
     return hash_blocks([json.dumps(described).encode()])
 
 
-def _cached_path(name: str, fingerprint: str, bits: Bits | None, group_size: int | None) -> Path:
+def _name_form(bits: Bits | None, group_size: int | None, method: Method | None) -> str:
+    """Name what is asked for; ``method`` None depends on what another tool made of the weights."""
+    if bits is None:
+        return "repacked"
+    return f"w{bits}g{group_size}" + ("" if method is None else f"-{method}")
+
+
+def _cached_path(name: str, fingerprint: str, form: str) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    form = "repacked" if bits is None else f"w{bits}g{group_size}-{default_method(bits)}"
     return cache_folder() / "models" / f"{name}-{form}-{key}"

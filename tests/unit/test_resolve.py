@@ -113,6 +113,11 @@ def test_what_another_tool_quantised_is_repacked_once(tmp_path: Path, cache: Pat
     assert resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=pytest.fail) == located
     eight = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=8), notice=notices.append)
     assert eight.path.name.startswith("Tiny-GPTQ-w8g64-")
+    # Which method is used depends on the files: the name of 4 bits said "scale" where integers are kept.
+    four = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=4), notice=notices.append)
+    assert QuantizedCheckpoint(four.path).config.quantization == QuantizationConfig(4)
+    assert four.path.name.removeprefix("Tiny-GPTQ-").split("-")[0] == "w4g64"
+    assert "scale" not in four.path.name
 
 
 def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
