@@ -271,7 +271,7 @@ def test_other_settings_of_another_tool_start_over(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(values))
     (source / "quantize_config.json").write_text(json.dumps(settings))
     with pytest.raises(Interruption):
-        quantize(source, tmp_path / "q", workers=1, progress=interrupt_after(2))
+        quantize(source, tmp_path / "q", workers=1, progress=interrupt_after(3))
     (source / "quantize_config.json").write_text(json.dumps(settings | {"checkpoint_format": "gptq_v2"}))
     quantize(source, tmp_path / "q")
     quantize(source, tmp_path / "fresh")
