@@ -433,3 +433,14 @@ def test_head_bits_and_group_size_are_read_back(
     assert checkpoint.linear("lm_head").bits == head_bits
     down = checkpoint.linear("model.layers.0.mlp.down_proj")
     assert down.scales.shape == (2, 128)  # 200 columns: the second group holds 72
+
+
+def test_a_tied_head_that_is_normalised_is_written_beside_the_embedding(tmp_path: Path) -> None:
+    """Other tools took the embedding as it is for the head, ours its rows divided by their norms."""
+    config = rope_config(is_head_tied=True)
+    quantize(write_official(tmp_path / "float", config), tmp_path / "q", method="search")
+    weights = load_file(tmp_path / "q" / "model-00004-of-00004.safetensors")
+    rows = float_weights(config, 0)["model.embed_tokens.weight"]
+    expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(weights["lm_head.weight"], expected, atol=1e-3)
+    assert not QuantizedCheckpoint(tmp_path / "q").config.is_head_tied
