@@ -46,7 +46,7 @@ Notice = Callable[[str], None]
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
 _log = logging.getLogger(__name__)
-_SOURCE_FILES = ("*.json", "*.model", "*.gguf", *WEIGHT_FILES)
+_SOURCE_FILES = ("*.json", "*.jinja", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,17 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
     assert resolve_model(str(source), notice=lambda _: None) != first
 
 
+def test_a_changed_chat_template_is_copied_again(source: Path) -> None:
+    """The cached copy kept the template of the day when it was made."""
+    template = source / "chat_template.jinja"
+    template.write_text("first")
+    first = resolve_model(str(source), notice=lambda _: None)
+    template.write_text("second")
+    second = resolve_model(str(source), notice=lambda _: None)
+    assert (first.path / template.name).read_text() == "first"
+    assert (second.path / template.name).read_text() == "second"
+
+
 def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> None:
     config = rope_config(vocabulary_size=264)
     write_gguf(tmp_path / "Tiny.gguf", config, float_weights(config, 0), split_max_tensors=12)
