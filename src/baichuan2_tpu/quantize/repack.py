@@ -68,9 +68,12 @@ def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig
             reason = f"cannot be kept: {stored.reason}"
         elif _holds(stored, settings):
             reason = f"are not kept: --method {settings.method} chooses others"
+        again = f"{start}; its integers {reason}. Its weights are quantised again, to {chosen}"
+        if checkpoint.adapters:  # no file holds what the result could be compared with
+            return again
         return (
-            f"{start}; its integers {reason}. Its weights are quantised again, to {chosen}; "
-            "what that costs is measured by baichuan2 evaluate MODEL --against SRC --against-engine float"
+            f"{again}; what that costs is measured by baichuan2 evaluate MODEL --against SRC "
+            "--against-engine float"
         )
     groups = f"in groups of {settings.group_size}"
     others = f"; linears that are floats ({stored.floats}) are quantised" if stored.floats else ""

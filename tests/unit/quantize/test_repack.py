@@ -17,6 +17,7 @@ from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.quantize.repack import choose_settings, describe_repacking
 from models.foreign_checkpoint import foreign_config, pack_awq, pack_compressed, pack_gptq, write_foreign
 from models.reference import reference_logits
+from models.tiny_adapter import adapter_matrices, write_adapter
 from models.tiny_tokenizer import write_sentencepiece
 
 PROMPT = [1, 17, 250, 3, 99]
@@ -105,3 +106,14 @@ def test_four_bits_that_keep_no_integers_are_calibrated(
     quantization = QuantizedCheckpoint(tmp_path / "q").config.quantization
     assert quantization is not None
     assert quantization.method == method
+
+
+def test_merged_adapters_are_compared_with_nothing(tmp_path: Path) -> None:
+    """A comparison with the base was named, which measures what the adapter was trained for."""
+    write_foreign(tmp_path / "m", GPTQ, pack_gptq)
+    adapter = write_adapter(tmp_path / "a", adapter_matrices(foreign_config(), ("o_proj",)))
+    line = describe_repacking(FloatCheckpoint.open(tmp_path / "m", [adapter]), QuantizationConfig(8))
+    assert line is not None
+    assert line.endswith(
+        "adapters are merged into its weights. Its weights are quantised again, to 8 bits in groups of 64"
+    )
