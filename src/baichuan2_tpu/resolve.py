@@ -46,6 +46,9 @@ Notice = Callable[[str], None]
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
 _log = logging.getLogger(__name__)
+_FINISHED = ("quantized", "bundle", "bmodel")
+"""Kinds that are used where they lie, and that nothing can be merged into."""
+
 _SOURCE_FILES = ("*.json", "*.jinja", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
@@ -151,7 +154,7 @@ def find_source(
     path = Path(model).expanduser()
     if model and path.exists():  # no name at all would be this directory
         located = identify(path)
-        _notice_adapter(path, adapters, notice)
+        _notice_adapter(located, path, adapters, notice)
         return located
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
@@ -177,7 +180,7 @@ def resolve_model(
     known, source = KNOWN_MODELS.get(model), None
     if known is None:
         source = find_source(model, notice)
-        if source.kind in ("quantized", "bundle", "bmodel"):
+        if source.kind in _FINISHED:
             return source
         name, fingerprint = model_name(source.path.resolve()), _fingerprint(source.path)
         bits = settings.bits or (None if source.kind == "foreign" else _DEFAULT_BITS)
@@ -210,13 +213,15 @@ def resolve_model(
     return Located(cached, "quantized")
 
 
-def _notice_adapter(path: Path, adapters: Sequence[Path], notice: Notice) -> None:
+def _notice_adapter(located: Located, path: Path, adapters: Sequence[Path], notice: Notice) -> None:
     """Name an adapter beside a model, which is not part of it."""
     base = find_adapter(path)
     if base is not None and path.resolve() not in [adapter.resolve() for adapter in adapters]:
+        is_finished = located.kind in _FINISHED
+        step = "merge it into the float checkpoint MODEL" if is_finished else "merge it"
         notice(
-            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to merge it: "
-            f"baichuan2 quantize {path} DST --adapter {path}"
+            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to {step}: "
+            f"baichuan2 quantize {'MODEL' if is_finished else path} DST --adapter {path}"
         )
 
 

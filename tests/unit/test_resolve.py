@@ -90,15 +90,19 @@ def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> N
 
 
 def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_path: Path) -> None:
-    """It was ignored without a word."""
-    quantize(source, tmp_path / "ready", bits=4)
-    for path in (source, tmp_path / "ready"):
+    """It was ignored without a word; then the step beside a quantised model was one that is refused."""
+    quantize(source, ready := tmp_path / "ready", bits=4)
+    into = " into the float checkpoint MODEL"
+    for path, step in (
+        (source, f": baichuan2 quantize {source}"),
+        (ready, f"{into}: baichuan2 quantize MODEL"),
+    ):
         write_adapter(path, adapter_matrices(rope_config(), ("W_pack",)))
         notices: list[str] = []
         resolve_model(str(path), notice=notices.append)
         assert notices[0] == (
             f"{path} also holds a LoRA adapter (trained on 'baichuan-inc/Baichuan2-7B-Chat'), which is not "
-            f"used; to merge it: baichuan2 quantize {path} DST --adapter {path}"
+            f"used; to merge it{step} DST --adapter {path}"
         )
     find_source(str(source), pytest.fail, adapters=[source])
 
