@@ -22,7 +22,7 @@ from baichuan2_tpu import __version__
 from baichuan2_tpu.checkpoint.adapter_settings import find_adapter
 from baichuan2_tpu.checkpoint.gguf_parts import list_parts, model_name
 from baichuan2_tpu.checkpoint.identify import WEIGHT_FILES, Located, identify
-from baichuan2_tpu.config import QuantizationConfig, default_method
+from baichuan2_tpu.config import Method, QuantizationConfig, default_method
 from baichuan2_tpu.errors import RequestError
 from baichuan2_tpu.fetch import (
     DEMO,
@@ -46,7 +46,10 @@ Notice = Callable[[str], None]
 _DEFAULT_BITS: Bits = 4
 _KEY_DIGITS = 12
 _log = logging.getLogger(__name__)
-_SOURCE_FILES = ("*.json", "*.model", "*.gguf", *WEIGHT_FILES)
+_FINISHED = ("quantized", "bundle", "bmodel")
+"""Kinds that are used where they lie, and that nothing can be merged into."""
+
+_SOURCE_FILES = ("*.json", "*.jinja", "*.model", "*.gguf", *WEIGHT_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ def find_source(
     path = Path(model).expanduser()
     if model and path.exists():  # no name at all would be this directory
         located = identify(path)
-        _notice_adapter(path, adapters, notice)
+        _notice_adapter(located, path, adapters, notice)
         return located
     raise RequestError(
         f"{model!r} is neither a path that exists nor a known model; give a checkpoint or bundle directory, "
@@ -177,7 +180,7 @@ def resolve_model(
     known, source = KNOWN_MODELS.get(model), None
     if known is None:
         source = find_source(model, notice)
-        if source.kind in ("quantized", "bundle", "bmodel"):
+        if source.kind in _FINISHED:
             return source
         name, fingerprint = model_name(source.path.resolve()), _fingerprint(source.path)
         bits = settings.bits or (None if source.kind == "foreign" else _DEFAULT_BITS)
@@ -186,7 +189,8 @@ def resolve_model(
     else:
         name, fingerprint, bits = model, known.fingerprint, settings.bits or known.bits
     group_size = None if bits is None else settings.group_size
-    cached = _cached_path(name, fingerprint, bits, group_size)
+    method = None if bits is None or (source and source.kind == "foreign") else default_method(bits)
+    cached = _cached_path(name, fingerprint, _name_form(bits, group_size, method))
     if not cached.exists():
         from baichuan2_tpu.quantize import quantize  # noqa: PLC0415
 
@@ -209,13 +213,15 @@ def resolve_model(
     return Located(cached, "quantized")
 
 
-def _notice_adapter(path: Path, adapters: Sequence[Path], notice: Notice) -> None:
+def _notice_adapter(located: Located, path: Path, adapters: Sequence[Path], notice: Notice) -> None:
     """Name an adapter beside a model, which is not part of it."""
     base = find_adapter(path)
     if base is not None and path.resolve() not in [adapter.resolve() for adapter in adapters]:
+        is_finished = located.kind in _FINISHED
+        step = "merge it into the float checkpoint MODEL" if is_finished else "merge it"
         notice(
-            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to merge it: "
-            f"baichuan2 quantize {path} DST --adapter {path}"
+            f"{path} also holds a LoRA adapter (trained on {base}), which is not used; to {step}: "
+            f"baichuan2 quantize {'MODEL' if is_finished else path} DST --adapter {path}"
         )
 
 
@@ -236,8 +242,14 @@ def _fingerprint(path: Path) -> str:
     return hash_blocks([json.dumps(described).encode()])
 
 
-def _cached_path(name: str, fingerprint: str, bits: Bits | None, group_size: int | None) -> Path:
+def _name_form(bits: Bits | None, group_size: int | None, method: Method | None) -> str:
+    """Name what is asked for; ``method`` None depends on what another tool made of the weights."""
+    if bits is None:
+        return "repacked"
+    return f"w{bits}g{group_size}" + ("" if method is None else f"-{method}")
+
+
+def _cached_path(name: str, fingerprint: str, form: str) -> Path:
     """Name a quantised checkpoint in the cache: readable in front, unmistakable behind."""
     key = hash_blocks([f"{__version__} {fingerprint}".encode()])[:_KEY_DIGITS]
-    form = "repacked" if bits is None else f"w{bits}g{group_size}-{default_method(bits)}"
     return cache_folder() / "models" / f"{name}-{form}-{key}"

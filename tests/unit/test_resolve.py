@@ -64,6 +64,17 @@ def test_changed_source_is_quantised_again(source: Path) -> None:
     assert resolve_model(str(source), notice=lambda _: None) != first
 
 
+def test_a_changed_chat_template_is_copied_again(source: Path) -> None:
+    """The cached copy kept the template of the day when it was made."""
+    template = source / "chat_template.jinja"
+    template.write_text("first")
+    first = resolve_model(str(source), notice=lambda _: None)
+    template.write_text("second")
+    second = resolve_model(str(source), notice=lambda _: None)
+    assert (first.path / template.name).read_text() == "first"
+    assert (second.path / template.name).read_text() == "second"
+
+
 def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> None:
     config = rope_config(vocabulary_size=264)
     write_gguf(tmp_path / "Tiny.gguf", config, float_weights(config, 0), split_max_tensors=12)
@@ -79,15 +90,19 @@ def test_a_split_gguf_has_one_place_whichever_part_is_named(tmp_path: Path) -> N
 
 
 def test_an_adapter_beside_a_model_is_named_and_not_merged(source: Path, tmp_path: Path) -> None:
-    """It was ignored without a word."""
-    quantize(source, tmp_path / "ready", bits=4)
-    for path in (source, tmp_path / "ready"):
+    """It was ignored without a word; then the step beside a quantised model was one that is refused."""
+    quantize(source, ready := tmp_path / "ready", bits=4)
+    into = " into the float checkpoint MODEL"
+    for path, step in (
+        (source, f": baichuan2 quantize {source}"),
+        (ready, f"{into}: baichuan2 quantize MODEL"),
+    ):
         write_adapter(path, adapter_matrices(rope_config(), ("W_pack",)))
         notices: list[str] = []
         resolve_model(str(path), notice=notices.append)
         assert notices[0] == (
             f"{path} also holds a LoRA adapter (trained on 'baichuan-inc/Baichuan2-7B-Chat'), which is not "
-            f"used; to merge it: baichuan2 quantize {path} DST --adapter {path}"
+            f"used; to merge it{step} DST --adapter {path}"
         )
     find_source(str(source), pytest.fail, adapters=[source])
 
@@ -113,6 +128,11 @@ def test_what_another_tool_quantised_is_repacked_once(tmp_path: Path, cache: Pat
     assert resolve_model(str(tmp_path / "Tiny-GPTQ"), notice=pytest.fail) == located
     eight = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=8), notice=notices.append)
     assert eight.path.name.startswith("Tiny-GPTQ-w8g64-")
+    # Which method is used depends on the files: the name of 4 bits said "scale" where integers are kept.
+    four = resolve_model(str(tmp_path / "Tiny-GPTQ"), ResolveSettings(bits=4), notice=notices.append)
+    assert QuantizedCheckpoint(four.path).config.quantization == QuantizationConfig(4)
+    assert four.path.name.removeprefix("Tiny-GPTQ-").split("-")[0] == "w4g64"
+    assert "scale" not in four.path.name
 
 
 def test_known_model_is_fetched_only_when_it_is_needed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ Method = Annotated[
         "--method",
         help="How integers are chosen: search needs the weights alone, scale some minutes more for a text's "
         "inputs, and gptq, the most accurate, an hour or more.",
-        show_default="scale for 4 bits, search for 8",
+        show_default="scale for 4 bits, search for 8 and to keep integers",
     ),
 ]
 CalibrationText = Annotated[

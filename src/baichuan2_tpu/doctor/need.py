@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from baichuan2_tpu.bmodel.header import BmodelFile
+from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
+from baichuan2_tpu.checkpoint.layout import pad_vocabulary
 from baichuan2_tpu.compile.plan import default_layers_per_net, make_plan
 from baichuan2_tpu.compile.settings import CompileSettings, default_stages
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig, choose_kv_bits
@@ -90,7 +92,14 @@ def _read_need(model: str, context: int | None, rows: int | None) -> Need:
         return _bmodel_need(located.bmodel, context)
     if located.kind == "gguf":
         return Need(f"{path.name}: a GGUF, quantised once when it is used", "cpu", 0, 0, None, True)
-    return _checkpoint_need(path.name, ModelConfig.read(path / "config.json"), context, rows)
+    config = ModelConfig.read(path / "config.json")
+    if located.kind == "foreign":
+        # Imported here: the doctor also examines machines where what quantises does not load.
+        from baichuan2_tpu.quantize.repack import choose_settings  # noqa: PLC0415
+
+        settings = choose_settings(FloatCheckpoint.open(path).stored, None, None, None, "search")
+        return _checkpoint_need(path.name, config, context, rows, repacked=settings)
+    return _checkpoint_need(path.name, config, context, rows)
 
 
 def _known_need(model: str, context: int | None, rows: int | None) -> Need:
@@ -118,15 +127,28 @@ def _vendor_need(model: str, bits: int) -> Need:
     )
 
 
-def _checkpoint_need(name: str, config: ModelConfig, context: int | None, rows: int | None) -> Need:
-    """Count what the cpu holds, and what the device would."""
-    counted = config if config.quantization else replace(config, quantization=QuantizationConfig(_BITS))
+def _checkpoint_need(
+    name: str,
+    config: ModelConfig,
+    context: int | None,
+    rows: int | None,
+    *,
+    repacked: QuantizationConfig | None = None,
+) -> Need:
+    """Count what the cpu holds, and what the device would; ``repacked`` is for another tool's integers."""
+    counted = config
+    if repacked or not config.quantization:
+        padded = pad_vocabulary(config.vocabulary_size)
+        assumed = repacked or QuantizationConfig(_BITS)
+        counted = replace(config, quantization=assumed, vocabulary_size=padded)
     bits = counted.quantization.bits if counted.quantization else 0
     _check_context(name, context, config.max_context)
     tokens = context or config.max_context
     device_rows = max(rows or tokens, tokens)
     device_bytes = _compiled_bytes(counted, tokens, device_rows)
     state = "quantised checkpoint," if config.quantization else "not quantised yet, counted as"
+    if repacked:
+        state = "quantised by another tool, repacked once when it is used,"
     return Need(
         title=f"{name}: {state} {config.layers} layers of {bits} bits, context {tokens}",
         runs_on="cpu",

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
-from baichuan2_tpu.config import Method, default_method
+from baichuan2_tpu.checkpoint.foreign.settings import SETTINGS_FILES
+from baichuan2_tpu.checkpoint.foreign.stored_form import StoredForm
+from baichuan2_tpu.config import Method, QuantizationConfig, default_method
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.files import LOCK_NAME, disk_errors, locked_folder, move_whole
 from baichuan2_tpu.quantize.assets import check_assets, write_assets
@@ -25,7 +27,7 @@ from baichuan2_tpu.quantize.calibrated_run import CalibratedRun, scratch_bytes
 from baichuan2_tpu.quantize.calibration_text import Calibration, Windows, open_windows, write_windows
 from baichuan2_tpu.quantize.journal import Journal
 from baichuan2_tpu.quantize.plan import Plan, Shard, make_plan
-from baichuan2_tpu.quantize.repack import choose_settings, describe_repacking
+from baichuan2_tpu.quantize.repack import choose_settings, describe_repacking, keeps_integers
 from baichuan2_tpu.quantize.shard_file import write_shard
 
 __all__ = ["Progress", "QuantizeEvent", "check_destination", "quantize"]
@@ -69,8 +71,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
 
     The defaults are 4 bits in groups of 64 with a head of 8 bits; for a ``source`` that another tool
     quantised, the settings that keep its integers.
-    Integers are chosen by ``method``; None is ``scale`` for 4 bits, and ``search`` for 8 or for what another
-    tool quantised. ``calibration`` names the text for the methods that use one.
+    Integers are chosen by ``method``; None is ``scale`` for 4 bits, and ``search`` for 8 or where
+    integers of another tool are kept. ``calibration`` names the text for the methods that use one.
     ``adapters`` are folders of LoRA adapters, which are merged into the float weights in that order.
     Side effect: what is finished stays in ``DST.partial`` when it is interrupted; the same call continues.
     Nothing stays where the source is wrong.
@@ -82,7 +84,9 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source, [Path(adapter) for adapter in adapters])
     check_assets(checkpoint)
-    method = method or _choose_method(checkpoint, bits, calibration)
+    if method is None:
+        stored = None if calibration else checkpoint.stored
+        method = _choose_method(stored, choose_settings(stored, bits, group_size, head_bits, "search"))
     windows = None if method == "search" else open_windows(checkpoint, calibration or Calibration(), method)
     settings = choose_settings(checkpoint.stored, bits, group_size, head_bits, method)
     for line in (*checkpoint.notices, describe_repacking(checkpoint, settings)):
@@ -91,8 +95,8 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
-        config = () if checkpoint.path.is_file() else (source / "config.json",)
-        sources = (*config, *checkpoint.files)
+        settings_files = [checkpoint.path / name for name in SETTINGS_FILES]
+        sources = (*filter(Path.is_file, settings_files), *checkpoint.files)
         merged = [adapter.record for adapter in checkpoint.adapters]
         journal = Journal.open(
             partial / _JOURNAL, settings, sources, windows and windows.describe(), adapters=merged
@@ -113,11 +117,11 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
         (destination / LOCK_NAME).unlink()
 
 
-def _choose_method(checkpoint: FloatCheckpoint, bits: int | None, calibration: Calibration | None) -> Method:
-    """Return the default: what keeps another tool's integers, unless there is a text to calibrate with."""
-    if checkpoint.stored is not None and calibration is None:
+def _choose_method(stored: StoredForm | None, settings: QuantizationConfig) -> Method:
+    """Return the default: what keeps another tool's integers where they can be, else that of the bits."""
+    if stored is not None and keeps_integers(stored, settings):
         return "search"
-    return default_method(bits or 4)
+    return default_method(settings.bits)
 
 
 def check_destination(destination: Path) -> None:

@@ -78,8 +78,10 @@ def make_plan(config: ModelConfig, quantization: QuantizationConfig) -> Plan:
     Each is a file, and the quantised head, which only our engines read, is the last one.
     Raises: CheckpointError when a linear's size cannot be packed.
     """
-    # The head is written folded, so the result is a plain Llama, or a Baichuan that says so.
-    config = replace(config, is_head_normalized=False, quantization=quantization)
+    # The head is written folded, so the result is a plain Llama, or a Baichuan that says so. A folded head is
+    # not the embedding, which another tool would take where they are tied.
+    is_tied = config.is_head_tied and not config.is_head_normalized
+    config = replace(config, is_head_tied=is_tied, is_head_normalized=False, quantization=quantization)
     hidden, vocabulary = config.hidden_size, config.vocabulary_size
     files = [
         f"model-{number + 1:05d}-of-{config.layers + 2:05d}.safetensors"

@@ -15,7 +15,7 @@ from baichuan2_tpu.config import GROUP_MULTIPLE, HEAD_BITS, Method, Quantization
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize.plan import quantization_settings
 
-__all__ = ["choose_settings", "describe_repacking", "repack_linear"]
+__all__ = ["choose_settings", "describe_repacking", "keeps_integers", "repack_linear"]
 
 _DEFAULT_BITS = 4
 _SECOND_BITS = 8
@@ -50,6 +50,11 @@ def choose_settings(
     )
 
 
+def keeps_integers(stored: StoredForm, settings: QuantizationConfig) -> bool:
+    """Tell whether the integers of another tool's layers are kept by these settings."""
+    return not stored.reason and settings.method == "search" and _holds(stored, settings)
+
+
 def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig) -> str | None:
     """Say what becomes of the integers of another tool; None for floats."""
     stored = checkpoint.stored
@@ -57,12 +62,18 @@ def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig
         return None
     start = f"{checkpoint.path} was quantised by another tool ({stored.title}, {stored.bits} bits)"
     chosen = f"{settings.bits} bits in groups of {settings.group_size}"
-    is_fitting = settings.bits >= stored.bits and stored.group_size % settings.group_size == 0
-    if stored.reason or not is_fitting or settings.method != "search":
-        reason = stored.reason or f"it has {stored.bits} bits in groups of {stored.group_size}"
+    if not keeps_integers(stored, settings):
+        reason = f"cannot be kept: it has {stored.bits} bits in groups of {stored.group_size}"
+        if stored.reason:
+            reason = f"cannot be kept: {stored.reason}"
+        elif _holds(stored, settings):
+            reason = f"are not kept: --method {settings.method} chooses others"
+        again = f"{start}; its integers {reason}. Its weights are quantised again, to {chosen}"
+        if checkpoint.adapters:  # no file holds what the result could be compared with
+            return again
         return (
-            f"{start}; its integers cannot be kept: {reason}. Its weights are quantised again, to {chosen}; "
-            "what that costs is measured by baichuan2 evaluate MODEL --against SRC --against-engine float"
+            f"{again}; what that costs is measured by baichuan2 evaluate MODEL --against SRC "
+            "--against-engine float"
         )
     groups = f"in groups of {settings.group_size}"
     others = f"; linears that are floats ({stored.floats}) are quantised" if stored.floats else ""
@@ -72,6 +83,11 @@ def describe_repacking(checkpoint: FloatCheckpoint, settings: QuantizationConfig
         f"{start}; the integers of its layers are kept, {groups}, and its head is quantised to "
         f"{settings.head_bits} bits{others}"
     )
+
+
+def _holds(stored: StoredForm, settings: QuantizationConfig) -> bool:
+    """Tell whether there are enough bits, and groups that divide the stored ones."""
+    return settings.bits >= stored.bits and stored.group_size % settings.group_size == 0
 
 
 def repack_linear(

@@ -15,6 +15,8 @@ from baichuan2_tpu.doctor.need import VENDOR_MINIMUM_BYTES, read_need
 from baichuan2_tpu.errors import ArtifactError, ContextLengthError, RequestError
 from baichuan2_tpu.shapes import shape_config
 from models.bundle_manifest import bundle_manifest
+from models.foreign_checkpoint import pack_gptq, write_foreign
+from models.tiny_checkpoint import rope_config, write_official
 
 KV_BYTES = 32 * 2 * 4096 * 2
 """A token of the 7B: layers, keys and values, hidden size, bytes."""
@@ -137,3 +139,21 @@ def test_a_known_name_goes_before_a_folder_of_that_name(
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(RequestError, match="is neither a path that exists nor a known model; give"):
         read_need("no such model")
+
+
+def test_a_vocabulary_that_will_be_padded_can_be_compiled(tmp_path: Path) -> None:
+    """It was counted as it is, and said to fit no device."""
+    config = rope_config(vocabulary_size=397)
+    need = read_need(str(write_official(tmp_path / "odd", config)))
+    padded = read_need(str(write_official(tmp_path / "even", replace(config, vocabulary_size=448))))
+    assert need.device_bytes is not None
+    assert (need.device_bytes, need.host_bytes) == (padded.device_bytes, padded.host_bytes)
+
+
+def test_what_another_tool_quantised_is_counted_in_its_own_bits(tmp_path: Path) -> None:
+    """It was counted as floats that will get 4 bits."""
+    settings = {"quant_method": "gptq", "bits": 8, "group_size": 64}
+    write_foreign(tmp_path / "m", settings, pack_gptq, bits=8)
+    need = read_need(str(tmp_path / "m"))
+    assert need.bits == 8
+    assert need.title.startswith("m: quantised by another tool, repacked once when it is used, 2 layers of 8")

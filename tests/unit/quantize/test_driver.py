@@ -16,6 +16,7 @@ from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import ModelConfig, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import QuantizeEvent, driver, quantize
+from models.foreign_checkpoint import pack_gptq, write_foreign
 from models.reference import reference_logits
 from models.tiny_checkpoint import (
     alibi_config,
@@ -261,6 +262,22 @@ def test_another_task_or_a_damaged_file_starts_over(tmp_path: Path, change: str)
     assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
 
 
+def test_other_settings_of_another_tool_start_over(tmp_path: Path) -> None:
+    """Those beside config.json were not part of the record: half of the zeros would be one too low."""
+    settings: dict[str, object] = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    write_foreign(source := tmp_path / "m", settings, pack_gptq)
+    values = json.loads((source / "config.json").read_text())
+    del values["quantization_config"]
+    (source / "config.json").write_text(json.dumps(values))
+    (source / "quantize_config.json").write_text(json.dumps(settings))
+    with pytest.raises(Interruption):
+        quantize(source, tmp_path / "q", workers=1, progress=interrupt_after(3))
+    (source / "quantize_config.json").write_text(json.dumps(settings | {"checkpoint_format": "gptq_v2"}))
+    quantize(source, tmp_path / "q")
+    quantize(source, tmp_path / "fresh")
+    assert contents(tmp_path / "q") == contents(tmp_path / "fresh")
+
+
 def failure(
     kind: type[Exception],
     source: Path,
@@ -416,3 +433,14 @@ def test_head_bits_and_group_size_are_read_back(
     assert checkpoint.linear("lm_head").bits == head_bits
     down = checkpoint.linear("model.layers.0.mlp.down_proj")
     assert down.scales.shape == (2, 128)  # 200 columns: the second group holds 72
+
+
+def test_a_tied_head_that_is_normalised_is_written_beside_the_embedding(tmp_path: Path) -> None:
+    """Other tools took the embedding as it is for the head, ours its rows divided by their norms."""
+    config = rope_config(is_head_tied=True)
+    quantize(write_official(tmp_path / "float", config), tmp_path / "q", method="search")
+    weights = load_file(tmp_path / "q" / "model-00004-of-00004.safetensors")
+    rows = float_weights(config, 0)["model.embed_tokens.weight"]
+    expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(weights["lm_head.weight"], expected, atol=1e-3)
+    assert not QuantizedCheckpoint(tmp_path / "q").config.is_head_tied

@@ -16,11 +16,14 @@ from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.files import read_json
 from baichuan2_tpu.quoting import quote
 
-__all__ = ["FLOAT_ADVICE", "ForeignSettings", "read_quantization"]
+__all__ = ["FLOAT_ADVICE", "SETTINGS_FILES", "ForeignSettings", "read_quantization"]
 
 FLOAT_ADVICE = "take the float checkpoint, or one with 4 or 8 bits in GPTQ, AWQ or compressed-tensors form"
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 """Where AutoGPTQ and AutoAWQ kept the settings before ``config.json`` had a place for them."""
+
+SETTINGS_FILES = ("config.json", *_SIDE_FILES)
+"""All files that say what the weights are."""
 
 _MOST_GROUP = 1 << 17
 _TITLES = {
