@@ -78,8 +78,7 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     Nothing stays where the source is wrong.
     Raises: RequestError for a setting, an existing destination, too little disk space; CheckpointError.
     """
-    if workers < 1:
-        raise RequestError(f"workers is {workers}, allowed is 1 or more")
+    _check_workers(workers)
     source, destination = Path(source), Path(destination)
     check_destination(destination)
     checkpoint = FloatCheckpoint.open(source, [Path(adapter) for adapter in adapters])
@@ -87,11 +86,10 @@ def quantize(  # noqa: PLR0913 - all but two are optional and go by name
     if method is None:
         stored = None if calibration else checkpoint.stored
         method = _choose_method(stored, choose_settings(stored, bits, group_size, head_bits, "search"))
-    windows = None if method == "search" else open_windows(checkpoint, calibration or Calibration(), method)
+    windows = _open_windows(checkpoint, calibration, method)
     settings = choose_settings(checkpoint.stored, bits, group_size, head_bits, method)
-    for line in (*checkpoint.notices, describe_repacking(checkpoint, settings)):
-        if line is not None:
-            notice(line)
+    for line in filter(None, (*checkpoint.notices, describe_repacking(checkpoint, settings))):
+        notice(line)
     plan = make_plan(checkpoint.config, settings)
     partial = destination.with_name(f"{destination.name}.partial")
     with locked_folder(partial), disk_errors(partial, RequestError):
@@ -122,6 +120,22 @@ def _choose_method(stored: StoredForm | None, settings: QuantizationConfig) -> M
     if stored is not None and keeps_integers(stored, settings):
         return "search"
     return default_method(settings.bits)
+
+
+def _open_windows(
+    checkpoint: FloatCheckpoint, calibration: Calibration | None, method: Method
+) -> Windows | None:
+    """Open the text of a calibrated method; the search has none, and a text for it is a mistake."""
+    if method != "search":
+        return open_windows(checkpoint, calibration or Calibration(), method)
+    if calibration is not None:
+        raise RequestError("the method search takes no text to calibrate with; use scale or gptq")
+    return None
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise RequestError(f"workers is {workers}, allowed is 1 or more")
 
 
 def check_destination(destination: Path) -> None:

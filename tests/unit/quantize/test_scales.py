@@ -13,7 +13,7 @@ from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.layout import layer_linears, layer_norms
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from baichuan2_tpu.config import Method, ModelConfig
-from baichuan2_tpu.errors import CheckpointError
+from baichuan2_tpu.errors import CheckpointError, RequestError
 from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.quantize.calibration_text import Calibration, open_windows
 from baichuan2_tpu.quantize.column_scales import find_scales, mean_squares, sample_rows
@@ -196,3 +196,13 @@ def test_inputs_that_are_not_finite_are_told(tmp_path: Path) -> None:
     write_bin(source / "pytorch_model.bin", tensors)
     with pytest.raises(CheckpointError, match="not finite on the calibration text"):
         quantize(source, tmp_path / "q", bits=4)
+
+
+@pytest.mark.parametrize(("bits", "method"), [(8, None), (4, "search")])
+def test_a_text_for_a_method_that_takes_none_is_refused(
+    tmp_path: Path, bits: int, method: Method | None
+) -> None:
+    """It was ignored without a word."""
+    source = write_model(tmp_path / "float", CONFIGS["rope"])
+    with pytest.raises(RequestError, match="takes no text to calibrate with; use scale or gptq"):
+        quantize(source, tmp_path / "q", bits=bits, method=method, calibration=Calibration())
