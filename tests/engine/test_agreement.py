@@ -31,8 +31,8 @@ from models.tiny_bundle import TINY_SETTINGS, TinyBundle, TinyBundles
 LAYERS_PER_NET = TINY_SETTINGS.layers_per_net
 NEW_TOKENS = 64
 PROMPT_TOKENS = 11
-PROMPT_SEEDS = {4: 0, 8: 67}
-"""By bits, of 120 the one with the widest smallest margin: 0.079 with 4 bits, 0.023 with 8."""
+PROMPT_SEEDS = {4: 77, 8: 67}
+"""By bits, of 120 the one with the widest smallest margin: 0.076 with 4 bits, 0.023 with 8."""
 
 STATE_TOLERANCE = 6e-3
 """Largest error of a state as a share of the largest state of its layer: two roundings to float16 a layer."""

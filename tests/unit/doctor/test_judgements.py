@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from baichuan2_tpu.doctor import Finding, Host, Report, examine
 from baichuan2_tpu.shapes import shape_config
@@ -256,11 +258,17 @@ def test_what_the_system_loses_is_told(tmp_path: Path) -> None:
     assert finding.next_step[-1] == "it leaves the system 3.33 GB: install Python packages before"
 
 
+def write_packed_weights(checkpoint: Path) -> None:
+    """Write enough to see that the weights are quantised."""
+    packed = {"model.layers.0.mlp.down_proj.qweight": np.zeros((1, 1), np.int32)}
+    save_file(packed, checkpoint / "model.safetensors")
+
+
 def test_a_shorter_context_lets_a_checkpoint_fit(tmp_path: Path) -> None:
     checkpoint = tmp_path / "seven"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(shape_config("baichuan2-7b", 8).to_json()))
-    (checkpoint / "model.safetensors").touch()
+    write_packed_weights(checkpoint)
     machine = RecordedMachine(MACHINES / "none")
     long, short = (
         by_name(examine(machine, HOST, model=str(checkpoint), context=context))["memory"]
@@ -369,7 +377,7 @@ def test_a_checkpoint_on_a_box_is_told_what_it_would_take_compiled(tmp_path: Pat
     checkpoint = tmp_path / "thirteen"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(shape_config("baichuan2-13b", 8).to_json()))
-    (checkpoint / "model.safetensors").touch()
+    write_packed_weights(checkpoint)
     report = examine(RecordedMachine(MACHINES / "soc"), HOST, model=str(checkpoint), context=512)
     finding = by_name(report)["model fits"]
     assert finding.status == "warn"
