@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.checkpoint.identify import identify
 from baichuan2_tpu.checkpoint.quantized_checkpoint import QuantizedCheckpoint
-from baichuan2_tpu.config import QuantizationConfig
+from baichuan2_tpu.config import Method, QuantizationConfig
 from baichuan2_tpu.errors import CheckpointError
 from baichuan2_tpu.quantize import quantize
 from models.foreign_checkpoint import Integers, foreign_config, pack_gptq, write_foreign
@@ -44,11 +44,15 @@ def pack_eight(linear: Integers) -> Tensors:
 
 
 def repack(
-    source: Path, notices: list[str] | None = None, bits: int | None = None, head_bits: int | None = None
+    source: Path,
+    notices: list[str] | None = None,
+    bits: int | None = None,
+    head_bits: int | None = None,
+    method: Method | None = None,
 ) -> QuantizedCheckpoint:
     target = source.with_name("repacked")
     notices = [] if notices is None else notices
-    quantize(source, target, bits=bits, head_bits=head_bits, notice=notices.append)
+    quantize(source, target, bits=bits, head_bits=head_bits, method=method, notice=notices.append)
     return QuantizedCheckpoint(target)
 
 
@@ -191,7 +195,7 @@ def test_columns_whose_order_is_written_out_in_vain_are_kept(tmp_path: Path) -> 
 def test_fewer_bits_are_a_wish_and_told(tmp_path: Path) -> None:
     write_foreign(tmp_path / "m", GPTQ | {"bits": 8}, pack_gptq, bits=8)
     notices: list[str] = []
-    with repack(tmp_path / "m", notices, bits=4) as checkpoint:
+    with repack(tmp_path / "m", notices, bits=4, method="search") as checkpoint:
         assert checkpoint.config.quantization == QuantizationConfig(4)
     assert (
         "cannot be kept: it has 8 bits in groups of 64. Its weights are quantised again, to 4" in notices[0]
