@@ -18,7 +18,7 @@ from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.config import ModelConfig
 from baichuan2_tpu.reference.float_model import FloatModel
 from models.tiny_checkpoint import float_weights, official_tensors, rope_config, write_config
-from peers.environments import ADAPTERS, PeerMissingError, ask, install
+from other_tools.environments import ADAPTERS, PeerMissingError, ask, install
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BAICHUAN2_TEST_PEERS") != "1",

@@ -16,7 +16,7 @@ from baichuan2_tpu.checkpoint.float_checkpoint import FloatCheckpoint
 from baichuan2_tpu.reference.float_model import FloatModel
 from models.tiny_checkpoint import alibi_config, float_weights, rope_config
 from models.tiny_gguf import write_gguf
-from peers.environments import LLAMA_CPP, PeerMissingError, ask, install
+from other_tools.environments import LLAMA_CPP, PeerMissingError, ask, install
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BAICHUAN2_TEST_PEERS") != "1",

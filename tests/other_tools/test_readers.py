@@ -21,7 +21,7 @@ from baichuan2_tpu.quantize import quantize
 from baichuan2_tpu.resolve import find_source
 from models.tiny_checkpoint import rope_config, write_official
 from models.tiny_tokenizer import write_sentencepiece
-from peers.environments import GPTQ_READERS, PeerMissingError, ask, install
+from other_tools.environments import GPTQ_READERS, PeerMissingError, ask, install
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BAICHUAN2_TEST_PEERS") != "1",
